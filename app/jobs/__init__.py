@@ -1,0 +1,1 @@
+"""Jobs on Redis: records, their transitions, submission, listing, events."""

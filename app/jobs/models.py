@@ -1,0 +1,39 @@
+"""Model cards: what workers announce about the models they serve."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from app.jobs.record import Sampler
+
+__all__ = ["ModelCard"]
+
+
+class ModelCard(BaseModel):
+    """One model as the API needs to know it; the value of a field of the hash `MODELS`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    description: str = ""
+    license: str = ""
+    bundle_sha256: str
+    fingerprint: str = ""  # bundle, batch shape, dtype, runtime, device class
+    native_size: tuple[int, int]  # width, height in pixels
+    sizes: tuple[str, ...]  # "WxH", native one first
+    channels: Literal[3, 4] = 4  # 4: RGBA
+    samplers: tuple[Sampler, ...] = ("ddpm", "ddim", "dpmpp_2m")
+    default_sampler: Sampler
+    default_steps: int
+    default_guidance_scale: float
+    default_guidance_interval: tuple[float, float] = (0.0, 1.0)
+    default_background: str = "transparent"
+    max_steps: int  # the training length
+    context_length: int = 77  # tokens of a prompt that are read
+    is_default: bool = False
+    created_at: float = 0.0  # unix seconds, of the bundle
+
+    @property
+    def native(self) -> str:
+        """The native size as "WxH"."""
+        return f"{self.native_size[0]}x{self.native_size[1]}"

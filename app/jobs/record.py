@@ -1,0 +1,146 @@
+"""The job record: what is known about a job, and its form in Redis."""
+
+import json
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+__all__ = ["JobRecord", "JobRequest", "JobStatus", "Problem", "StoredImage", "from_hash", "to_hash"]
+
+Sampler = Literal["ddpm", "ddim", "dpmpp_2m"]
+OutputFormat = Literal["png", "webp", "jpeg"]
+Priority = Literal["low", "normal", "high"]
+
+
+class JobStatus(StrEnum):
+    """Where a job is. The last three are final: the record never changes again."""
+
+    QUEUED = "queued"  # waits in an RQ queue
+    RUNNING = "running"  # has rows in a worker's engine
+    SUCCEEDED = "succeeded"  # all its images are in storage
+    FAILED = "failed"  # `error` says why
+    CANCELED = "canceled"  # by its owner
+
+    @property
+    def terminal(self) -> bool:
+        """Whether this is an end."""
+        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class JobRequest(_Frozen):
+    """A request with every field resolved to the value used."""
+
+    prompt: str
+    negative_prompt: str | None = None
+    model: str
+    n: int = 1
+    seed: int  # image i uses seed + i
+    steps: int
+    sampler: Sampler
+    guidance_scale: float
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # shares of the trajectory
+    size: str  # "WxH" in pixels
+    output_format: OutputFormat = "png"
+    background: str  # "transparent", "white" or "#rrggbb"
+    priority: Priority = "normal"
+    best_of: int = 1
+    cache: bool = True
+
+    @property
+    def width(self) -> int:
+        """Pixels across."""
+        return int(self.size.split("x")[0])
+
+    @property
+    def height(self) -> int:
+        """Pixels down."""
+        return int(self.size.split("x")[1])
+
+
+class StoredImage(_Frozen):
+    """An image of a finished job, in storage under `name`."""
+
+    index: int
+    name: str
+    seed: int
+    width: int
+    height: int
+    content_type: str
+    bytes: int
+    sha256: str
+    clip_score: float | None = None
+
+
+class Problem(_Frozen):
+    """Why a job failed, as RFC 9457 has it."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+class JobRecord(_Frozen):
+    """One job. Times are unix seconds."""
+
+    id: str
+    owner: str
+    status: JobStatus = JobStatus.QUEUED
+    created_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    expires_at: float  # until the job ends: the earliest time it can be
+    retention_s: int  # seconds the record outlives the job's end
+    request: JobRequest
+    step: int = 0
+    total_steps: int
+    attempts: int = 0  # times a worker took it
+    execution: str | None = None  # the worker's token for the current or last attempt
+    worker: str | None = None
+    cancel_requested: bool = False
+    images: tuple[StoredImage, ...] = ()
+    warnings: tuple[str, ...] = ()
+    error: Problem | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+
+
+# Fields that are JSON inside the hash; all others are plain text.
+_JSON_FIELDS = frozenset({"request", "images", "warnings", "error", "metadata"})
+_STORED_IMAGES = TypeAdapter(tuple[StoredImage, ...])
+
+
+def to_hash(record: JobRecord) -> dict[str, str]:
+    """The record as fields of a Redis hash; what is None is left out."""
+    fields: dict[str, str] = {}
+    for name, value in record.model_dump(mode="json").items():
+        if value is None:
+            continue
+        if name in _JSON_FIELDS:
+            fields[name] = json.dumps(value, ensure_ascii=False)
+        elif isinstance(value, bool):
+            fields[name] = str(int(value))
+        else:
+            fields[name] = f"{value:.6f}" if isinstance(value, float) else str(value)
+    return fields
+
+
+def from_hash(fields: Mapping[bytes, bytes]) -> JobRecord | None:
+    """Read a record; None for an empty hash. Fields of later versions are ignored."""
+    if not fields:
+        return None
+    text = {name.decode(): value.decode() for name, value in fields.items()}
+    values = {
+        name: json.loads(value) if name in _JSON_FIELDS else value for name, value in text.items()
+    }
+    return JobRecord.model_validate(values)
+
+
+def images_json(images: Sequence[StoredImage]) -> str:
+    """Images as the hash field `images` has them."""
+    return _STORED_IMAGES.dump_json(tuple(images)).decode()

@@ -1,0 +1,216 @@
+"""All Lua that changes jobs: each script is one atomic step of the state machine.
+
+Records keep what a script needs to close them (`owner`, `retention_s`), so workers need no
+settings of the API's. Scripts build the owner's keys from `OWNER_PREFIX`.
+"""
+
+from app.keys import CANCELS, EVENTS, IMAGE_EXPIRY, OWNER_PREFIX, WAKEUPS
+
+__all__ = ["CANCEL", "FINISH", "PROGRESS", "RATE", "REQUEUE", "START", "SUBMIT"]
+
+# announce(id, status): one status event.
+# close(key, id, status, now): make a job terminal; returns when it expires.
+_SHARED = f"""
+local function announce(id, status)
+  redis.call('PUBLISH', '{EVENTS}',
+    cjson.encode({{kind = 'status', job_id = id, status = status}}))
+end
+
+local function close(key, id, status, now)
+  local kept = redis.call('HMGET', key, 'owner', 'retention_s')
+  local owner, retention = '{OWNER_PREFIX}' .. kept[1], tonumber(kept[2])
+  local expires_at = string.format('%.6f', tonumber(now) + retention)
+  redis.call('HSET', key, 'status', status, 'finished_at', now, 'expires_at', expires_at)
+  redis.call('EXPIRE', key, math.ceil(retention))
+  redis.call('SREM', owner .. ':active', id)
+  -- With nothing active left, every listed job expires within the retention.
+  if redis.call('SCARD', owner .. ':active') == 0 then
+    redis.call('EXPIRE', owner .. ':jobs', math.ceil(retention) + 60)
+  end
+  announce(id, status)
+  return expires_at
+end
+"""
+
+SUBMIT = (
+    _SHARED
+    + f"""
+-- KEYS[1] job record   KEYS[2] owner's jobs   KEYS[3] owner's active set
+-- KEYS[4] idempotency record   KEYS[5] RQ job   KEYS[6] RQ's set of queues
+-- KEYS[7] RQ queue to push to   KEYS[8..] all RQ queues, for the cap
+-- ARGV[1] job id   ARGV[2] created_at   ARGV[3] sha256 of the body, '' without idempotency key
+-- ARGV[4] idempotency ttl in s   ARGV[5] queue cap   ARGV[6] cap of active jobs
+-- ARGV[7] queue name   ARGV[8] number of record arguments, then those, then the RQ job's
+-- Returns {{outcome, detail}}: accepted | replayed (job id) | mismatch | full | busy
+local id = ARGV[1]
+if redis.call('EXISTS', KEYS[1]) == 1 then return {{'accepted', id}} end  -- our own retry
+
+if ARGV[3] ~= '' then
+  local known = redis.call('GET', KEYS[4])
+  if known then
+    known = cjson.decode(known)
+    local record = string.sub(KEYS[1], 1, -1 - string.len(id)) .. known.job_id
+    if redis.call('EXISTS', record) == 1 then
+      if known.body_sha256 == ARGV[3] then return {{'replayed', known.job_id}} end
+      return {{'mismatch', known.job_id}}
+    end
+  end
+end
+
+local waiting = 0
+for i = 8, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[i]) end
+if waiting >= tonumber(ARGV[5]) then return {{'full', tostring(waiting)}} end
+
+local cap = tonumber(ARGV[6])
+if redis.call('SCARD', KEYS[3]) >= cap then
+  -- Heal: drop what is terminal or gone, then look again.
+  for _, member in ipairs(redis.call('SMEMBERS', KEYS[3])) do
+    local key = string.sub(KEYS[1], 1, -1 - string.len(id)) .. member
+    local status = redis.call('HGET', key, 'status')
+    if status ~= 'queued' and status ~= 'running' then redis.call('SREM', KEYS[3], member) end
+  end
+  local active = redis.call('SCARD', KEYS[3])
+  if active >= cap then return {{'busy', tostring(active)}} end
+end
+
+local last = 8 + tonumber(ARGV[8])
+redis.call('HSET', KEYS[1], unpack(ARGV, 9, last))
+redis.call('HSET', KEYS[5], unpack(ARGV, last + 1))
+redis.call('ZADD', KEYS[2], ARGV[2], id)
+redis.call('PERSIST', KEYS[2])
+redis.call('SADD', KEYS[3], id)
+if ARGV[3] ~= '' then
+  redis.call('SET', KEYS[4], cjson.encode({{body_sha256 = ARGV[3], job_id = id}}), 'EX', ARGV[4])
+end
+redis.call('SADD', KEYS[6], KEYS[7])
+redis.call('RPUSH', KEYS[7], id)
+announce(id, 'queued')
+redis.call('PUBLISH', '{WAKEUPS}', ARGV[7])
+return {{'accepted', id}}
+"""
+)
+
+CANCEL = (
+    _SHARED
+    + f"""
+-- KEYS[1] job record   KEYS[2] RQ queue   KEYS[3] RQ job   KEYS[4] RQ's canceled registry
+-- ARGV[1] job id   ARGV[2] now   ARGV[3] now as RQ writes times
+-- Returns the status after the call, or false when there is no such job.
+local status = redis.call('HGET', KEYS[1], 'status')
+if status == 'running' then
+  redis.call('HSET', KEYS[1], 'cancel_requested', '1')
+  redis.call('PUBLISH', '{CANCELS}', ARGV[1])
+elseif status == 'queued' then
+  redis.call('HSET', KEYS[1], 'cancel_requested', '1')
+  close(KEYS[1], ARGV[1], 'canceled', ARGV[2])
+  status = 'canceled'
+  -- Not in the list: a worker is just taking it, will find it canceled, and closes RQ's side.
+  if redis.call('LREM', KEYS[2], 0, ARGV[1]) > 0 then
+    local kept = math.ceil(tonumber(redis.call('HGET', KEYS[1], 'retention_s')))
+    redis.call('HSET', KEYS[3], 'status', 'canceled', 'ended_at', ARGV[3])
+    redis.call('EXPIRE', KEYS[3], kept)
+    redis.call('ZADD', KEYS[4], ARGV[2], ARGV[1])
+    -- RQ never empties this registry itself.
+    redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', tonumber(ARGV[2]) - kept)
+  end
+end
+return status
+"""
+)
+
+START = (
+    _SHARED
+    + """
+-- KEYS[1] job record
+-- ARGV[1] job id   ARGV[2] execution   ARGV[3] worker   ARGV[4] now
+-- Returns 1 when the job is this execution's now, else 0.
+local now = redis.call('HMGET', KEYS[1], 'status', 'cancel_requested')
+if now[1] ~= 'queued' and now[1] ~= 'running' then return 0 end
+if now[2] == '1' then
+  close(KEYS[1], ARGV[1], 'canceled', ARGV[4])
+  return 0
+end
+redis.call('HSET', KEYS[1], 'status', 'running', 'execution', ARGV[2], 'worker', ARGV[3],
+  'step', '0')
+redis.call('HSETNX', KEYS[1], 'started_at', ARGV[4])
+redis.call('HINCRBY', KEYS[1], 'attempts', 1)
+announce(ARGV[1], 'running')
+return 1
+"""
+)
+
+PROGRESS = f"""
+-- KEYS[i] job records
+-- ARGV[3i-2] job id   ARGV[3i-1] execution   ARGV[3i] step
+-- Returns the ids that must leave the batch: canceled, taken over by another execution, or gone.
+local evict, steps, moved = {{}}, {{}}, false
+for i, key in ipairs(KEYS) do
+  local id, execution, step = ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i]
+  local now = redis.call('HMGET', key, 'status', 'execution', 'cancel_requested')
+  if now[1] == 'running' and now[2] == execution then
+    redis.call('HSET', key, 'step', step)
+    steps[id], moved = tonumber(step), true
+    if now[3] == '1' then evict[#evict + 1] = id end
+  else
+    evict[#evict + 1] = id
+  end
+end
+if moved then
+  redis.call('PUBLISH', '{EVENTS}', cjson.encode({{kind = 'progress', steps = steps}}))
+end
+return evict
+"""
+
+FINISH = (
+    _SHARED
+    + f"""
+-- KEYS[1] job record
+-- ARGV[1] job id   ARGV[2] execution, '' for a job that no worker holds
+-- ARGV[3] status   ARGV[4] now   ARGV[5] images as JSON   ARGV[6] warnings as JSON
+-- ARGV[7] error as JSON or ''   ARGV[8..] names of the images
+-- Returns 1, or 0 when the job is not this execution's any more.
+local now = redis.call('HMGET', KEYS[1], 'status', 'execution', 'total_steps')
+local held = now[1] == 'running' and now[2] == ARGV[2]
+local waiting = now[1] == 'queued' and ARGV[2] == ''
+if not held and not waiting then return 0 end
+redis.call('HSET', KEYS[1], 'images', ARGV[5], 'warnings', ARGV[6])
+if ARGV[7] ~= '' then redis.call('HSET', KEYS[1], 'error', ARGV[7]) end
+if ARGV[3] == 'succeeded' then redis.call('HSET', KEYS[1], 'step', now[3]) end
+local expires_at = close(KEYS[1], ARGV[1], ARGV[3], ARGV[4])
+for i = 8, #ARGV do redis.call('ZADD', '{IMAGE_EXPIRY}', expires_at, ARGV[i]) end
+return 1
+"""
+)
+
+REQUEUE = (
+    _SHARED
+    + """
+-- KEYS[1] job record
+-- ARGV[1] job id   ARGV[2] execution
+-- Returns 1, or 0 when the job is not this execution's any more.
+local now = redis.call('HMGET', KEYS[1], 'status', 'execution')
+if now[1] ~= 'running' or now[2] ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], 'status', 'queued', 'step', '0')
+redis.call('HDEL', KEYS[1], 'execution', 'worker')
+announce(ARGV[1], 'queued')
+return 1
+"""
+)
+
+RATE = """
+-- KEYS[1] submissions of one key, scored by time
+-- ARGV[1] now   ARGV[2] window in s   ARGV[3] most in any window   ARGV[4] unique member
+-- Returns {allowed, left, seconds until one more is free}
+local now, window, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - window)
+local used = redis.call('ZCARD', KEYS[1])
+local allowed = 0
+if used < most then
+  redis.call('ZADD', KEYS[1], ARGV[1], ARGV[4])
+  redis.call('EXPIRE', KEYS[1], window + 1)
+  used, allowed = used + 1, 1
+end
+local oldest = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+local reset = math.ceil(tonumber(oldest[2]) + window - now)
+return {allowed, most - used, math.max(1, math.min(window, reset))}
+"""

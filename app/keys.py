@@ -1,0 +1,94 @@
+"""Every Redis key, channel, queue and fixed lifetime of Avocat.
+
+Keys are not hashed to one slot: Redis Cluster is not supported, Sentinel and replicas are.
+"""
+
+import hashlib
+
+__all__ = [
+    "CANCELS",
+    "EVENTS",
+    "GENERATE",
+    "IMAGE_EXPIRY",
+    "MODELS",
+    "QUEUES",
+    "RQ_QUEUES",
+    "RQ_RESULT_TTL_S",
+    "RQ_WORKERS",
+    "SIGNING_KEY",
+    "STATS",
+    "WAKEUPS",
+    "idempotency",
+    "job",
+    "owner_active",
+    "owner_jobs",
+    "rate",
+    "rq_canceled",
+    "rq_job",
+    "rq_queue",
+]
+
+# RQ: queue names in the order workers serve them, and the function every job names.
+QUEUES = ("high", "normal", "low")
+GENERATE = "worker.tasks.generate"
+RQ_QUEUES = "rq:queues"
+RQ_WORKERS = "rq:workers"
+# RQ's own finished entry is only for `rq info`: ours is the record that clients read.
+RQ_RESULT_TTL_S = 3600
+
+# hash: model name -> ModelCard JSON; written by workers at start, never expires.
+MODELS = "avocat:models"
+# hash: model name -> JSON {"seconds_per_row_step", "slots", "updated_at"}.
+STATS = "avocat:stats"
+# zset: image name -> unix seconds after which it may be deleted.
+IMAGE_EXPIRY = "avocat:images:expiry"
+# string: the key of image URL signatures where the settings give none.
+SIGNING_KEY = "avocat:signing-key"
+
+# Channels. EVENTS: JSON {"kind": "status", "job_id", "status"} or
+# {"kind": "progress", "steps": {job id: step}}. CANCELS: a job id. WAKEUPS: a queue name.
+EVENTS = "avocat:events"
+CANCELS = "avocat:cancels"
+WAKEUPS = "avocat:wakeups"
+
+OWNER_PREFIX = "avocat:owner:"
+
+
+def job(job_id: str) -> str:
+    """Hash: the job's record; expires `retention_s` after the job ends."""
+    return f"avocat:job:{job_id}"
+
+
+def owner_jobs(owner: str) -> str:
+    """Zset: job id -> created_at, for listing."""
+    return f"{OWNER_PREFIX}{owner}:jobs"
+
+
+def owner_active(owner: str) -> str:
+    """Set: ids of the owner's queued and running jobs."""
+    return f"{OWNER_PREFIX}{owner}:active"
+
+
+def idempotency(owner: str, key: str) -> str:
+    """String: JSON {"body_sha256", "job_id"}; expires after `idempotency_ttl_s`."""
+    return f"avocat:idem:{owner}:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def rate(owner: str) -> str:
+    """Zset: the submissions of the last 60 s; expires with the last of them."""
+    return f"avocat:rate:{owner}"
+
+
+def rq_job(job_id: str) -> str:
+    """Hash: RQ's view of the job; the same id as ours."""
+    return f"rq:job:{job_id}"
+
+
+def rq_queue(queue: str) -> str:
+    """List: ids of waiting jobs, next one first."""
+    return f"rq:queue:{queue}"
+
+
+def rq_canceled(queue: str) -> str:
+    """Zset: RQ's registry of canceled jobs."""
+    return f"rq:canceled:{queue}"

@@ -1,0 +1,136 @@
+"""Every setting of Avocat, read from `AVOCAT_*` environment variables."""
+
+from pathlib import Path
+from typing import Literal, NamedTuple, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+import app
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+def default_bundle() -> Path:
+    """The bundle that lies beside the packages."""
+    return Path(app.__file__).resolve().parent.parent / "bundles" / "emoji"
+
+
+class ApiKey(NamedTuple):
+    """One key: the owner's name, the secret it is known by, and what it may do."""
+
+    name: str
+    secret: str
+    high_priority: bool
+
+
+class Settings(BaseSettings):
+    """Settings of all parts; a field `redis_url` is read from `AVOCAT_REDIS_URL`."""
+
+    model_config = SettingsConfigDict(env_prefix="AVOCAT_", frozen=True, extra="ignore")
+
+    host: str = Field("127.0.0.1", description="Address the API listens on")
+    port: int = Field(8000, ge=0, le=65535, description="Port the API listens on")
+    data_dir: Path = Field(Path("data"), description="Folder for images and the embedded Redis")
+    redis_url: str | None = Field(
+        None,
+        repr=False,
+        description="Redis to use: redis://, rediss:// or unix://; empty: the embedded one",
+    )
+    bundle: Path = Field(
+        default_factory=default_bundle,
+        description="Folder of the model bundle; empty: the one that comes with Avocat",
+    )
+    api_keys: SecretStr = Field(
+        SecretStr(""),
+        description="Comma-separated `name:secret` or `name:secret:high`; empty: open to everyone",
+    )
+    signing_key: SecretStr | None = Field(
+        None, description="Key of image URL signatures; empty: drawn once and kept in Redis"
+    )
+    image_url_ttl_s: int = Field(
+        3600, ge=1, description="Seconds for which a signed image URL is valid"
+    )
+    retention_s: int = Field(
+        86400, ge=1, description="Seconds for which a finished job and its images are kept"
+    )
+    idempotency_ttl_s: int = Field(
+        86400, ge=1, description="Seconds for which an Idempotency-Key is remembered"
+    )
+    queue_cap: int = Field(1000, ge=1, description="Jobs waiting in all queues before 503")
+    max_active_jobs_per_key: int = Field(
+        256, ge=1, description="Jobs of one API key queued or running before 429"
+    )
+    rate_limit_per_minute: int = Field(
+        0, ge=0, description="Submissions of one API key in any 60 seconds before 429; 0: no limit"
+    )
+    max_body_bytes: int = Field(65536, ge=1024, description="Largest request body in bytes")
+    job_timeout_s: int = Field(600, ge=1, description="Seconds after which a running job fails")
+    max_attempts: int = Field(
+        3, ge=1, description="Times a job is taken again when its worker is lost, first included"
+    )
+    lease_s: int = Field(15, ge=3, description="Seconds after which a silent worker counts as lost")
+    slots: int = Field(16, ge=1, description="Rows a worker advances at once; a picture is one row")
+    micro_batch: int = Field(2, ge=1, description="Rows of the network's fixed batch shape")
+    threads: int = Field(0, ge=0, description="Threads of the network on CPU; 0: all cores")
+    device: str = Field("auto", description="Device of the worker: auto, cpu, cuda or cuda:N")
+    drain_grace_s: int = Field(
+        30, ge=0, description="Seconds a stopping worker has to finish its rows"
+    )
+    log_level: LogLevel = Field("info", description="Least severe level that is logged")
+    log_json: bool = Field(False, description="Logs as JSON lines instead of text")
+
+    @field_validator("redis_url", "signing_key", mode="before")
+    @classmethod
+    def _blank_is_unset(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("bundle", mode="before")
+    @classmethod
+    def _blank_is_default(cls, value: object) -> object:
+        return default_bundle() if value == "" else value
+
+    @model_validator(mode="after")
+    def _keys_are_readable(self) -> Self:
+        parse_api_keys(self.api_keys.get_secret_value())
+        return self
+
+    @property
+    def resolved_redis_url(self) -> str:
+        """`redis_url`, or the embedded Redis' socket in the data folder."""
+        if self.redis_url is not None:
+            return self.redis_url
+        return f"unix://{self.data_dir.resolve() / 'redis' / 'redis.sock'}"
+
+    @property
+    def images_dir(self) -> Path:
+        """The folder that `FolderStorage` keeps images in."""
+        return self.data_dir.resolve() / "images"
+
+    @property
+    def keys(self) -> tuple[ApiKey, ...]:
+        """The API keys; none means the service is open."""
+        return parse_api_keys(self.api_keys.get_secret_value())
+
+
+def parse_api_keys(text: str) -> tuple[ApiKey, ...]:
+    """Read `name:secret[:high],…`.
+
+    Raises:
+        ValueError: an entry has another form or a name comes twice; secrets are not quoted.
+    """
+    entries = [entry.strip() for entry in text.split(",") if entry.strip()]
+    keys = tuple(_parse_api_key(entry, at) for at, entry in enumerate(entries, start=1))
+    secrets = [key.secret for key in keys]
+    if len(set(secrets)) != len(secrets):
+        raise ValueError("api_keys: two entries have the same secret; each key needs its own")
+    return keys
+
+
+def _parse_api_key(entry: str, at: int) -> ApiKey:
+    match entry.split(":"):
+        case [name, secret] if name and secret:
+            return ApiKey(name, secret, high_priority=False)
+        case [name, secret, "high"] if name and secret:
+            return ApiKey(name, secret, high_priority=True)
+    raise ValueError(f"api_keys: entry {at} should be name:secret or name:secret:high")

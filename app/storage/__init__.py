@@ -1,0 +1,1 @@
+"""Where images lie; shared by API and workers."""

@@ -1,0 +1,55 @@
+"""What a place for images has to offer."""
+
+import re
+from typing import Protocol
+
+__all__ = ["IMAGE_NAME", "ImageStorage", "StorageError", "check_name"]
+
+IMAGE_NAME = re.compile(r"[A-Za-z0-9_-]{1,200}\.(?:png|webp|jpg)")
+
+
+class StorageError(Exception):
+    """An image could not be written, read or deleted."""
+
+
+class ImageStorage(Protocol):
+    """Images by name. A name is written once, whole, and never changed."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Store an image; when this returns, it survives a crash.
+
+        Raises:
+            ValueError: `name` is not an image name.
+            StorageError: it could not be stored; nothing is left under `name`.
+        """
+        ...
+
+    def read(self, name: str) -> bytes:
+        """The image's bytes.
+
+        Raises:
+            ValueError: `name` is not an image name.
+            FileNotFoundError: there is none.
+        """
+        ...
+
+    def delete(self, name: str) -> bool:
+        """Remove an image; whether there was one."""
+        ...
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such an image."""
+        ...
+
+
+def check_name(name: str) -> str:
+    """Give the name back when it is one.
+
+    Raises:
+        ValueError: it could leave the folder, or has no image suffix.
+    """
+    if IMAGE_NAME.fullmatch(name) is None:
+        raise ValueError(
+            f"image name {name!r} should be letters, digits, - or _ and .png/.webp/.jpg"
+        )
+    return name

@@ -1,0 +1,78 @@
+"""Images in a local folder."""
+
+import contextlib
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+from app.storage.base import StorageError, check_name
+
+__all__ = ["FolderStorage"]
+
+
+class FolderStorage:
+    """Images under `root`, spread over 65,536 folders by the hash of their names."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, name: str) -> Path:
+        """Where the image lies.
+
+        Raises:
+            ValueError: `name` is not an image name.
+        """
+        digest = hashlib.sha256(check_name(name).encode()).hexdigest()
+        return self.root / digest[:2] / digest[2:4] / name
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write under a temporary name, fsync, rename, fsync the folder: whole or not at all."""
+        path = self.path(name)
+        temporary = path.with_name(f".{name}.{secrets.token_hex(4)}.tmp")
+        try:
+            _make_folders(path.parent)
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
+            _sync_folder(path.parent)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise StorageError(f"image {name!r} could not be stored: {error.strerror}") from error
+
+    def read(self, name: str) -> bytes:
+        """The image's bytes; FileNotFoundError when there is none."""
+        return self.path(name).read_bytes()
+
+    def delete(self, name: str) -> bool:
+        """Remove an image; whether there was one."""
+        try:
+            self.path(name).unlink()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise StorageError(f"image {name!r} could not be deleted: {error.strerror}") from error
+        return True
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such an image."""
+        return self.path(name).is_file()
+
+
+def _make_folders(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    _make_folders(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)  # else a crash could lose the new folder with the image in it
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

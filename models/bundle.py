@@ -1,0 +1,210 @@
+"""A bundle: one folder that is one deployable model. Nothing in it is ever unpickled."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.context import LOCAL_PREFIX, ClipReference, ContextEncoder, load_clip
+from models.errors import BundleError, ContextError
+from models.samplers import Sampler
+from models.schedule import Kind, NoiseSchedule, noise_schedule
+from models.unet import Denoiser, Parameterisation, UNet, UNetConfig
+from models.upscaler import Upscaler, UpscalerConfig
+
+FORMAT = 1
+CONFIG_FILE = "bundle.json"
+DENOISER_FILE = "denoiser.safetensors"
+UPSCALER_FILE = "upscaler.safetensors"
+CLIP_FOLDER = "clip"
+
+
+class ScheduleConfig(BaseModel):
+    """Arguments of `noise_schedule`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Kind = "cosine"
+    length: int = Field(default=1000, ge=1, le=100_000)
+    beta_start: float = Field(default=1e-4, gt=0, lt=1)
+    beta_end: float = Field(default=0.02, gt=0, lt=1)
+
+
+class BundleConfig(BaseModel):
+    """`bundle.json`: everything about a model but its weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = FORMAT
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    description: str = ""
+    license: str = "unknown"
+    denoiser: UNetConfig
+    parameterisation: Parameterisation = "v"
+    noise_schedule: ScheduleConfig = ScheduleConfig()
+    clip: ClipReference = ClipReference(model=f"{LOCAL_PREFIX}{CLIP_FOLDER}")
+    upscaler: UpscalerConfig | None = None
+    default_sampler: Sampler = "dpmpp_2m"
+    default_steps: int = Field(default=25, ge=1)
+    default_guidance_scale: float = Field(default=3.0, ge=0, le=20)
+    default_guidance_interval: tuple[float, float] = (0.0, 1.0)
+    default_background: str = "transparent"
+    training: dict[str, Any] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict, description="sha256 of every other file")
+
+    @model_validator(mode="after")
+    def _default_steps_fit(self) -> "BundleConfig":
+        if self.default_steps > self.noise_schedule.length:
+            raise ValueError(
+                f"default_steps is {self.default_steps}; the schedule has only "
+                f"{self.noise_schedule.length} timesteps"
+            )
+        return self
+
+    @property
+    def image_size(self) -> int:
+        return self.denoiser.image_size
+
+    @property
+    def channels(self) -> int:
+        return self.denoiser.channels
+
+    @property
+    def upscales(self) -> list[int]:
+        """Factors of the native size that `size` may ask for."""
+        return [1, 2, 4] if self.upscaler is not None else [1]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle; `sha256` is that of its `bundle.json`, which names every file's."""
+
+    config: BundleConfig
+    schedule: NoiseSchedule
+    denoiser: Denoiser
+    context: ContextEncoder
+    upscaler: Upscaler | None
+    sha256: str
+    path: Path
+
+
+def read_config(path: Path) -> BundleConfig:
+    """Read and check `bundle.json` alone.
+
+    Raises:
+        BundleError: it is missing, not JSON, of a newer format, or not of this form.
+    """
+    file = path / CONFIG_FILE
+    try:
+        entry = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"no bundle at {str(path)!r}: it has no {CONFIG_FILE}") from None
+    except (OSError, ValueError) as fault:
+        raise BundleError(f"{CONFIG_FILE} of {str(path)!r} cannot be read: {fault}") from None
+    if not isinstance(entry, dict):
+        raise BundleError(f"{CONFIG_FILE} must hold a JSON object, not {type(entry).__name__}")
+    version = entry.get("format", FORMAT)
+    if isinstance(version, int) and version > FORMAT:
+        raise BundleError(
+            f"{CONFIG_FILE} has format {version}; this version of avocat reads up to {FORMAT}"
+        )
+    try:
+        return BundleConfig.model_validate(entry)
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BundleError(f"{CONFIG_FILE}: {where}: {first['msg']}") from None
+
+
+def load_bundle(path: Path, device: torch.device | str = "cpu") -> Bundle:
+    """Load a bundle in float32 onto `device`, every file checked against its hash.
+
+    Raises:
+        BundleError: a file is missing, damaged, or does not fit the configuration.
+    """
+    path = Path(path)
+    config = read_config(path)
+    _check_hashes(path, config)
+    schedule = noise_schedule(**config.noise_schedule.model_dump())
+    network = UNet(config.denoiser)
+    _load_weights(network, path / DENOISER_FILE)
+    upscaler = None
+    if config.upscaler is not None:
+        upscaler = Upscaler(config.upscaler)
+        _load_weights(upscaler, path / UPSCALER_FILE)
+        upscaler = upscaler.to(device)
+    try:
+        context = ContextEncoder(load_clip(config.clip, path), device)
+    except ContextError as fault:
+        raise BundleError(str(fault)) from fault
+    if context.width != config.denoiser.context_width:
+        raise BundleError(
+            f"the CLIP gives contexts of width {context.width}; {CONFIG_FILE} says that "
+            f"the denoiser takes {config.denoiser.context_width}"
+        )
+    denoiser = Denoiser(network, schedule, config.parameterisation).eval().requires_grad_(False)
+    denoiser = denoiser.to(device, memory_format=torch.channels_last)
+    sha256 = _sha256(path / CONFIG_FILE)
+    return Bundle(config, schedule, denoiser, context, upscaler, sha256, path)
+
+
+def save_weights(module: nn.Module, file: Path) -> None:
+    """Write a module's weights as safetensors, floating point in float16 to halve the file."""
+    state = {k: _half(v).contiguous() for k, v in module.state_dict().items()}
+    save_file(state, file)
+
+
+def save_config(path: Path, config: BundleConfig) -> BundleConfig:
+    """Write `bundle.json` with the hash of every weight and configuration file beside it."""
+    names = [DENOISER_FILE, UPSCALER_FILE]
+    names += [f"{CLIP_FOLDER}/open_clip_config.json", f"{CLIP_FOLDER}/open_clip_model.safetensors"]
+    files = {name: _sha256(path / name) for name in names if (path / name).exists()}
+    config = config.model_copy(update={"files": files})
+    (path / CONFIG_FILE).write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
+    return config
+
+
+def _half(tensor: Tensor) -> Tensor:
+    return tensor.detach().half() if tensor.is_floating_point() else tensor.detach()
+
+
+def _load_weights(module: nn.Module, file: Path) -> None:
+    if not file.exists():
+        raise BundleError(f"{file.name} is missing from {str(file.parent)!r}")
+    try:
+        state = load_file(file)
+    except (SafetensorError, OSError, ValueError) as fault:
+        raise BundleError(f"{file.name} is damaged or truncated: {fault}") from None
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as fault:
+        first = str(fault).splitlines()[-1].strip()
+        raise BundleError(f"{file.name} does not fit {CONFIG_FILE}: {first}") from None
+    module.float().eval().requires_grad_(False)
+
+
+def _check_hashes(path: Path, config: BundleConfig) -> None:
+    for name, expected in config.files.items():
+        file = path / name
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise BundleError(f"{CONFIG_FILE} names {name!r}, which lies outside the bundle")
+        if not file.is_file():
+            raise BundleError(f"{name} is missing from {str(path)!r}")
+        found = _sha256(file)
+        if found != expected:
+            raise BundleError(
+                f"{name} is damaged: its sha256 is {found[:12]}…, {CONFIG_FILE} says "
+                f"{expected[:12]}…"
+            )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,148 @@
+"""Prompt → token ids → CLIP's text tower → context vector, through open_clip."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from models.errors import ContextError
+from models.torchvision_ops import declare_missing_operators
+
+LOCAL_PREFIX = "local-dir:"
+
+
+class ClipReference(BaseModel):
+    """Which CLIP makes the contexts.
+
+    `model` is any open_clip name with a `pretrained` tag or weight file, or `local-dir:PATH`, a
+    folder with `open_clip_config.json` and `open_clip_model.safetensors`, relative to the bundle.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    pretrained: str | None = None
+
+
+@dataclass(frozen=True)
+class Clip:
+    """An open_clip model with its tokenizer and the picture normalisation of its image tower."""
+
+    model: nn.Module
+    tokenizer: Any
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+
+
+def load_clip(reference: ClipReference, folder: Path | None = None) -> Clip:
+    """Load the CLIP that `reference` names, in float32, frozen; no pickle is read.
+
+    Raises:
+        ContextError: open_clip does not know it, or its files are missing or damaged.
+    """
+    declare_missing_operators()
+    import open_clip
+
+    name = reference.model
+    if name.startswith(LOCAL_PREFIX) and folder is not None:
+        name = LOCAL_PREFIX + str(folder / name.removeprefix(LOCAL_PREFIX))
+    try:
+        model = open_clip.create_model(
+            name, pretrained=reference.pretrained, require_pretrained=True, weights_only=True
+        )
+        tokenizer = open_clip.get_tokenizer(name)
+        shape = open_clip.get_model_preprocess_cfg(model)
+    except Exception as fault:  # open_clip raises many kinds; all mean that it did not load
+        raise ContextError(
+            f"CLIP {reference.model!r} (pretrained {reference.pretrained!r}) did not load: {fault}"
+        ) from fault
+    size = shape["size"]
+    side = size if isinstance(size, int) else size[0]
+    return Clip(
+        model.eval().requires_grad_(False), tokenizer, tuple(shape["mean"]), tuple(shape["std"]), side
+    )
+
+
+def encode_text(model: Any, tokens: Tensor) -> Tensor:
+    """The text tower on `tokens` int64 `[B, L]` cut to the longest prompt; float32 `[B, D]`, length 1.
+
+    The tower is causal and pools at the end token, so the padding behind it changes nothing; used
+    in training, where short captions make it several times cheaper than the full context length.
+    """
+    length = int((tokens != 0).sum(1).max())
+    tokens = tokens[:, :length]
+    x = model.token_embedding(tokens) + model.positional_embedding[:length]
+    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
+    pooled = x[torch.arange(len(x), device=x.device), tokens.argmax(-1)]
+    return F.normalize(pooled @ model.text_projection, dim=-1)
+
+
+class ContextEncoder:
+    """Embeds prompts, each alone, so that a context never depends on its neighbours."""
+
+    def __init__(self, clip: Clip, device: torch.device | str = "cpu", cache_size: int = 4096):
+        self.clip = clip
+        self.device = torch.device(device)
+        self.clip.model.to(self.device)
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._cache_size = cache_size
+        self.context_length = int(self.clip.model.context_length)  # type: ignore[arg-type]
+        self.width = int(self._embed("").shape[0])
+
+    @property
+    def empty(self) -> Tensor:
+        """The context of no prompt, float32 `[D]`: the unconditional side of guidance."""
+        return self.encode([""])[0]
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts → float32 `[B, D]`, each of length 1. Longer prompts than CLIP reads are cut."""
+        return torch.stack([self._cached(prompt) for prompt in prompts])
+
+    def token_count(self, prompt: str) -> int:
+        """Tokens of the prompt with its start and end marks."""
+        return len(self.clip.tokenizer.encode(prompt)) + 2
+
+    def is_truncated(self, prompt: str) -> bool:
+        """Whether the prompt is longer than CLIP's context, so that its end is not seen."""
+        return self.token_count(prompt) > self.context_length
+
+    @torch.inference_mode()
+    def score(self, picture: Image.Image, prompt: str) -> float:
+        """Cosine of picture and prompt in CLIP's space, in [-1, 1]; transparency shown on white."""
+        flat = Image.new("RGBA", picture.size, "white")
+        flat.alpha_composite(picture.convert("RGBA"))
+        size = (self.clip.image_size, self.clip.image_size)
+        small = flat.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        pixels = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8)
+        x = pixels.reshape(*size, 3).permute(2, 0, 1).to(self.device).float() / 255
+        return float(F.normalize(self.encode_pictures(x[None]), dim=-1)[0] @ self._cached(prompt))
+
+    def encode_pictures(self, rgb: Tensor) -> Tensor:
+        """Pictures `[B, 3, S, S]` in [0, 1], S the image tower's size → `[B, D]`, not normalised."""
+        mean = rgb.new_tensor(self.clip.mean).reshape(-1, 1, 1)
+        std = rgb.new_tensor(self.clip.std).reshape(-1, 1, 1)
+        features: Tensor = self.clip.model.encode_image((rgb - mean) / std)  # type: ignore[operator]
+        return features
+
+    def _cached(self, prompt: str) -> Tensor:
+        if prompt in self._cache:
+            self._cache.move_to_end(prompt)
+            return self._cache[prompt]
+        context = self._cache[prompt] = self._embed(prompt)
+        if len(self._cache) > self._cache_size:
+            self._cache.popitem(last=False)
+        return context
+
+    @torch.inference_mode()
+    def _embed(self, prompt: str) -> Tensor:
+        tokens = self.clip.tokenizer([prompt], context_length=self.context_length).to(self.device)
+        features: Tensor = self.clip.model.encode_text(tokens, normalize=True)  # type: ignore[operator]
+        return features[0].float()

@@ -1,0 +1,1 @@
+"""Training: captioned pictures in, a bundle out."""

@@ -1,0 +1,171 @@
+"""Train a small CLIP on captioned pictures, its text tower distilled from a sentence encoder."""
+
+import json
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from models.context import encode_text
+from models.torchvision_ops import declare_missing_operators
+from models.train.batches import Batches
+from models.train.checkpoint import Checkpoint
+from models.train.progress import Budget, Metrics
+
+PIXEL_MEAN = PIXEL_STD = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class ClipTraining:
+    """What `avocat train clip` may be told."""
+
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.02
+    distillation: float = 3.0
+    seed: int = 0
+
+
+def model_config(image_size: int, width: int = 192) -> dict[str, Any]:
+    """An open_clip model config: a small text tower and a smaller vision tower."""
+    return {
+        "embed_dim": width,
+        "vision_cfg": {
+            "image_size": image_size, "patch_size": 8, "width": 128, "head_width": 32, "layers": 4,
+        },
+        "text_cfg": {
+            "context_length": 32, "vocab_size": 49408, "width": width, "heads": 6, "layers": 4,
+        },
+    }  # fmt: skip
+
+
+def build(config: dict[str, Any]) -> tuple[Any, Any]:
+    """The open_clip model of a config, random, with its tokenizer."""
+    declare_missing_operators()
+    from open_clip import SimpleTokenizer
+    from open_clip.model import CLIP
+
+    tokenizer = SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+    return CLIP(**config), tokenizer
+
+
+class Teacher:
+    """A sentence encoder's embeddings of every word and name, to distil the text tower from."""
+
+    def __init__(self, path: str, phrases: list[str], tokenizer: Any) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        encoder = SentenceTransformer(path, device="cpu")
+        pieces = [tokenizer.decoder[i].replace("</w>", "") for i in range(tokenizer.vocab_size)]
+        words = sorted({p for p in pieces if p.isascii() and p.isalpha() and len(p) > 2})
+        self.phrases = sorted(set(phrases) | set(words))
+        options = {"batch_size": 256, "normalize_embeddings": True, "convert_to_tensor": True}
+        self.targets: Tensor = encoder.encode(self.phrases, show_progress_bar=True, **options).clone()
+        by_word = {phrase: i for i, phrase in enumerate(self.phrases)}
+        self.known = [(i, by_word[p]) for i, p in enumerate(pieces) if p in by_word]
+
+    def start_embeddings(self, embedding: nn.Embedding) -> None:
+        """Start token embeddings at the principal components of their words' targets."""
+        rows, index = (torch.tensor(side) for side in zip(*self.known, strict=True))
+        centred = self.targets - self.targets.mean(0)
+        _, _, basis = torch.linalg.svd(centred[:: max(1, len(centred) // 8192)], full_matrices=False)
+        reduced = centred[index] @ basis[: embedding.embedding_dim].T
+        with torch.no_grad():
+            embedding.weight[rows] = reduced * (0.02 / reduced.std())
+
+
+def flatten(pictures: Tensor) -> Tensor:
+    """Premultiplied RGBA `[B, 4, S, S]` in [-1, 1] on white, normalised for the image tower."""
+    unit = (pictures + 1) / 2
+    white = unit[:, :3] + (1 - unit[:, 3:])
+    return (white - PIXEL_MEAN[0]) / PIXEL_STD[0]
+
+
+class ClipTrainer:
+    """Contrastive loss (open_clip's) on pictures and captions, cosine loss towards the teacher."""
+
+    def __init__(self, config: dict[str, Any], options: ClipTraining, teacher_path: str | None, phrases: list[str]):
+        torch.manual_seed(options.seed)
+        self.options, self.config = options, config
+        self.model, self.tokenizer = build(config)
+        from open_clip.loss import ClipLoss
+
+        self.contrastive = ClipLoss()
+        self.teacher: Teacher | None = None
+        self.project: nn.Linear | None = None
+        if teacher_path is not None:
+            self.teacher = Teacher(teacher_path, phrases, self.tokenizer)
+            self.teacher.start_embeddings(self.model.token_embedding)
+            self.project = nn.Linear(config["embed_dim"], self.teacher.targets.shape[1])
+        named = list(self.model.named_parameters())
+        named += list(self.project.named_parameters()) if self.project is not None else []
+        decayed = [p for n, p in named if p.ndim > 1 and "embedding" not in n]
+        kept = [p for n, p in named if p.ndim <= 1 or "embedding" in n]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": options.weight_decay}, {"params": kept, "weight_decay": 0.0}],
+            lr=options.learning_rate, betas=(0.9, 0.98),
+        )  # fmt: skip
+
+    def step(self, pictures: Tensor, captions: list[str], step: int, scale: float) -> dict[str, float]:
+        """One update; returns the losses and the share of captions ranked first by their picture."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.learning_rate * scale
+        image = F.normalize(self.model.encode_image(flatten(pictures)), dim=-1)
+        text = encode_text(self.model, self.tokenizer(captions))
+        loss = contrastive = self.contrastive(image, text, self.model.logit_scale.exp())
+        distillation = torch.zeros(())
+        if self.teacher is not None and self.project is not None:
+            rng = random.Random(f"distil:{self.options.seed}:{step}")
+            chosen = rng.choices(range(len(self.teacher.phrases)), k=len(captions))
+            student = self.project(encode_text(self.model, self.tokenizer([self.teacher.phrases[i] for i in chosen])))
+            distillation = 1 - F.cosine_similarity(student, self.teacher.targets[chosen]).mean()
+            loss = loss + self.options.distillation * distillation
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, math.log(100))
+            first = (image @ text.T).argmax(1) == torch.arange(len(image))
+        return {"loss": contrastive.item(), "distillation": distillation.item(), "r@1": first.float().mean().item()}
+
+    def save(self, folder: Path) -> None:
+        """Write the folder that open_clip reads as `local-dir:`, weights in float16."""
+        folder.mkdir(parents=True, exist_ok=True)
+        preprocess = {"mean": PIXEL_MEAN, "std": PIXEL_STD}
+        description = {"model_cfg": self.config, "preprocess_cfg": preprocess}
+        (folder / "open_clip_config.json").write_text(json.dumps(description, indent=2) + "\n")
+        weights = {k: v.detach().half().contiguous() for k, v in self.model.state_dict().items()}
+        save_file(weights, folder / "open_clip_model.safetensors")
+
+
+def train_clip(
+    batches: Batches, out: Path, options: ClipTraining, budget: Budget, teacher_path: str | None
+) -> None:
+    """Train until the budget is spent, resuming from `out/clip.checkpoint`; writes `out`."""
+    size = batches.data.pictures.shape[-1]
+    phrases = [p for entry in batches.data.captions for p in (entry.name, *entry.keywords)]
+    trainer = ClipTrainer(model_config(size), options, teacher_path, phrases)
+    checkpoint = Checkpoint(out / "clip.checkpoint", trainer.model, trainer.optimizer, trainer.project)
+    step, spent = checkpoint.load()
+    budget.resume(step, spent)
+    metrics = Metrics(out / "clip.jsonl")
+    with tqdm(total=budget.total, initial=step, desc="clip", unit="step") as bar:
+        while not budget.done:
+            pictures, captions = batches.draw(step, options.batch_size)
+            losses = trainer.step(pictures, captions, step, budget.learning_rate_scale())
+            step = budget.advance()
+            bar.update()
+            bar.set_postfix({k: f"{v:.3f}" for k, v in losses.items()})
+            metrics.write(step, budget.spent_s, losses)
+            if checkpoint.due():
+                checkpoint.save(step, budget.spent_s)
+    checkpoint.save(step, budget.spent_s)
+    trainer.save(out)

@@ -1,0 +1,155 @@
+"""Captioned pictures, from tar shards or a folder, held as one uint8 tensor.
+
+A sample is a picture (`KEY.webp`, `.png`, `.jpg`) and its caption beside it: `KEY.json` with
+`caption`, or with `name` and `keywords`; or `KEY.txt` with the caption itself.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+from models.errors import DatasetError
+
+PICTURE_SUFFIXES = (".webp", ".png", ".jpg", ".jpeg")
+CAPTION_SUFFIXES = (".json", ".txt")
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What is known of one picture's content."""
+
+    name: str
+    keywords: tuple[str, ...] = ()
+    style: str | None = None
+    group: str | None = None
+    base: str | None = None
+    skin_tone: str | None = None
+
+
+@dataclass
+class PictureSet:
+    """`pictures`: uint8 `[N, 4, S, S]`, RGBA with premultiplied alpha; `captions`: one per picture.
+
+    `skipped` names every sample that could not be used, and why.
+    """
+
+    pictures: Tensor
+    captions: list[Captions]
+    skipped: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+def load_pictures(source: Path, image_size: int, *, progress: bool = True) -> PictureSet:
+    """Read every sample of a folder of pictures, or of its `shard-*.tar` (else `*.tar`) files.
+
+    A sample whose picture cannot be decoded or which has no caption is skipped and named.
+
+    Raises:
+        DatasetError: the folder is missing, or holds no usable sample.
+    """
+    if not source.exists():
+        raise DatasetError(f"there is no folder {str(source)!r} to train on")
+    pictures: list[Tensor] = []
+    captions: list[Captions] = []
+    skipped: list[str] = []
+    for key, parts in tqdm(_samples(source), desc="pictures", disable=not progress, unit=""):
+        try:
+            caption = _caption(parts)
+            pictures.append(_decode(_first(parts, PICTURE_SUFFIXES), image_size))
+            captions.append(caption)
+        except (DatasetError, UnidentifiedImageError, OSError, ValueError) as fault:
+            skipped.append(f"{key}: {fault}")
+    if not pictures:
+        hint = f"; first fault: {skipped[0]}" if skipped else ""
+        raise DatasetError(
+            f"{str(source)!r} holds no captioned picture (KEY.webp|png|jpg with KEY.json or "
+            f"KEY.txt, or shard-*.tar of them){hint}"
+        )
+    return PictureSet(torch.stack(pictures), captions, skipped)
+
+
+def _samples(source: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """`(key, {suffix: bytes})`, in an order that depends on the names alone."""
+    if source.is_file():
+        yield from _tar_samples(source)
+        return
+    shards = sorted(source.glob("shard-*.tar")) or sorted(source.glob("*.tar"))
+    for shard in shards:
+        yield from _tar_samples(shard)
+    if shards:
+        return
+    files = sorted(p for p in source.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+    for picture in files:
+        beside = [picture.with_suffix(suffix) for suffix in CAPTION_SUFFIXES]
+        parts = {p.suffix.lower(): p.read_bytes() for p in (picture, *beside) if p.exists()}
+        yield str(picture), parts
+
+
+def _tar_samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    samples: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(shard) as tar:
+        for member in tar:
+            handle = tar.extractfile(member)
+            if handle is None:
+                continue
+            path = PurePosixPath(member.name)
+            samples.setdefault(str(path.with_suffix("")), {})[path.suffix.lower()] = handle.read()
+    for key, parts in samples.items():
+        yield f"{shard.name}:{key}", parts
+
+
+def _first(parts: dict[str, bytes], suffixes: tuple[str, ...]) -> bytes:
+    for suffix in suffixes:
+        if suffix in parts:
+            return parts[suffix]
+    raise DatasetError(f"no {', '.join(suffixes)} in the sample")
+
+
+def _caption(parts: dict[str, bytes]) -> Captions:
+    if ".json" not in parts:
+        text = _first(parts, (".txt",)).decode("utf-8").strip()
+        if not text:
+            raise DatasetError("the caption is empty")
+        return Captions(name=text)
+    entry: dict[str, Any] = json.loads(parts[".json"])
+    name = entry.get("name") or entry.get("caption")
+    if not isinstance(name, str) or not name.strip():
+        raise DatasetError("the JSON has neither a 'name' nor a 'caption'")
+    return Captions(
+        name=name.strip(),
+        keywords=tuple(str(word) for word in entry.get("keywords", ())),
+        style=entry.get("style"),
+        group=entry.get("group"),
+        base=entry.get("base"),
+        skin_tone=entry.get("skin_tone"),
+    )
+
+
+def _decode(data: bytes, image_size: int) -> Tensor:
+    """RGBA, alpha premultiplied before the reduction, padded to a square. uint8 `[4, S, S]`."""
+    rgba = np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"), dtype=np.float32) / 255
+    rgba = np.concatenate([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], axis=-1)
+    side = max(rgba.shape[:2])
+    top, left = (side - rgba.shape[0]) // 2, (side - rgba.shape[1]) // 2
+    square = np.zeros((side, side, 4), np.float32)
+    square[top : top + rgba.shape[0], left : left + rgba.shape[1]] = rgba
+    x = torch.from_numpy(square).permute(2, 0, 1)[None]
+    if side != image_size:
+        x = torch.nn.functional.interpolate(
+            x, size=(image_size, image_size), mode="bicubic", antialias=True
+        )
+    x = x.clamp(0, 1)
+    x[:, :3] = torch.minimum(x[:, :3], x[:, 3:])  # what premultiplied colour can be
+    return (x[0] * 255).round().byte()

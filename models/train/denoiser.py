@@ -1,0 +1,177 @@
+"""Train the denoiser on noised pictures and the contexts of their captions."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from models.bundle import DENOISER_FILE, BundleConfig, ScheduleConfig, save_config, save_weights
+from models.context import Clip, ClipReference, ContextEncoder, encode_text, load_clip
+from models.pictures import sheet, to_picture
+from models.sampling import sample
+from models.schedule import NoiseSchedule, noise_schedule
+from models.train.batches import Batches
+from models.train.checkpoint import Checkpoint
+from models.train.ema import Ema
+from models.train.progress import Budget, Metrics
+from models.unet import Denoiser, Parameterisation, UNet, UNetConfig
+
+GRID_PROMPTS = (
+    "a red apple", "a cat face", "a yellow star", "a dog", "a pizza", "a blue car", "a rose",
+    "a smiling face", "a house", "a fish", "a guitar", "a cactus", "an airplane", "a heart",
+    "a cat inside an avocado", "a purple cat face",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DenoiserTraining:
+    """What `avocat train denoiser` may be told."""
+
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    context_dropout: float = 0.1
+    min_snr_gamma: float = 5.0
+    seed: int = 0
+
+
+def loss_weight(schedule: NoiseSchedule, parameterisation: Parameterisation, gamma: float) -> Tensor:
+    """Min-SNR-γ weight of each timestep's squared error (Hang et al. 2023, eq. 8 and section 3.4)."""
+    snr = schedule.snr
+    capped = snr.clamp(max=gamma)
+    per = {"eps": capped / snr, "v": capped / (snr + 1), "denoised": capped}
+    return per[parameterisation].float()
+
+
+def target(parameterisation: Parameterisation, schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """What the network is to predict, `[B, C, H, W]`."""
+    if parameterisation == "eps":
+        return eps
+    if parameterisation == "denoised":
+        return x_0
+    alpha = schedule.per_row(schedule.alphas_cumprod.sqrt(), t, x_0)
+    sigma = schedule.per_row((1 - schedule.alphas_cumprod).sqrt(), t, x_0)
+    return alpha * eps - sigma * x_0
+
+
+class DenoiserTrainer:
+    """One network, its average, its optimiser, and the frozen CLIP that makes contexts."""
+
+    def __init__(self, config: BundleConfig, clip: Clip, options: DenoiserTraining, device: torch.device) -> None:
+        torch.manual_seed(options.seed)
+        self.config, self.clip, self.options, self.device = config, clip, options, device
+        self.schedule = noise_schedule(**config.noise_schedule.model_dump())
+        self.network = UNet(config.denoiser).to(device, memory_format=torch.channels_last)
+        self.ema = Ema(self.network)
+        self.weight = loss_weight(self.schedule, config.parameterisation, options.min_snr_gamma).to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=options.learning_rate,
+            weight_decay=options.weight_decay, betas=(0.9, 0.99),
+        )  # fmt: skip
+        self.forward = self.network
+        clip.model.to(device)
+
+    def compile(self) -> None:
+        """Train through torch.compile, where it pays."""
+        self.forward = torch.compile(self.network)  # type: ignore[assignment]
+
+    def step(self, pictures: Tensor, captions: list[str], step: int, scale: float) -> float:
+        """One update on pictures `[B, 4, S, S]` in [-1, 1]; returns the weighted loss."""
+        generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + step)
+        rows = len(pictures)
+        x_0 = pictures.to(self.device, memory_format=torch.channels_last)
+        context = self._contexts(captions, torch.rand(rows, generator=generator))
+        # Stratified timesteps: every batch covers the whole schedule, which steadies the loss.
+        share = (torch.arange(rows) + torch.rand(rows, generator=generator)) / rows
+        t = (share * self.schedule.training_length).long().to(self.device)
+        eps = torch.randn(x_0.shape, generator=generator).to(x_0)
+        wanted = target(self.config.parameterisation, self.schedule, x_0, eps, t)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            out = self.forward(self.schedule.add_noise(x_0, eps, t), t, context)
+        error = F.mse_loss(out.float(), wanted, reduction="none").mean((1, 2, 3))
+        loss = (error * self.weight[t]).mean()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.learning_rate * scale
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.ema.update(self.network, step)
+        return loss.item()
+
+    @torch.no_grad()
+    def _contexts(self, captions: list[str], draw: Tensor) -> Tensor:
+        dropped = (draw < self.options.context_dropout).tolist()
+        shown = ["" if drop else text for text, drop in zip(captions, dropped, strict=True)]
+        length = int(self.clip.model.context_length)  # type: ignore[arg-type]
+        tokens = self.clip.tokenizer(shown, context_length=length).to(self.device)
+        return encode_text(self.clip.model, tokens)
+
+    def grid(self, file: Path) -> None:
+        """Paint the grid prompts with the averaged weights."""
+        encoder = ContextEncoder(self.clip, self.device)
+        size = self.config.image_size
+        denoiser = Denoiser(self.ema.average, self.schedule, self.config.parameterisation).to(self.device)
+        shape = (self.config.channels, size, size)
+        x = sample(
+            denoiser, self.schedule, encoder.encode(GRID_PROMPTS), encoder.empty,
+            range(len(GRID_PROMPTS)), shape, sampler="dpmpp_2m", steps=20,
+        )  # fmt: skip
+        sheet([to_picture(row) for row in x], 8, 2 * size).save(file)
+
+
+def bundle_config(
+    name: str, unet: UNetConfig, parameterisation: Parameterisation, clip: ClipReference
+) -> BundleConfig:
+    """The configuration of a new bundle, before it has weights."""
+    return BundleConfig(
+        name=name, denoiser=unet, parameterisation=parameterisation,
+        noise_schedule=ScheduleConfig(), clip=clip,
+    )  # fmt: skip
+
+
+def clip_of(reference: ClipReference, out: Path) -> tuple[Clip, int]:
+    """The CLIP named by a bundle configuration, and the width of its contexts."""
+    clip = load_clip(reference, out)
+    return clip, ContextEncoder(clip).width
+
+
+def train_denoiser(
+    batches: Batches, out: Path, config: BundleConfig, clip: Clip, options: DenoiserTraining,
+    budget: Budget, *, device: torch.device, compiled: bool = False, grid_every_s: float = 300.0,
+) -> None:  # fmt: skip
+    """Train until the budget is spent, resuming from `out/denoiser.checkpoint`; writes the bundle."""
+    trainer = DenoiserTrainer(config, clip, options, device)
+    checkpoint = Checkpoint(out / "denoiser.checkpoint", trainer.network, trainer.optimizer, trainer.ema.average)
+    step, spent = checkpoint.load()
+    budget.resume(step, spent)
+    if compiled:
+        trainer.compile()
+    metrics = Metrics(out / "denoiser.jsonl")
+    next_grid = spent
+    with tqdm(total=budget.total, initial=step, desc="denoiser", unit="step") as bar:
+        while not budget.done:
+            pictures, captions = batches.draw(step, options.batch_size)
+            loss = trainer.step(pictures, captions, step, budget.learning_rate_scale())
+            step = budget.advance()
+            bar.update()
+            rate = step * options.batch_size / budget.spent_s
+            bar.set_postfix(loss=f"{loss:.4f}", pictures_per_s=f"{rate:.0f}")
+            metrics.write(step, budget.spent_s, {"loss": loss})
+            if checkpoint.due():
+                checkpoint.save(step, budget.spent_s)
+            if budget.spent_s >= next_grid:
+                next_grid = budget.spent_s + grid_every_s
+                trainer.grid(out / "grid.png")
+    checkpoint.save(step, budget.spent_s)
+    trainer.grid(out / "grid.png")
+    save_weights(trainer.ema.average, out / DENOISER_FILE)
+    provenance = {
+        "steps": step, "batch_size": options.batch_size, "pictures_seen": step * options.batch_size,
+        "seconds": round(budget.spent_s), "device": str(device), "seed": options.seed,
+    }  # fmt: skip
+    training = {**config.training, "denoiser": provenance}
+    save_config(out, config.model_copy(update={"training": training}))

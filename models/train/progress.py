@@ -1,0 +1,62 @@
+"""How far a training run is: its budget, learning-rate schedule and metrics file."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+
+class Budget:
+    """A run's length in steps, or in minutes where the machine's speed is not known before.
+
+    The learning rate warms up, then falls along a cosine to 5 % at the end of the budget. With
+    `steps` the curve does not depend on the clock, so a resumed run equals an unbroken one.
+    """
+
+    def __init__(self, steps: int | None, minutes: float | None, warmup: int = 200) -> None:
+        if (steps is None) == (minutes is None):
+            raise ValueError(f"give either steps or minutes (got {steps!r} and {minutes!r})")
+        self.total, self.minutes, self.warmup = steps, minutes, warmup
+        self.step, self.spent_s = 0, 0.0
+        self._last = time.monotonic()
+
+    def resume(self, step: int, spent_s: float) -> None:
+        """Go on from a checkpoint."""
+        self.step, self.spent_s, self._last = step, spent_s, time.monotonic()
+
+    def advance(self) -> int:
+        """Count one finished step; returns how many there are now."""
+        now = time.monotonic()
+        self.spent_s += now - self._last
+        self._last = now
+        self.step += 1
+        return self.step
+
+    @property
+    def fraction(self) -> float:
+        """Share of the budget that is spent, in [0, 1]."""
+        if self.total is not None:
+            return min(1.0, self.step / self.total)
+        return min(1.0, self.spent_s / (60 * (self.minutes or 1)))
+
+    @property
+    def done(self) -> bool:
+        return self.fraction >= 1.0
+
+    def learning_rate_scale(self) -> float:
+        """Share of the peak learning rate for the next step, in (0, 1]."""
+        cosine = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * self.fraction))
+        return cosine * min(1.0, (self.step + 1) / self.warmup)
+
+
+class Metrics:
+    """One JSON line per step, appended, so that a resumed run goes on in the same file."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+
+    def write(self, step: int, spent_s: float, values: dict[str, float]) -> None:
+        row = {"step": step, "seconds": round(spent_s, 2), **{k: round(v, 6) for k, v in values.items()}}
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")

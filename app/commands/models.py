@@ -1,0 +1,31 @@
+"""`avocat train` and `avocat evaluate`: handed on to the programs that know tensors."""
+
+import importlib.util
+import os
+import sys
+
+import typer
+
+from app.commands.console import fail
+
+__all__ = ["PASS_THROUGH", "evaluate", "train"]
+
+PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+
+def train(context: typer.Context) -> None:
+    """Train a model on your own captioned pictures: clip, then denoiser, then upscaler."""
+    _hand_on("models.train", context.args)
+
+
+def evaluate(context: typer.Context) -> None:
+    """Measure a bundle: retrieval, diversity, copying; writes evaluation.json and sheets."""
+    _hand_on("models.evaluate", context.args)
+
+
+def _hand_on(module: str, arguments: list[str]) -> None:
+    """Become `python -m module arguments…`."""
+    if importlib.util.find_spec("torch") is None:
+        fail("this needs torch: pip install 'avocat[worker,train]'")
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606 - no shell

@@ -1,0 +1,74 @@
+"""What must be true before anything is started; each fault is one sentence and an exit code."""
+
+import errno
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+
+import redis
+
+from app.commands.console import ExitCode, fail
+
+__all__ = ["check_bundle", "check_redis", "listen", "lock_data_folder"]
+
+LOCK_WAIT_S = 3.0  # a Redis whose supervisor was killed needs a moment to write down and leave
+
+
+def check_bundle(bundle: Path) -> None:
+    """End with one sentence if there is no bundle; the worker looks closer when it loads it."""
+    if not (bundle / "bundle.json").is_file():
+        fail(
+            f"no model bundle at {str(bundle)!r} (no bundle.json there); "
+            "name its folder with --bundle or AVOCAT_BUNDLE"
+        )
+
+
+def check_redis(url: str) -> None:
+    """End with one sentence if a Redis named in the settings cannot be used."""
+    try:
+        with redis.Redis.from_url(url, socket_connect_timeout=5) as client:
+            client.ping()
+    except ValueError as wrong:
+        fail(f"AVOCAT_REDIS_URL is not a Redis address: {wrong}", ExitCode.BAD_INPUT)
+    except redis.RedisError as fault:
+        fail(f"the Redis of AVOCAT_REDIS_URL cannot be used: {fault}")
+
+
+def lock_data_folder(folder: Path) -> int:
+    """Make the data folder and hold its lock; returns the descriptor that holds it."""
+    try:
+        for part in (folder / "images", folder / "redis"):
+            part.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not os.access(part, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        lock = os.open(folder / "serve.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as fault:
+        reason = fault.strerror or str(fault)
+        fail(
+            f"cannot write to the data folder {str(folder)!r}: {reason}; "
+            "choose another with --data-dir or AVOCAT_DATA_DIR"
+        )
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                fail(f"another avocat serve is running in the data folder {str(folder)!r}")
+            time.sleep(0.05)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The listening socket, which outlives a restart of the API; ends with a sentence if taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except socket.gaierror:
+        fail(f"AVOCAT_HOST={host!r} is not an address of this machine", ExitCode.BAD_INPUT)
+    except OSError as fault:
+        if fault.errno == errno.EADDRINUSE:
+            fail(f"port {port} on {host} is taken; choose another with --port or AVOCAT_PORT")
+        fail(f"cannot listen on {host}:{port}: {os.strerror(fault.errno or 0)}")

@@ -1,0 +1,156 @@
+"""`avocat serve`: the whole service on one machine; `avocat api`, `avocat worker`: one part."""
+
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app import logs
+from app.commands.console import apply_overrides, fail, read_settings
+from app.commands.preflight import check_bundle, check_redis, listen, lock_data_folder
+from app.embedded_redis import EmbeddedRedis, EmbeddedRedisError, redis_executable
+from app.settings import Settings
+from app.supervisor import Part, ProcessPart, RedisPart, Supervisor, SupervisorError
+
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")]
+Port = Annotated[
+    int | None,
+    typer.Option(
+        min=0, max=65535, help="Port to listen on; 0 takes a free one.", show_default="8000"
+    ),
+]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder for jobs and images.", show_default="data")
+]
+Bundle = Annotated[
+    Path | None, typer.Option(help="Folder of the model.", show_default="the bundled one")
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there is one")
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="The ready message as one JSON line.")]
+
+
+def serve(
+    host: Host = None,
+    port: Port = None,
+    data_dir: DataDir = None,
+    bundle: Bundle = None,
+    device: Device = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Start Redis, the API and one worker, and keep them running until Ctrl-C.
+
+    Options override the AVOCAT_* settings (`avocat settings` lists them). With AVOCAT_REDIS_URL
+    set, that Redis is used instead of one of our own. Jobs and images stay in the data folder.
+
+    \b
+    Examples:
+      avocat serve
+      avocat serve --port 8080 --data-dir /srv/avocat
+      AVOCAT_HOST=0.0.0.0 AVOCAT_API_KEYS=me:secret avocat serve
+    """
+    apply_overrides(host=host, port=port, data_dir=data_dir, bundle=bundle, device=device)
+    settings = read_settings()
+    logs.configure(settings.log_level, settings.log_json)
+    check_bundle(settings.bundle)
+    lock = lock_data_folder(settings.data_dir)
+    listener = listen(settings.host, settings.port)
+    address, bound_port = reachable(listener)
+    url = f"http://[{address}]:{bound_port}" if ":" in address else f"http://{address}:{bound_port}"
+    if not as_json:
+        typer.echo(f"Starting Avocat in {settings.data_dir.resolve()} …", err=True)
+    try:
+        found = parts(settings, listener, lock)
+        Supervisor(found, address, bound_port, on_ready=lambda: announce(url, as_json)).run()
+    except (SupervisorError, EmbeddedRedisError) as fault:
+        fail(str(fault))
+    finally:
+        listener.close()
+        os.close(lock)
+
+
+def reachable(listener: socket.socket) -> tuple[str, int]:
+    """Address and port by which this machine reaches the listener."""
+    address, port = listener.getsockname()[:2]
+    return ANY_ADDRESS.get(address, address), int(port)
+
+
+def announce(url: str, as_json: bool) -> None:
+    """Say that the service is up: for people, or as one JSON line for scripts."""
+    if as_json:
+        print(json.dumps({"event": "ready", "url": url, "pid": os.getpid()}), flush=True)
+    else:
+        print(f"Avocat is ready: {url}   (API pages: {url}/docs, stop: Ctrl-C)", flush=True)
+
+
+def parts(settings: Settings, listener: socket.socket, lock: int) -> list[Part]:
+    """The parts in starting order; Redis among them unless the settings name one."""
+    environment = dict(os.environ)
+    found: list[Part] = []
+    if settings.redis_url is None:
+        redis_executable()
+        server = EmbeddedRedis(settings.data_dir / "redis")
+        environment["AVOCAT_REDIS_URL"] = server.url
+        found.append(RedisPart(server, lock))
+    else:
+        check_redis(settings.redis_url)
+    fd = listener.fileno()
+    api = [sys.executable, "-m", "app.cli", "api", "--fd", str(fd)]
+    found.append(ProcessPart("api", api, environment, grace_s=15.0, inherit=[fd]))
+    worker_grace_s = settings.drain_grace_s + 10.0
+    worker = [sys.executable, "-m", "worker"]
+    found.append(ProcessPart("worker", worker, environment, grace_s=worker_grace_s))
+    return found
+
+
+def api(
+    host: Host = None,
+    port: Port = None,
+    fd: Annotated[int | None, typer.Option(hidden=True, help="An inherited listener.")] = None,
+) -> None:
+    """Run the API alone, against the Redis of AVOCAT_REDIS_URL.
+
+    It keeps no state: any number may run behind a gateway.
+
+    Example: AVOCAT_REDIS_URL=redis://redis:6379/0 avocat api --host 0.0.0.0
+    """
+    apply_overrides(host=host, port=port)
+    settings = read_settings()
+    listener = socket.socket(fileno=fd) if fd is not None else listen(settings.host, settings.port)
+    import uvicorn
+
+    config = uvicorn.Config(
+        "app.main:create_app",
+        factory=True,
+        access_log=False,  # the application logs requests with their ids
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=10,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def worker(
+    device: Device = None,
+    bundle: Bundle = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name in `rq info`; a drawn one if absent.")
+    ] = None,
+    burst: Annotated[bool, typer.Option(help="End when the queues are empty.")] = False,
+) -> None:
+    """Run one worker alone, against the Redis of AVOCAT_REDIS_URL: one per device.
+
+    Example: AVOCAT_REDIS_URL=redis://redis:6379/0 avocat worker --device cuda:1
+    """
+    apply_overrides(device=device, bundle=bundle)
+    read_settings()
+    named = ["--name", name] if name is not None else []
+    argv = [sys.executable, "-m", "worker", *named, *(["--burst"] if burst else [])]
+    os.execv(sys.executable, argv)  # noqa: S606 - our own program, no shell

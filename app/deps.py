@@ -1,0 +1,95 @@
+"""What routes are given: services made once per application, and the caller of this request."""
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+from redis.asyncio import Redis
+
+from app.auth import Authenticator, Caller
+from app.errors import QuotaExceeded
+from app.jobs.connection import connect_async
+from app.jobs.events import EventHub
+from app.jobs.reader import JobReader, ModelCards
+from app.jobs.submit import Submitter
+from app.limits import RateLimiter
+from app.middleware import add_header
+from app.settings import Settings
+from app.signing import Signer
+from app.storage.base import ImageStorage
+from app.storage.folder import FolderStorage
+
+__all__ = ["CallerDep", "Services", "ServicesDep", "SubmitterDep", "make_services"]
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything a request may need; nothing here connects before it is used."""
+
+    settings: Settings
+    redis: Redis
+    authenticator: Authenticator
+    reader: JobReader
+    submitter: Submitter
+    cards: ModelCards
+    events: EventHub
+    limiter: RateLimiter
+    signer: Signer
+    storage: ImageStorage
+
+
+def make_services(settings: Settings) -> Services:
+    """Build all services on one Redis client."""
+    redis = connect_async(settings.resolved_redis_url)
+    key = settings.signing_key
+    return Services(
+        settings=settings,
+        redis=redis,
+        authenticator=Authenticator(settings.keys),
+        reader=JobReader(redis),
+        submitter=Submitter(redis, settings),
+        cards=ModelCards(redis),
+        events=EventHub(redis),
+        limiter=RateLimiter(redis, settings.rate_limit_per_minute),
+        signer=Signer(
+            redis, key.get_secret_value() if key is not None else None, settings.image_url_ttl_s
+        ),
+        storage=FolderStorage(settings.images_dir),
+    )
+
+
+def get_services(request: Request) -> Services:
+    """The application's services."""
+    return cast(Services, request.app.state.services)
+
+
+ServicesDep = Annotated[Services, Depends(get_services)]
+
+
+def get_caller(request: Request, services: ServicesDep) -> Caller:
+    """Who asks; raises Unauthorized."""
+    return services.authenticator.caller(request.headers.get("authorization"))
+
+
+CallerDep = Annotated[Caller, Depends(get_caller)]
+
+
+async def get_submitting_caller(
+    request: Request, caller: CallerDep, services: ServicesDep
+) -> Caller:
+    """Who submits; counts it against the key's rate, and raises QuotaExceeded over it."""
+    state = await services.limiter.take(caller.owner)
+    if state is None:
+        return caller
+    for name, value in state.headers.items():
+        add_header(request, name, value)
+    if not state.allowed:
+        raise QuotaExceeded(
+            f"{state.limit} submissions in 60 s are reached; go on in {state.reset_s} s",
+            headers={"Retry-After": str(state.reset_s)},
+            extra={"violated-policies": ["default"]},
+        )
+    return caller
+
+
+SubmitterDep = Annotated[Caller, Depends(get_submitting_caller)]

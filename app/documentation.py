@@ -1,0 +1,104 @@
+"""What the OpenAPI document says beyond what routes declare by themselves."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from app.errors import INTERNAL, PROBLEMS, ApiError, Kind
+from app.errors import Unavailable as _Unavailable
+from app.schemas.jobs import JobCreate
+from app.schemas.problems import ProblemDetails
+
+__all__ = ["header", "install", "json_body", "problems"]
+
+_SCHEMAS = "#/components/schemas/"
+_DESCRIPTION = """Text to image: submit a prompt as a job, follow it, fetch its pictures.
+
+Errors are problem details (RFC 9457); decide by `type`. Every answer has `X-Request-Id`."""
+
+
+def problems(*errors: type[ApiError]) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route that may end in these errors; 500 and 503 may happen to any."""
+    by_status: dict[int | str, list[Kind]] = {}
+    for kind in [*(PROBLEMS[error] for error in (*errors, _Unavailable)), INTERNAL]:
+        kinds = by_status.setdefault(kind.status, [])
+        if kind not in kinds:
+            kinds.append(kind)
+    return {status: _response(kinds) for status, kinds in by_status.items()}
+
+
+def header(description: str, schema: str = "string") -> dict[str, Any]:
+    """A response header."""
+    return {"description": description, "schema": {"type": schema}}
+
+
+def json_body(model: type[BaseModel]) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads its JSON body itself."""
+    schema = {"$ref": f"{_SCHEMAS}{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def install(app: FastAPI, *, key_needed: bool) -> None:
+    """Let `app.openapi()` give the whole contract."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _build(app, key_needed)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
+
+
+def _build(app: FastAPI, key_needed: bool) -> dict[str, Any]:
+    document = get_openapi(
+        title=app.title,
+        version=app.version,
+        openapi_version="3.1.0",
+        description=_DESCRIPTION,
+        routes=app.routes,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for model in (JobCreate, ProblemDetails):
+        schemas |= _definitions(model)
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own; never sent here
+        schemas.pop(name, None)
+    components["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer", "description": "An API key"}
+    }
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            _finish(operation, private=path.startswith("/v1/"), key_needed=key_needed)
+    return document
+
+
+def _finish(operation: dict[str, Any], *, private: bool, key_needed: bool) -> None:
+    if private:
+        operation["security"] = [{"key": []}] if key_needed else [{}, {"key": []}]
+    for status, response in operation["responses"].items():
+        if status == "422" and "application/json" in response.get("content", {}):
+            response["content"] = _problem_content()
+        response.setdefault("headers", {})["X-Request-Id"] = header("The request's id")
+
+
+def _definitions(model: type[BaseModel]) -> dict[str, Any]:
+    schema = model.model_json_schema(ref_template=_SCHEMAS + "{model}", by_alias=True)
+    return {**schema.pop("$defs", {}), model.__name__: schema}
+
+
+def _response(kinds: list[Kind]) -> dict[str, Any]:
+    listed = ", ".join(f"{kind.title} (`{kind.type}`)" for kind in kinds)
+    response: dict[str, Any] = {"description": listed, "content": _problem_content()}
+    if kinds[0].status in (429, 503):
+        response["headers"] = {"Retry-After": header("Seconds to wait, at most 60", "integer")}
+    if kinds[0].status == 401:
+        response["headers"] = {"WWW-Authenticate": header("`Bearer`")}
+    return response
+
+
+def _problem_content() -> dict[str, Any]:
+    schema = {"$ref": f"{_SCHEMAS}{ProblemDetails.__name__}"}
+    return {"application/problem+json": {"schema": schema}}

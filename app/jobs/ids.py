@@ -1,0 +1,20 @@
+"""Job ids: ULIDs, which sort by time and carry 80 random bits."""
+
+import re
+import secrets
+
+__all__ = ["is_job_id", "new_job_id"]
+
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32
+_JOB_ID = re.compile(rf"[0-7][{_ALPHABET}]{{25}}")
+
+
+def new_job_id(now: float) -> str:
+    """A fresh id for a job made at `now` (unix seconds)."""
+    number = (int(now * 1000) << 80) | secrets.randbits(80)
+    return "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
+
+
+def is_job_id(text: str) -> bool:
+    """Whether `text` has the form of an id; what has not, need not be looked up."""
+    return _JOB_ID.fullmatch(text) is not None

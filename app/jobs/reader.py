@@ -1,0 +1,136 @@
+"""What the API reads: records, an owner's list, model cards, live workers."""
+
+import json
+import time
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from redis.asyncio import Redis
+
+from app import keys
+from app.jobs.models import ModelCard
+from app.jobs.record import JobRecord, JobStatus, from_hash
+
+__all__ = ["JobReader", "ModelCards", "Page", "Position", "live_workers"]
+
+_BATCH = 200
+# A page that filters out more than this ends early with a cursor; bounds the work of one request.
+_MOST_SCANNED = 10_000
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in an owner's list: the job listed last."""
+
+    created_at: float
+    job_id: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some of an owner's jobs, newest first, and where the rest begins."""
+
+    records: list[JobRecord]
+    next: Position | None
+
+
+class JobReader:
+    """Job records over an asyncio client with `decode_responses=False`."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def get(self, job_id: str) -> JobRecord | None:
+        """The record, or None when there is none (any more)."""
+        return from_hash(
+            await cast(Awaitable[dict[bytes, bytes]], self._redis.hgetall(keys.job(job_id)))
+        )
+
+    async def page(
+        self, owner: str, *, limit: int, after: Position | None, status: JobStatus | None
+    ) -> Page:
+        """Up to `limit` jobs of `owner` older than `after`, those of `status` where given.
+
+        New jobs go to the front, so pages that follow are not disturbed by them.
+        """
+        found: list[JobRecord] = []
+        position, scanned = after, 0
+        while scanned < _MOST_SCANNED:
+            ids = await self._ids_after(owner, position)
+            for place, record in zip(ids, await self._load(owner, ids), strict=True):
+                if record is not None and (status is None or record.status is status):
+                    if len(found) == limit:
+                        return Page(found, position)
+                    found.append(record)
+                position = place
+            scanned += len(ids)
+            if len(ids) < _BATCH:
+                return Page(found, None)
+        return Page(found, position)
+
+    async def _ids_after(self, owner: str, after: Position | None) -> list[Position]:
+        """The next ids, newest first; jobs of one microsecond are ordered by id."""
+        highest = "+inf" if after is None else repr(after.created_at)
+        start, places = 0, list[Position]()
+        while len(places) < _BATCH:
+            rows = await cast(
+                Awaitable[list[tuple[bytes, float]]],
+                self._redis.zrevrangebyscore(
+                    keys.owner_jobs(owner), highest, "-inf", start, _BATCH, withscores=True
+                ),
+            )
+            batch = [Position(score, job_id.decode()) for job_id, score in rows]
+            places += [place for place in batch if after is None or _older(place, after)]
+            start += _BATCH
+            if len(rows) < _BATCH:
+                break
+        return places[:_BATCH]
+
+    async def _load(self, owner: str, places: Sequence[Position]) -> list[JobRecord | None]:
+        pipe = self._redis.pipeline(transaction=False)
+        for place in places:
+            pipe.hgetall(keys.job(place.job_id))
+        records = [from_hash(fields) for fields in await pipe.execute()] if places else []
+        gone = [
+            place.job_id for place, record in zip(places, records, strict=True) if record is None
+        ]
+        if gone:  # expired: the list forgets them when it is next read
+            await self._redis.zrem(keys.owner_jobs(owner), *gone)
+        return records
+
+
+def _older(place: Position, than: Position) -> bool:
+    return (place.created_at, place.job_id) < (than.created_at, than.job_id)
+
+
+class ModelCards:
+    """The models that workers have announced, read at most every two seconds."""
+
+    FRESH_S = 2.0
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._cards: dict[str, ModelCard] = {}
+        self._read_at = float("-inf")
+
+    async def all(self) -> dict[str, ModelCard]:
+        """Cards by name, sorted by name."""
+        if not self._cards or time.monotonic() - self._read_at > self.FRESH_S:
+            raw = await cast(Awaitable[dict[bytes, bytes]], self._redis.hgetall(keys.MODELS))
+            cards = [ModelCard.model_validate(json.loads(card)) for card in raw.values()]
+            self._cards = {card.name: card for card in sorted(cards, key=lambda card: card.name)}
+            self._read_at = time.monotonic()
+        return self._cards
+
+    async def default(self) -> ModelCard | None:
+        """The card marked as default, else the first; None when no worker announced any."""
+        cards = list((await self.all()).values())
+        marked = [card for card in cards if card.is_default]
+        return next(iter(marked or cards), None)
+
+
+async def live_workers(redis: Redis) -> int:
+    """How many RQ workers have sent a heartbeat in time."""
+    names = await cast(Awaitable[set[bytes]], redis.smembers(keys.RQ_WORKERS))
+    return int(await redis.exists(*names)) if names else 0

@@ -1,0 +1,147 @@
+"""Submission and cancellation, each one atomic step in Redis, for the API."""
+
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import cast
+
+from redis.asyncio import Redis
+from rq.utils import now as rq_now
+from rq.utils import utcformat
+
+from app import keys
+from app.jobs import scripts
+from app.jobs.record import JobRecord, JobStatus, to_hash
+from app.jobs.rq_job import RqJobs
+from app.settings import Settings
+
+__all__ = [
+    "Accepted",
+    "Idempotency",
+    "IdempotencyMismatch",
+    "Outcome",
+    "QueueFull",
+    "Replayed",
+    "Submitter",
+    "TooManyActive",
+]
+
+
+@dataclass(frozen=True)
+class Idempotency:
+    """A client's key, and the hash of the body it came with."""
+
+    key: str
+    body_sha256: str
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The job is in the queue."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """The same key and body came before, and made this job."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
+class IdempotencyMismatch:
+    """The key was used with another body."""
+
+
+@dataclass(frozen=True)
+class QueueFull:
+    """`queue_cap` jobs wait already."""
+
+    waiting: int
+
+
+@dataclass(frozen=True)
+class TooManyActive:
+    """The owner has `max_active_jobs_per_key` jobs queued or running."""
+
+    active: int
+
+
+Outcome = Accepted | Replayed | IdempotencyMismatch | QueueFull | TooManyActive
+
+
+class Submitter:
+    """Puts jobs into the queues and takes them out."""
+
+    def __init__(self, redis: Redis, settings: Settings) -> None:
+        self._settings = settings
+        self._submit = redis.register_script(scripts.SUBMIT)
+        self._cancel = redis.register_script(scripts.CANCEL)
+        self._rq_jobs = RqJobs(
+            timeout_s=settings.job_timeout_s,
+            failure_ttl_s=settings.retention_s,
+            max_attempts=settings.max_attempts,
+        )
+
+    async def submit(self, record: JobRecord, idempotency: Idempotency | None = None) -> Outcome:
+        """Admit, record and enqueue a job, or say why not; all or nothing.
+
+        Safe to send twice: a record that exists already counts as accepted.
+        """
+        fields = [text for field in to_hash(record).items() for text in field]
+        key = idempotency.key if idempotency is not None else ""
+        args = [
+            *(record.id, f"{record.created_at:.6f}"),
+            idempotency.body_sha256 if idempotency is not None else "",
+            *(self._settings.idempotency_ttl_s, self._settings.queue_cap),
+            *(self._settings.max_active_jobs_per_key, record.request.priority),
+            *(len(fields), *fields, *self._rq_jobs.hset_args(record)),
+        ]
+        reply = await cast(
+            Awaitable[list[bytes]], self._submit(keys=_submit_keys(record, key), args=args)
+        )
+        return _outcome(reply[0].decode(), reply[1].decode())
+
+    async def cancel(self, record: JobRecord) -> JobStatus | None:
+        """Cancel a queued job at once, ask the worker of a running one, leave an ended one.
+
+        Returns:
+            The status after the call; None when the job is gone.
+        """
+        queue = record.request.priority
+        status = await cast(
+            Awaitable[bytes | None],
+            self._cancel(
+                keys=[
+                    *(keys.job(record.id), keys.rq_queue(queue)),
+                    *(keys.rq_job(record.id), keys.rq_canceled(queue)),
+                ],
+                args=[record.id, f"{time.time():.6f}", utcformat(rq_now())],
+            ),
+        )
+        return JobStatus(status.decode()) if status is not None else None
+
+
+def _submit_keys(record: JobRecord, idempotency_key: str) -> list[str]:
+    return [
+        *(keys.job(record.id), keys.owner_jobs(record.owner), keys.owner_active(record.owner)),
+        *(keys.idempotency(record.owner, idempotency_key), keys.rq_job(record.id)),
+        *(keys.RQ_QUEUES, keys.rq_queue(record.request.priority)),
+        *(keys.rq_queue(queue) for queue in keys.QUEUES),
+    ]
+
+
+def _outcome(word: str, detail: str) -> Outcome:
+    match word:
+        case "accepted":
+            return Accepted(detail)
+        case "replayed":
+            return Replayed(detail)
+        case "mismatch":
+            return IdempotencyMismatch()
+        case "full":
+            return QueueFull(int(detail))
+        case "busy":
+            return TooManyActive(int(detail))
+    raise ValueError(f"submission answered {word!r}, which is no known outcome")

@@ -1,0 +1,46 @@
+"""The HTTP application."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from app import __version__, documentation, errors
+from app.deps import make_services
+from app.middleware import BodyLimit, HeadAsGet, RequestContext
+from app.routes import health, images, jobs, models, pages, submit
+from app.settings import Settings
+
+__all__ = ["create_app"]
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Build the application; nothing is connected until it is used."""
+    services = make_services(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await services.events.start()
+        yield
+        await services.events.close()
+        await services.redis.aclose()
+
+    app = FastAPI(
+        title="Avocat",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.services = services
+    for part in (submit, jobs, images, models, health, pages):
+        app.include_router(part.router)
+    pages.install(app)
+    errors.install(app)
+    documentation.install(app, key_needed=not services.authenticator.open)
+    # The last one added sees requests first.
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestContext)
+    return app

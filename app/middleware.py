@@ -1,0 +1,139 @@
+"""Plain ASGI middleware: request ids, last-resort errors, HEAD, the body limit."""
+
+import re
+import secrets
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import INTERNAL, PROBLEMS, BodyTooLarge, problem_response
+
+__all__ = ["BodyLimit", "HeadAsGet", "RequestContext", "add_header"]
+
+_log = structlog.get_logger()
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,64}")
+# A client that sends too much gets its answer only once it has been listened to, up to here.
+_DRAINED_BYTES = 1 << 20
+
+
+def add_header(request: Request, name: str, value: str) -> None:
+    """Add a header to the answer of this request, whatever it will be."""
+    request.scope["state"]["headers"][name] = value
+
+
+class RequestContext:
+    """Gives each request an id and each answer its common headers; turns bugs into a 500."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state: MutableMapping[str, Any] = scope.setdefault("state", {})
+        state["request_id"] = _request_id(Request(scope).headers.get("x-request-id"))
+        state["headers"] = {}
+        started = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(raw=message["headers"])
+                headers["X-Request-Id"] = state["request_id"]
+                headers.setdefault("Cache-Control", "no-store")
+                headers.setdefault("X-Content-Type-Options", "nosniff")
+                for name, value in state["headers"].items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception:
+            _log.exception("request failed", request_id=state["request_id"], path=scope["path"])
+            if started:  # too late for an answer: let the server cut the connection
+                raise
+            answer = problem_response(
+                Request(scope), INTERNAL, "The fault is noted; the request id finds it in the log"
+            )
+            await answer(scope, receive, send_with_headers)
+
+
+class HeadAsGet:
+    """Answers HEAD as GET without the body; `scope["state"]["head"]` tells who cares."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        scope["state"]["head"] = True
+
+        async def send_without_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_without_body)
+
+
+class BodyLimit:
+    """Refuses bodies over `max_bytes`, announced or not; hands on whole ones."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
+            await self._app(scope, receive, send)
+            return
+        body = await self._read(receive)
+        if body is not None:
+            await self._app(scope, _replay(body, receive), send)
+            return
+        detail = f"The body is over {self._max_bytes} bytes, which is the most"
+        kind = PROBLEMS[BodyTooLarge]
+        answer = problem_response(Request(scope), kind, detail, headers={"Connection": "close"})
+        await answer(scope, receive, send)
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """The body, or None when it is too large (or its sender has gone)."""
+        chunks: list[bytes] = []
+        size, more = 0, True
+        while more and size <= _DRAINED_BYTES:
+            message = await receive()
+            if message["type"] != "http.request":
+                return None
+            more = message.get("more_body", False)
+            size += len(message.get("body", b""))
+            if size <= self._max_bytes:
+                chunks.append(message.get("body", b""))
+        return b"".join(chunks) if size <= self._max_bytes else None
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()  # only news now: the client has gone
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def _request_id(offered: str | None) -> str:
+    """The client's own id if it is harmless, so that its logs and ours can be matched."""
+    if offered is not None and _REQUEST_ID.fullmatch(offered):
+        return offered
+    return secrets.token_hex(16)

@@ -1,0 +1,166 @@
+"""From a body to a request with every field resolved, or a list of all that is wrong."""
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from app.errors import InvalidRequest
+from app.jobs.models import ModelCard
+from app.jobs.record import JobRequest
+from app.json_body import JsonBody, pointer
+from app.schemas.jobs import MAX_SEED, JobCreate
+from app.schemas.problems import FieldProblem
+
+__all__ = ["Draft", "resolve"]
+
+T = TypeVar("T")
+
+_SHOWN_CHARACTERS = 60
+
+
+class Draft:
+    """A body as far as it could be read: right fields as given, wrong ones left out."""
+
+    def __init__(self, body: JsonBody) -> None:
+        self.errors = [
+            FieldProblem(pointer=place, message="Holds half a surrogate pair, which is no text")
+            for place in body.surrogates
+        ]
+        self._wrong = {place.split("/")[1] for place in body.surrogates if place}
+        self.fields = self._read(body.value)
+
+    def _read(self, value: object) -> JobCreate:
+        try:
+            return JobCreate.model_validate(value)
+        except ValidationError as error:
+            entries = error.errors()
+        known = {place.pointer for place in self.errors}
+        found = [_field_problem(entry) for entry in entries]
+        self.errors += [problem for problem in found if problem.pointer not in known]
+        self._wrong |= {str(entry["loc"][0]) for entry in entries if entry["loc"]}
+        right = value if isinstance(value, Mapping) else {}
+        kept = {name: given for name, given in right.items() if name not in self._wrong}
+        # Only to go on checking: a draft with errors is never used.
+        return JobCreate.model_validate({"prompt": "?", **kept})
+
+    def refuse(self, name: str, message: str, *also: str) -> None:
+        """Note a wrong field, unless it or one it is held against is wrong anyway."""
+        if not self._wrong.intersection({name, *also}):
+            self.errors.append(FieldProblem(pointer=pointer(name), message=message))
+
+    def check(self) -> None:
+        """Raise InvalidRequest if anything is wrong."""
+        if self.errors:
+            names = ", ".join(error.pointer[:80] or "the body" for error in self.errors)
+            raise InvalidRequest(f"Not valid: {names}", errors=self.errors)
+
+
+def resolve(draft: Draft, card: ModelCard) -> JobRequest:
+    """Fill in the model's defaults.
+
+    Raises:
+        InvalidRequest: something is wrong; names every wrong field at once.
+    """
+    fields = draft.fields
+    _refuse_what_is_not_built(draft)
+    _refuse_what_the_model_has_not(draft, card)
+    _refuse_transparency(draft, card)
+    seed = secrets.randbelow(MAX_SEED - fields.n) if fields.seed is None else fields.seed
+    if seed + fields.n - 1 > MAX_SEED:
+        most = MAX_SEED - fields.n + 1
+        draft.refuse("seed", f"With n = {fields.n} the seed is at most {most}, not {seed}", "n")
+    draft.check()
+    interval = fields.guidance_interval
+    return JobRequest(
+        prompt=fields.prompt,
+        negative_prompt=fields.negative_prompt,
+        model=card.name,
+        n=fields.n,
+        seed=seed,
+        steps=_or(fields.steps, card.default_steps),
+        sampler=_or(fields.sampler, card.default_sampler),
+        guidance_scale=_or(fields.guidance_scale, card.default_guidance_scale),
+        guidance_interval=_or(interval, card.default_guidance_interval),
+        size=_or(fields.size, card.native),
+        output_format=fields.output_format,
+        background=_background(fields, card),
+        priority=fields.priority,
+        best_of=fields.n,
+        cache=fields.cache,
+    )
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _refuse_what_is_not_built(draft: Draft) -> None:
+    fields = draft.fields
+    if fields.webhook_url is not None:
+        draft.refuse("webhook_url", "Webhooks are not available on this server; leave it out")
+    if fields.best_of is not None and fields.best_of != fields.n:
+        reason = "is not available on this server" if fields.best_of > fields.n else "is below n"
+        message = f"best_of = {fields.best_of} with n = {fields.n} {reason}; leave it out"
+        draft.refuse("best_of", message, "n")
+
+
+def _refuse_what_the_model_has_not(draft: Draft, card: ModelCard) -> None:
+    fields = draft.fields
+    if fields.size is not None and fields.size not in card.sizes:
+        draft.refuse("size", f"{fields.size!r} should be one of {', '.join(card.sizes)}", "model")
+    if fields.steps is not None and fields.steps > card.max_steps:
+        message = f"{fields.steps} should be at most {card.max_steps}, the training length"
+        draft.refuse("steps", message, "model")
+    if fields.sampler is not None and fields.sampler not in card.samplers:
+        message = f"{fields.sampler!r} should be one of {', '.join(card.samplers)}"
+        draft.refuse("sampler", message, "model")
+    if fields.guidance_interval is not None:
+        begin, end = fields.guidance_interval
+        if begin > end:
+            message = f"[{begin}, {end}] ends before it begins; give [from, to]"
+            draft.refuse("guidance_interval", message)
+
+
+def _refuse_transparency(draft: Draft, card: ModelCard) -> None:
+    if draft.fields.background != "transparent":
+        return
+    if draft.fields.output_format == "jpeg":
+        message = "JPEG has no transparency; use white, #rrggbb, or another output_format"
+        draft.refuse("background", message, "output_format")
+    elif card.channels != 4:
+        message = f"The model {card.name!r} has no transparency; use white or #rrggbb"
+        draft.refuse("background", message, "model")
+
+
+def _background(fields: JobCreate, card: ModelCard) -> str:
+    if fields.background is not None:
+        return fields.background.lower()
+    opaque = fields.output_format == "jpeg" or card.channels != 4
+    return (
+        "white" if opaque and card.default_background == "transparent" else card.default_background
+    )
+
+
+def _field_problem(entry: Mapping[str, Any]) -> FieldProblem:
+    parts: Sequence[str | int] = entry["loc"]
+    message: str = entry["msg"]
+    match entry["type"]:
+        case "extra_forbidden":
+            message = "No such field; check the spelling"
+        case "missing":
+            message = "Is needed"
+        case "model_type":
+            message = "The body should be a JSON object"
+        case "control_character" | "blank" | "too_long" | "too_large":
+            pass
+        case _:
+            message = f"{message}, not {_shown(entry['input'])}"
+    return FieldProblem(pointer=pointer(*parts), message=message)
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"

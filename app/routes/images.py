@@ -1,0 +1,108 @@
+"""`GET /v1/images/{name}`: the bytes of a picture."""
+
+import hashlib
+from typing import Annotated
+
+import structlog
+from anyio import to_thread
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from app import errors
+from app.byte_ranges import matches, requested_slice
+from app.deps import Services, ServicesDep
+from app.documentation import header, problems
+from app.jobs.ids import is_job_id
+from app.jobs.record import StoredImage
+from app.storage.base import IMAGE_NAME
+
+__all__ = ["router"]
+
+_log = structlog.get_logger()
+
+router = APIRouter(prefix="/v1", tags=["Images"])
+
+_CACHE = "private, max-age=31536000, immutable"
+_BINARY = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
+_CONTENT = {media_type: _BINARY for media_type in ("image/png", "image/webp", "image/jpeg")}
+_HEADERS = {
+    "ETag": header("sha256 of the image, quoted"),
+    "Cache-Control": header(f"`{_CACHE}`"),
+    "Accept-Ranges": header("`bytes`"),
+}
+
+
+@router.get(
+    "/images/{name}",
+    response_class=Response,
+    summary="Fetch an image",
+    responses={
+        200: {"description": "The image", "content": _CONTENT, "headers": _HEADERS},
+        206: {
+            "description": "The bytes of one `Range`",
+            "content": _CONTENT,
+            "headers": {**_HEADERS, "Content-Range": header("Which bytes these are")},
+        },
+        304: {"description": "`If-None-Match` names this image", "headers": _HEADERS},
+        **problems(
+            *(errors.Unauthorized, errors.SignatureInvalid, errors.SignatureExpired),
+            *(errors.ImageNotFound, errors.RangeNotSatisfiable),
+        ),
+    },
+)
+async def get_image(
+    request: Request,
+    services: ServicesDep,
+    name: Annotated[str, Path(description="As in the job's `url`")],
+    expires: Annotated[str | None, Query(description="From the signed URL")] = None,
+    signature: Annotated[str | None, Query(description="From the signed URL")] = None,
+) -> Response:
+    """The signed URL of a job works for anyone until it expires, the bare path for the owner.
+
+    `HEAD`, `Range` (one range), `If-Range` and `If-None-Match` work.
+    """
+    owner = None
+    if expires is None and signature is None:
+        owner = services.authenticator.caller(request.headers.get("authorization")).owner
+    else:
+        await services.signer.check(name, expires, signature)
+    image = await _find(services, name, owner)
+    return _respond(request, image, await _read(services, image))
+
+
+async def _find(services: Services, name: str, owner: str | None) -> StoredImage:
+    """The image of a job that still exists, and is this owner's where one is given."""
+    job_id = name.partition("_")[0]
+    if IMAGE_NAME.fullmatch(name) and is_job_id(job_id):
+        record = await services.reader.get(job_id)
+        if record is not None and owner in (None, record.owner):
+            for image in record.images:
+                if image.name == name:
+                    return image
+    raise errors.ImageNotFound(f"There is no image {name[:80]!r} of yours; it may have expired")
+
+
+async def _read(services: Services, image: StoredImage) -> bytes:
+    try:
+        data = await to_thread.run_sync(services.storage.read, image.name)
+    except OSError as error:
+        _log.error("image cannot be read", image=image.name, reason=type(error).__name__)
+        data = b""
+    if hashlib.sha256(data).hexdigest() != image.sha256:  # never send what is not the picture
+        _log.error("image is missing or damaged", image=image.name, bytes=len(data))
+        raise errors.ImageNotFound(f"The image {image.name!r} is lost; submit the job again")
+    return data
+
+
+def _respond(request: Request, image: StoredImage, data: bytes) -> Response:
+    etag = f'"{image.sha256}"'
+    headers = {"ETag": etag, "Cache-Control": _CACHE, "Accept-Ranges": "bytes"}
+    given = request.headers
+    if matches(given.get("if-none-match"), etag):
+        return Response(status_code=304, headers=headers)
+    # A range has a meaning for GET only.
+    wanted = None if request.scope["state"].get("head") else given.get("range")
+    part = requested_slice(wanted, given.get("if-range"), etag, len(data))
+    if part is None:
+        return Response(data, headers=headers, media_type=image.content_type)
+    headers["Content-Range"] = part.content_range
+    return Response(data[part.first : part.last + 1], 206, headers, image.content_type)

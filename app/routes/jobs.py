@@ -1,0 +1,126 @@
+"""Submit, follow, list and cancel jobs."""
+
+import base64
+import binascii
+import json
+import math
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Response
+
+from app.auth import Caller
+from app.deps import CallerDep, Services, ServicesDep
+from app.documentation import header, problems
+from app.errors import InvalidRequest, JobNotFound, Unauthorized
+from app.jobs.ids import is_job_id
+from app.jobs.reader import Position
+from app.jobs.record import JobRecord
+from app.present import job_objects, poll_hint_s
+from app.schemas.jobs import JobList, JobListQuery, JobObject
+from app.schemas.problems import FieldProblem
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1", tags=["Jobs"])
+
+_JOB_ERRORS = problems(Unauthorized, JobNotFound, InvalidRequest)
+_POLL = {"Retry-After": header("Poll hint in seconds, while the job is not terminal", "integer")}
+
+JobId = Annotated[str, Path(description="The job's id")]
+
+
+@router.get(
+    "/jobs/{job_id}",
+    summary="Follow a job",
+    responses={200: {"headers": _POLL}, **_JOB_ERRORS},
+)
+async def get_job(
+    job_id: JobId, response: Response, services: ServicesDep, caller: CallerDep
+) -> JobObject:
+    """The job as it is now."""
+    return await _answer(services, await _own(services, caller, job_id), response)
+
+
+@router.get(
+    "/jobs",
+    summary="List jobs",
+    responses=problems(Unauthorized, InvalidRequest),
+)
+async def list_jobs(
+    query: Annotated[JobListQuery, Query()], services: ServicesDep, caller: CallerDep
+) -> JobList:
+    """The caller's jobs, newest first. Pages stay as they are while new jobs come in."""
+    page = await services.reader.page(
+        caller.owner,
+        limit=query.limit,
+        after=_read_cursor(query.cursor) if query.cursor is not None else None,
+        status=query.status,
+    )
+    return JobList(
+        data=await job_objects(services, page.records),
+        next_cursor=_write_cursor(page.next) if page.next is not None else None,
+    )
+
+
+@router.post(
+    "/jobs/{job_id}/cancel",
+    summary="Cancel a job",
+    responses={200: {"headers": _POLL}, **_JOB_ERRORS},
+)
+async def cancel_job(
+    job_id: JobId, response: Response, services: ServicesDep, caller: CallerDep
+) -> JobObject:
+    """A queued job never runs, a running one leaves within a step, an ended one stays as it is."""
+    record = await _own(services, caller, job_id)
+    if not record.status.terminal:
+        await services.submitter.cancel(record)
+        record = await _own(services, caller, job_id)
+    return await _answer(services, record, response)
+
+
+@router.delete(
+    "/jobs/{job_id}",
+    summary="Cancel a job",
+    responses={200: {"headers": _POLL}, **_JOB_ERRORS},
+)
+async def delete_job(
+    job_id: JobId, response: Response, services: ServicesDep, caller: CallerDep
+) -> JobObject:
+    """The same as `POST /v1/jobs/{job_id}/cancel`."""
+    return await cancel_job(job_id, response, services, caller)
+
+
+async def _own(services: Services, caller: Caller, job_id: str) -> JobRecord:
+    record = await services.reader.get(job_id) if is_job_id(job_id) else None
+    if record is None or record.owner != caller.owner:
+        raise JobNotFound(f"There is no job {job_id[:64]!r} of yours; it may have expired")
+    return record
+
+
+async def _answer(services: Services, record: JobRecord, response: Response) -> JobObject:
+    [job] = await job_objects(services, [record])
+    if not record.status.terminal:
+        response.headers["Retry-After"] = str(poll_hint_s(job))
+    return job
+
+
+def _write_cursor(position: Position) -> str:
+    text = json.dumps([position.created_at, position.job_id])
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str) -> Position:
+    try:
+        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        created_at, job_id = json.loads(raw)
+        position = Position(float(created_at), job_id)
+        if is_job_id(position.job_id) and math.isfinite(position.created_at):
+            return position
+    except (binascii.Error, ValueError, TypeError, RecursionError):
+        pass
+    problem = FieldProblem(
+        pointer="/cursor",
+        message="Not a cursor of this server; use `next_cursor` as given",
+        place="query",
+    )
+    raise InvalidRequest("The cursor is not valid", errors=[problem])

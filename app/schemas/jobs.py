@@ -1,0 +1,204 @@
+"""Jobs on the wire: what a client sends, and what it gets."""
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
+
+from app.jobs.record import JobStatus, OutputFormat, Priority, Sampler
+from app.schemas.text import MAX_CHARACTERS, PROMPT_PATTERN, check_prompt
+
+__all__ = ["MAX_IMAGES", "MAX_SEED", "JobCreate", "JobList", "JobListQuery", "JobObject"]
+
+MAX_SEED = 2**53 - 1  # the largest integer that JSON carries safely
+MAX_IMAGES = 8
+MAX_METADATA_BYTES = 4096
+
+
+def _integral(value: object) -> object:
+    """JSON does not tell 7 from 7.0, so neither do we; "7" and true are no numbers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _pair(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _small(metadata: dict[str, str]) -> dict[str, str]:
+    size = sum(len(text.encode()) for pair in metadata.items() for text in pair)
+    if size > MAX_METADATA_BYTES:
+        raise PydanticCustomError(
+            "too_large",
+            "Keys and values have {size} bytes as UTF-8; the most is {most}",
+            {"size": size, "most": MAX_METADATA_BYTES},
+        )
+    return metadata
+
+
+Integral = BeforeValidator(_integral)
+Text = Annotated[
+    str,
+    AfterValidator(check_prompt),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": MAX_CHARACTERS,
+            "pattern": PROMPT_PATTERN,
+        }
+    ),
+]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class JobCreate(BaseModel):
+    """A request for images. Fields that are not listed here are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"prompt": "a red apple", "n": 2, "seed": 7}]},
+    )
+
+    prompt: Text = Field(description="What to draw. Stripped; control characters are refused")
+    negative_prompt: Text | None = Field(None, description="What to steer away from")
+    model: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        None, description="One of `GET /v1/models`; absent: the default one"
+    )
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES), Integral] = Field(
+        1, description="Images; image i uses seed + i"
+    )
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED), Integral] | None = Field(
+        None, description="Absent: drawn at submission; always returned. seed + n - 1 < 2^53"
+    )
+    steps: Annotated[int, Field(ge=1, le=1000), Integral] | None = Field(
+        None, description="Denoising steps, at most the model's training length"
+    )
+    sampler: Sampler | None = Field(None, description="Absent: the model's default")
+    guidance_scale: Annotated[float, Field(ge=0, le=20)] | None = Field(
+        None, description="1: no guidance; absent: the model's default"
+    )
+    size: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")] | None = Field(
+        None, description='"WxH", one of the model\'s sizes; absent: its native size'
+    )
+    output_format: OutputFormat = "png"
+    background: Annotated[str, Field(pattern=r"^(transparent|white|#[0-9a-fA-F]{6})$")] | None = (
+        Field(None, description="transparent, white or #rrggbb; absent: the model's default")
+    )
+    priority: Priority = Field("normal", description="high needs a key that allows it")
+    webhook_url: str | None = Field(
+        None, description="Not available on this server: any address is refused"
+    )
+    guidance_interval: Annotated[tuple[Share, Share], BeforeValidator(_pair)] | None = Field(
+        None, description="[from, to]: guidance acts only in this part of the trajectory"
+    )
+    best_of: Annotated[int, Field(ge=1, le=MAX_IMAGES), Integral] | None = Field(
+        None, description="Candidates drawn; on this server always the same as n"
+    )
+    cache: bool = Field(True, description="Whether an identical earlier result may be given")
+    metadata: Annotated[dict[str, str], Field(max_length=16), AfterValidator(_small)] = Field(
+        default_factory=dict,
+        description=f"Up to 16 pairs, {MAX_METADATA_BYTES} bytes in all; returned as is",
+    )
+
+
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+
+
+class ResolvedRequest(BaseModel):
+    """The request, every field resolved to the value used."""
+
+    prompt: str
+    negative_prompt: str | None
+    model: str
+    n: int
+    seed: int
+    steps: int
+    sampler: Sampler
+    guidance_scale: float
+    size: str
+    output_format: OutputFormat
+    background: str
+    priority: Priority
+    guidance_interval: tuple[float, float]
+    best_of: int
+    cache: bool
+
+
+class Progress(BaseModel):
+    """Denoising steps done."""
+
+    step: int
+    total_steps: int
+    fraction: float
+
+
+class ImageObject(BaseModel):
+    """One image of a finished job."""
+
+    index: int
+    url: str = Field(description="Path on this server; signed, so it works without a key")
+    seed: int
+    width: int
+    height: int
+    content_type: str
+    bytes: int
+    sha256: str
+    clip_score: float | None
+
+
+class JobError(BaseModel):
+    """Why a job failed (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+class JobObject(BaseModel):
+    """A job. Once its status is terminal it never changes again."""
+
+    id: str
+    object: Literal["job"] = "job"
+    status: JobStatus
+    created_at: Time
+    started_at: Time | None
+    finished_at: Time | None
+    expires_at: Time = Field(description="Until the job ends: the earliest time it can be")
+    request: ResolvedRequest
+    progress: Progress
+    queue_position: int | None = Field(description="Jobs ahead; null when not queued")
+    eta_seconds: float | None = Field(description="A rough estimate; null when unknown")
+    images: list[ImageObject] = Field(description="Empty until succeeded, then complete")
+    attempts: int
+    warnings: list[str]
+    error: JobError | None
+    metadata: dict[str, str]
+
+
+class JobList(BaseModel):
+    """Some of the caller's jobs, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[JobObject]
+    next_cursor: str | None = Field(description="Give it as `cursor` for the rest; null: no more")
+
+
+class JobListQuery(BaseModel):
+    """Which jobs to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: JobStatus | None = Field(None, description="Only jobs of this status")
+    limit: int = Field(20, ge=1, le=100, description="Most jobs in the answer")
+    cursor: str | None = Field(
+        None, max_length=200, description="`next_cursor` of the answer before"
+    )

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from app.commands.console import fail
+from app.commands.programs import environment, program
 
 __all__ = ["PASS_THROUGH", "evaluate", "train"]
 
@@ -28,4 +29,5 @@ def _hand_on(module: str, arguments: list[str]) -> None:
     if importlib.util.find_spec("torch") is None:
         fail("this needs torch: pip install 'avocat[worker,train]'")
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606 - no shell
+    argv = program(module, *arguments)
+    os.execve(argv[0], argv, environment())  # noqa: S606 - our own program, no shell

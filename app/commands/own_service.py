@@ -2,11 +2,9 @@
 
 import contextlib
 import json
-import os
 import selectors
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from app.commands.console import ExitCode, fail
+from app.commands.programs import environment, program
 from app.embedded_redis import tied_to_parent
 
 __all__ = ["own_service"]
@@ -43,11 +42,10 @@ def own_service() -> Iterator[str]:
 
 
 def _start(data_dir: Path, errors: int) -> subprocess.Popen[bytes]:
-    environment = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
-    command = [sys.executable, "-m", "app.cli", "serve", "--json"]
+    variables = {name: value for name, value in environment().items() if name not in NOT_PASSED_ON}
     return subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", "0", "--data-dir", str(data_dir)],
-        env=environment,
+        program("app.cli", "serve", "--json", "--port", "0", "--data-dir", str(data_dir)),
+        env=variables,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=errors,

@@ -66,9 +66,9 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
-    except socket.gaierror:
-        fail(f"AVOCAT_HOST={host!r} is not an address of this machine", ExitCode.BAD_INPUT)
     except OSError as fault:
+        if fault.errno is None or fault.errno < 0 or fault.errno == errno.EADDRNOTAVAIL:
+            fail(f"AVOCAT_HOST={host!r} is not an address of this machine", ExitCode.BAD_INPUT)
         if fault.errno == errno.EADDRINUSE:
             fail(f"port {port} on {host} is taken; choose another with --port or AVOCAT_PORT")
-        fail(f"cannot listen on {host}:{port}: {os.strerror(fault.errno or 0)}")
+        fail(f"cannot listen on {host}:{port}: {os.strerror(fault.errno)}")

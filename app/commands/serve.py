@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ import typer
 from app import logs
 from app.commands.console import apply_overrides, fail, read_settings
 from app.commands.preflight import check_bundle, check_redis, listen, lock_data_folder
+from app.commands.programs import environment, program
 from app.embedded_redis import EmbeddedRedis, EmbeddedRedisError, redis_executable
 from app.settings import Settings
 from app.supervisor import Part, ProcessPart, RedisPart, Supervisor, SupervisorError
@@ -92,21 +92,20 @@ def announce(url: str, as_json: bool) -> None:
 
 def parts(settings: Settings, listener: socket.socket, lock: int) -> list[Part]:
     """The parts in starting order; Redis among them unless the settings name one."""
-    environment = dict(os.environ)
+    variables = environment()
     found: list[Part] = []
     if settings.redis_url is None:
         redis_executable()
         server = EmbeddedRedis(settings.data_dir / "redis")
-        environment["AVOCAT_REDIS_URL"] = server.url
+        variables["AVOCAT_REDIS_URL"] = server.url
         found.append(RedisPart(server, lock))
     else:
         check_redis(settings.redis_url)
     fd = listener.fileno()
-    api = [sys.executable, "-m", "app.cli", "api", "--fd", str(fd)]
-    found.append(ProcessPart("api", api, environment, grace_s=15.0, inherit=[fd]))
-    worker_grace_s = settings.drain_grace_s + 10.0
-    worker = [sys.executable, "-m", "worker"]
-    found.append(ProcessPart("worker", worker, environment, grace_s=worker_grace_s))
+    api_argv = program("app.cli", "api", "--fd", str(fd))
+    found.append(ProcessPart("api", api_argv, variables, grace_s=15.0, inherit=[fd]))
+    drain_s = settings.drain_grace_s + 10.0
+    found.append(ProcessPart("worker", program("worker"), variables, grace_s=drain_s))
     return found
 
 
@@ -152,5 +151,5 @@ def worker(
     apply_overrides(device=device, bundle=bundle)
     read_settings()
     named = ["--name", name] if name is not None else []
-    argv = [sys.executable, "-m", "worker", *named, *(["--burst"] if burst else [])]
-    os.execv(sys.executable, argv)  # noqa: S606 - our own program, no shell
+    argv = program("worker", *named, *(["--burst"] if burst else []))
+    os.execve(argv[0], argv, environment())  # noqa: S606 - our own program, no shell

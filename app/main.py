@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from app import __version__, documentation, errors
+from app import __version__, documentation, errors, logs
 from app.deps import make_services
 from app.middleware import BodyLimit, HeadAsGet, RequestContext
 from app.routes import health, images, jobs, models, pages, submit
@@ -14,8 +14,14 @@ from app.settings import Settings
 __all__ = ["create_app"]
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """Build the application; nothing is connected until it is used."""
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Build the application; nothing is connected until it is used.
+
+    Without settings it is the whole process (`uvicorn --factory`): it reads them and sets up logs.
+    """
+    if settings is None:
+        settings = Settings()
+        logs.configure(settings.log_level, settings.log_json)
     services = make_services(settings)
 
     @asynccontextmanager

@@ -2,6 +2,7 @@
 
 import re
 import secrets
+import time
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -38,12 +39,13 @@ class RequestContext:
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
         state["request_id"] = _request_id(Request(scope).headers.get("x-request-id"))
         state["headers"] = {}
-        started = False
+        started, begun = False, time.perf_counter()
 
         async def send_with_headers(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
+                _log_answer(scope, message["status"], time.perf_counter() - begun)
                 headers = MutableHeaders(raw=message["headers"])
                 headers["X-Request-Id"] = state["request_id"]
                 headers.setdefault("Cache-Control", "no-store")
@@ -62,6 +64,19 @@ class RequestContext:
                 Request(scope), INTERNAL, "The fault is noted; the request id finds it in the log"
             )
             await answer(scope, receive, send_with_headers)
+
+
+def _log_answer(scope: Scope, status: int, seconds: float) -> None:
+    """One line per request; never the query, which may hold a signature."""
+    log = _log.debug if scope["path"] in ("/healthz", "/readyz") else _log.info
+    log(
+        "request",
+        method=scope["method"],
+        path=scope["path"],
+        status=status,
+        ms=round(seconds * 1000, 1),
+        request_id=scope["state"]["request_id"],
+    )
 
 
 class HeadAsGet:

@@ -1,0 +1,21 @@
+"""One tiny model and one running service for the tests that can share them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.service import Service
+from tests.models.tiny import build_tiny_bundle
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Iterator[Service]:
+    """A service that tests may load but must leave running."""
+    with Service(tmp_path_factory.mktemp("service") / "data", tiny_bundle) as running:
+        yield running

@@ -123,11 +123,13 @@ def api(
     apply_overrides(host=host, port=port)
     settings = read_settings()
     listener = socket.socket(fileno=fd) if fd is not None else listen(settings.host, settings.port)
-    import uvicorn
+    import uvicorn  # here, so that the other commands start faster
 
+    from app.main import create_app
+
+    logs.configure(settings.log_level, settings.log_json)
     config = uvicorn.Config(
-        "app.main:create_app",
-        factory=True,
+        create_app(settings),
         access_log=False,  # the application logs requests with their ids
         log_level="warning",
         server_header=False,

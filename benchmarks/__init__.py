@@ -1,0 +1,1 @@
+"""Measurements that `make bench` runs; each prints figures and what they were made with."""

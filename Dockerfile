@@ -13,9 +13,7 @@ COPY constraints.txt pyproject.toml README.md LICENSE NOTICE ./
 COPY app app
 
 FROM build AS build-api
-# The model's folders are not part of this image; the build only wants to find them.
-RUN mkdir -p models worker bundles \
-    && /opt/avocat/bin/pip install --no-cache-dir -c constraints.txt .
+RUN /opt/avocat/bin/pip install --no-cache-dir -c constraints.txt .
 
 FROM build AS build-worker
 COPY models models

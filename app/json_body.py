@@ -14,7 +14,7 @@ _MOST_DIGITS = 300
 
 
 class JsonBody(NamedTuple):
-    """A parsed body, and the places that hold lone surrogates (U+FFFD stands there now)."""
+    """A parsed body, and pointers to texts that held lone surrogates (now `?`)."""
 
     value: object
     surrogates: list[str]
@@ -85,5 +85,5 @@ def _clean_text(text: str, path: tuple[str | int, ...], surrogates: list[str]) -
     # A pair of escapes is one character already; what is left alone stands for none.
     cleaned = text.encode("utf-8", "replace").decode()
     if any("\ud800" <= character <= "\udfff" for character in text):
-        surrogates.append(pointer(*path))
+        surrogates.append(pointer(*path).encode("utf-8", "replace").decode())
     return cleaned

@@ -31,6 +31,7 @@ class EventHub:
         self._reader = JobReader(redis)
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def start(self) -> None:
         """Subscribe in the background; a lost Redis is tried again until `close`."""
@@ -39,6 +40,7 @@ class EventHub:
 
     async def close(self) -> None:
         """Unsubscribe."""
+        self._closed = True  # redis-py may swallow a cancellation while it connects
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -71,7 +73,7 @@ class EventHub:
                 del self._waiting[job_id]
 
     async def _listen(self) -> None:
-        while True:
+        while not self._closed:
             try:
                 await self._subscribe()
             except (RedisError, OSError) as error:
@@ -81,7 +83,7 @@ class EventHub:
     async def _subscribe(self) -> None:
         async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
             await cast(Awaitable[None], pubsub.subscribe(keys.EVENTS))
-            while True:
+            while not self._closed:
                 message = await pubsub.get_message(timeout=1.0)
                 if message is not None:
                     self._dispatch(message["data"])

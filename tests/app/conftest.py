@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from app import logs
 from tests.app.service import Serve, Service, serving
 
 
@@ -19,3 +20,8 @@ async def service(serve: Serve) -> AsyncIterator[Service]:
     """An application with default settings, open to everyone, and one model announced."""
     async with serve() as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def _logs() -> None:
+    logs.configure("warning")

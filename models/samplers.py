@@ -3,7 +3,7 @@
 Every sampler here moves a row by
 
     x_prev = k₀ x_t + k₁ denoised + k₂ previous_denoised + k₃ ε + k₄ noise,
-    denoised = clip(k₅ x_t + k₆ ε)
+    denoised = clip((x_t - k₅ ε) k₆)
 
 and differs only in the numbers k, which depend on the trajectory and not on the picture. So a
 sampler is a table of them, made in float64 when a row is admitted, and `step` is shared.
@@ -72,7 +72,7 @@ def trajectory(
     }
     if sampler not in tables:
         raise ScheduleError(f"unknown sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
-    to_denoised = torch.stack([now.rsqrt(), -((1 - now) / now).sqrt()], dim=1)
+    to_denoised = torch.stack([(1 - now).sqrt(), now.rsqrt()], dim=1)
     return Trajectory(t, torch.cat([tables[sampler](), to_denoised], dim=1).float())
 
 
@@ -142,7 +142,7 @@ def step(
     [-clip, clip]; None leaves it. Returns `(x_prev, denoised)`.
     """
     k = coefficients.reshape(*coefficients.shape, *([1] * (x_t.ndim - 1))).unbind(1)
-    denoised = k[5] * x_t + k[6] * eps
+    denoised = (x_t - k[5] * eps) * k[6]
     if clip is not None:
         denoised = denoised.clamp(-clip, clip)
     x_prev = k[0] * x_t + k[1] * denoised + k[2] * previous_denoised + k[3] * eps + k[4] * noise

@@ -101,7 +101,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.part == "clip":
         from models.train.clip import ClipTraining, train_clip
 
-        options = ClipTraining(batch_size=args.batch_size or 256, seed=args.seed)
+        options = ClipTraining(batch_size=args.batch_size or 128, seed=args.seed)
         train_clip(batches, args.out / "clip", options, budget, _teacher(args.teacher))
     elif args.part == "denoiser":
         _denoiser(args, batches, budget)

@@ -26,7 +26,7 @@ PIXEL_MEAN = PIXEL_STD = (0.5, 0.5, 0.5)
 class ClipTraining:
     """What `avocat train clip` may be told."""
 
-    batch_size: int = 256
+    batch_size: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 0.02
     distillation: float = 3.0
@@ -65,11 +65,17 @@ class Teacher:
         encoder = SentenceTransformer(path, device="cpu")
         pieces = [tokenizer.decoder[i].replace("</w>", "") for i in range(tokenizer.vocab_size)]
         words = sorted({p for p in pieces if p.isascii() and p.isalpha() and len(p) > 2})
-        self.phrases = sorted(set(phrases) | set(words))
+        self.phrases = [*sorted(set(phrases)), *words]
+        self.captioned = len(set(phrases))
         options = {"batch_size": 256, "normalize_embeddings": True, "convert_to_tensor": True}
         self.targets: Tensor = encoder.encode(self.phrases, show_progress_bar=True, **options).clone()
         by_word = {phrase: i for i, phrase in enumerate(self.phrases)}
         self.known = [(i, by_word[p]) for i, p in enumerate(pieces) if p in by_word]
+
+    def draw(self, rng: random.Random, count: int) -> list[int]:
+        """Indices of `count` phrases: half from the captions' words, half from the vocabulary."""
+        own = rng.choices(range(self.captioned), k=count - count // 2)
+        return own + rng.choices(range(self.captioned, len(self.phrases)), k=count // 2)
 
     def start_embeddings(self, embedding: nn.Embedding) -> None:
         """Start token embeddings at the principal components of their words' targets."""
@@ -123,7 +129,7 @@ class ClipTrainer:
         distillation = torch.zeros(())
         if self.teacher is not None and self.project is not None:
             rng = random.Random(f"distil:{self.options.seed}:{step}")
-            chosen = rng.choices(range(len(self.teacher.phrases)), k=len(captions))
+            chosen = self.teacher.draw(rng, 3 * len(captions))
             student = self.project(encode_text(self.model, self.tokenizer([self.teacher.phrases[i] for i in chosen])))
             distillation = 1 - F.cosine_similarity(student, self.teacher.targets[chosen]).mean()
             loss = loss + self.options.distillation * distillation
@@ -156,7 +162,7 @@ def train_clip(
     checkpoint = Checkpoint(out / "clip.checkpoint", trainer.model, trainer.optimizer, trainer.project)
     step, spent = checkpoint.load()
     budget.resume(step, spent)
-    metrics = Metrics(out / "clip.jsonl")
+    metrics = Metrics(out / "clip.jsonl", step)
     with tqdm(total=budget.total, initial=step, desc="clip", unit="step") as bar:
         while not budget.done:
             pictures, captions = batches.draw(step, options.batch_size)

@@ -150,7 +150,7 @@ def train_denoiser(
     budget.resume(step, spent)
     if compiled:
         trainer.compile()
-    metrics = Metrics(out / "denoiser.jsonl")
+    metrics = Metrics(out / "denoiser.jsonl", step)
     next_grid = spent
     with tqdm(total=budget.total, initial=step, desc="denoiser", unit="step") as bar:
         while not budget.done:

@@ -50,11 +50,15 @@ class Budget:
 
 
 class Metrics:
-    """One JSON line per step, appended, so that a resumed run goes on in the same file."""
+    """One JSON line per step; a resumed run goes on in the same file, after the step it resumes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, resumed_step: int = 0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
+        if path.exists():  # drop the steps between the last checkpoint and the kill
+            lines = path.read_text().splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= resumed_step]
+            path.write_text("".join(line + "\n" for line in kept))
 
     def write(self, step: int, spent_s: float, values: dict[str, float]) -> None:
         row = {"step": step, "seconds": round(spent_s, 2), **{k: round(v, 6) for k, v in values.items()}}

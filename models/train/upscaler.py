@@ -49,7 +49,7 @@ def train_upscaler(batches: Batches, out: Path, options: UpscalerTraining, budge
     checkpoint = Checkpoint(out / "upscaler.checkpoint", network, optimizer)
     step, spent = checkpoint.load()
     budget.resume(step, spent)
-    metrics = Metrics(out / "upscaler.jsonl")
+    metrics = Metrics(out / "upscaler.jsonl", step)
     with tqdm(total=budget.total, initial=step, desc="upscaler", unit="step") as bar:
         while not budget.done:
             pictures, _ = batches.draw(step, options.batch_size)

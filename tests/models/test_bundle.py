@@ -1,0 +1,126 @@
+"""A bundle is read whole or refused with a sentence that names the file and the fault."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.bundle import Bundle, load_bundle, read_config, save_config
+from models.errors import BundleError
+
+
+@pytest.fixture
+def copy(tiny_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
+
+
+def edit(folder: Path, **changes: object) -> None:
+    file = folder / "bundle.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_a_loaded_bundle_predicts_noise_of_the_picture_s_shape(tiny: Bundle) -> None:
+    x = torch.randn(2, 4, 16, 16)
+    eps = tiny.denoiser(x, torch.tensor([3, 900]), tiny.context.encode(["a cat", "a dog"]))
+    assert eps.shape == x.shape
+    assert eps.dtype == torch.float32
+    assert not torch.equal(eps[0], eps[1])
+
+
+def test_loading_twice_gives_the_same_weights(tiny: Bundle, tiny_folder: Path) -> None:
+    again = load_bundle(tiny_folder)
+    assert again.sha256 == tiny.sha256
+    for a, b in zip(again.denoiser.parameters(), tiny.denoiser.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_config_names_every_file_s_hash(tiny_folder: Path) -> None:
+    assert set(read_config(tiny_folder).files) == {
+        "denoiser.safetensors", "upscaler.safetensors",
+        "clip/open_clip_config.json", "clip/open_clip_model.safetensors",
+    }  # fmt: skip
+
+
+def test_sizes_come_from_the_upscaler(tiny_folder: Path) -> None:
+    assert read_config(tiny_folder).upscales == [1, 2, 4]
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no bundle at .* has no bundle.json"):
+        load_bundle(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["denoiser.safetensors", "clip/open_clip_model.safetensors"])
+def test_a_missing_file_is_named(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(BundleError, match=f"{name} is missing"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["denoiser.safetensors", "upscaler.safetensors"])
+def test_one_flipped_bit_is_found(copy: Path, name: str) -> None:
+    data = bytearray((copy / name).read_bytes())
+    data[-1] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(BundleError, match=f"{name} is damaged"):
+        load_bundle(copy)
+
+
+def test_a_truncated_file_without_a_hash_is_refused(copy: Path) -> None:
+    edit(copy, files={})
+    file = copy / "denoiser.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(BundleError, match=r"denoiser.safetensors is damaged or truncated"):
+        load_bundle(copy)
+
+
+def test_weights_of_another_shape_are_refused(copy: Path) -> None:
+    shape = {**json.loads((copy / "bundle.json").read_text())["denoiser"], "width": 8}
+    edit(copy, denoiser=shape)
+    with pytest.raises(BundleError, match=r"denoiser.safetensors does not fit bundle.json"):
+        load_bundle(copy)
+
+
+def test_a_clip_of_another_width_is_refused(copy: Path) -> None:
+    shape = {**json.loads((copy / "bundle.json").read_text())["denoiser"], "context_width": 99}
+    edit(copy, denoiser=shape)
+    with pytest.raises(BundleError):
+        load_bundle(copy)
+
+
+def test_a_newer_format_is_refused(copy: Path) -> None:
+    edit(copy, format=2)
+    with pytest.raises(BundleError, match="format 2; this version of avocat reads up to 1"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "cannot be read"), ("[1]", "JSON object"), ("{}", "name"), ("\xff", "cannot be read")],
+)
+def test_a_broken_config_is_refused(copy: Path, text: str, message: str) -> None:
+    (copy / "bundle.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(BundleError, match=message):
+        load_bundle(copy)
+
+
+def test_an_unknown_field_is_refused(copy: Path) -> None:
+    edit(copy, colour="blue")
+    with pytest.raises(BundleError, match="colour"):
+        load_bundle(copy)
+
+
+def test_a_file_outside_the_bundle_is_refused(copy: Path) -> None:
+    (copy.parent / "secret").write_text("x")
+    edit(copy, files={"../secret": "0" * 64})
+    with pytest.raises(BundleError, match="outside the bundle"):
+        load_bundle(copy)
+
+
+def test_saving_the_config_refreshes_the_hashes(copy: Path) -> None:
+    config = read_config(copy)
+    file = copy / "denoiser.safetensors"
+    file.write_bytes(file.read_bytes() + b"\0")
+    assert save_config(copy, config).files["denoiser.safetensors"] != config.files["denoiser.safetensors"]

@@ -1,0 +1,124 @@
+"""Batches: reproducible, true to their captions, and free of what is held out."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.train.batches import Batches, Mix
+from models.train.captions import article, dress, subject
+from models.train.colour import HUES, colour_word, dominant_hue, recolour, to_hsv, to_rgb
+from models.train.data import Captions, load_pictures
+from models.train.heldout import HeldOut, content_words, read_heldout
+from models.train.scenes import PLACEMENTS, compose
+from tests.models.train.conftest import COLOURS, draw
+
+HELDOUT = HeldOut((content_words("a cat inside an avocado"), content_words("a blue disc")))
+
+
+@pytest.fixture
+def batches(folder: Path) -> Batches:
+    return Batches(load_pictures(folder, 24, progress=False), HELDOUT, 3, Mix(0.4, 0.4))
+
+
+def test_same_seed_and_step_same_batch(batches: Batches) -> None:
+    x, captions = batches.draw(5, 16)
+    again, same = batches.draw(5, 16)
+    assert torch.equal(x, again)
+    assert captions == same
+    assert batches.draw(6, 16)[1] != captions
+    assert x.shape == (16, 4, 24, 24)
+    assert float(x.min()) >= -1 and float(x.max()) <= 1
+
+
+def test_no_batch_shows_what_is_held_out(batches: Batches) -> None:
+    made = [caption for step in range(60) for caption in batches.draw(step, 16)[1]]
+    assert any("green" in caption for caption in made)
+    assert not [caption for caption in made if HELDOUT.forbids(caption)]
+
+
+@pytest.mark.parametrize(
+    ("caption", "forbidden"),
+    [
+        ("an avocado next to a cat", True),
+        ("a cat on top of a car", False),
+        ("a BLUE disc, flat style", True),
+        ("a blue square", False),
+    ],
+)
+def test_held_out_compositions_are_known_in_any_wording(caption: str, forbidden: bool) -> None:
+    assert HELDOUT.forbids(caption) is forbidden
+
+
+def test_heldout_file_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "heldout.txt"
+    file.write_text("# comment\nemoji\tU+1F431\tcat face\tanimals\nprompt\ta pink elephant\n")
+    assert read_heldout(file).prompts == (frozenset({"pink", "elephant"}),)
+    assert read_heldout(None).prompts == ()
+
+
+def tensor(colour: str, shape: str = "disc") -> torch.Tensor:
+    picture = draw(COLOURS[colour], shape)
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).float() / 255
+    return pixels.reshape(24, 24, 4).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_the_dominant_colour_is_named(colour: str) -> None:
+    assert colour_word(tensor(colour)) == colour
+
+
+@pytest.mark.parametrize("word", HUES)
+def test_a_recoloured_picture_has_the_colour_of_its_word(word: str) -> None:
+    painted = recolour(tensor("green"), word)
+    assert colour_word(painted) == word
+    assert torch.equal(painted[3], tensor("green")[3])
+
+
+def test_hsv_round_trip() -> None:
+    rgb = torch.rand(3, 8, 8)
+    assert torch.allclose(to_rgb(to_hsv(rgb)), rgb, atol=1e-5)
+
+
+def test_a_grey_picture_has_no_hue() -> None:
+    assert dominant_hue(torch.full((4, 8, 8), 0.5))[1] == 0.0
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda p: p.words[0])
+def test_scenes_show_both_things_where_the_words_say(placement: object) -> None:
+    scene = compose(tensor("red"), tensor("blue", "square"), placement)  # type: ignore[arg-type]
+    red = (scene[0] > 0.6) & (scene[2] < 0.4)
+    blue = (scene[2] > 0.6) & (scene[0] < 0.4)
+    assert red.sum() > 20 and blue.sum() > 20
+    assert (scene[:3] <= scene[3:] + 1e-5).all()
+    word = placement.words[0]  # type: ignore[attr-defined]
+    rows = torch.arange(24.0)[:, None].expand(24, 24)
+    if word == "on top of":
+        assert rows[red].mean() < rows[blue].mean()
+    if word == "under":
+        assert rows[red].mean() > rows[blue].mean()
+
+
+def test_captions_vary_and_keep_their_subject() -> None:
+    entry = Captions("cat face", ("cat", "pet"), "noto", "animals & nature")
+    rng = random.Random(0)
+    made = {dress(subject(entry, rng), entry.style, rng) for _ in range(200)}
+    assert len(made) > 40
+    assert sum("cat" in caption or "pet" in caption for caption in made) > 0.9 * len(made)
+    assert article("avocado") == "an avocado"
+    assert article("cat") == "a cat"
+
+
+REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "emoji"
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the training pictures are not here")
+@pytest.mark.slow
+def test_no_held_out_pair_in_the_real_data() -> None:
+    heldout = read_heldout(REAL / "heldout.txt")
+    assert len(heldout.prompts) == 20
+    data = load_pictures(REAL / "shard-000.tar", 24, progress=False)
+    batches = Batches(data, heldout, 0, Mix(0.5, 0.5))
+    made = [caption for step in range(40) for caption in batches.draw(step, 64)[1]]
+    assert not [caption for caption in made if heldout.forbids(caption)]

@@ -1,0 +1,130 @@
+"""Training for real on a made-up folder: every part, resumed, and served at the end."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.bundle import load_bundle, read_config
+from models.schedule import noise_schedule
+from models.train.__main__ import main
+from models.train.checkpoint import Checkpoint
+from models.train.denoiser import loss_weight
+from models.train.ema import Ema
+from models.train.progress import Budget
+
+SMALL = ["--image-size", "24", "--patch", "3", "--width", "16", "--multipliers", "1", "2"]
+
+
+def train(part: str, folder: Path, out: Path, steps: int, *extra: str) -> int:
+    common = ["--data", str(folder), "--out", str(out), "--steps", str(steps), "--batch-size", "4"]
+    return main([part, *common, *extra])
+
+
+@pytest.fixture
+def clip_only(folder: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "bundle"
+    assert train("clip", folder, out, 2, "--image-size", "24", "--teacher", "none") == 0
+    return out
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "denoiser.jsonl").read_text().splitlines()]
+
+
+def test_all_parts_make_a_bundle_that_loads(folder: Path, clip_only: Path) -> None:
+    assert train("denoiser", folder, clip_only, 3, *SMALL, "--name", "mine") == 0
+    assert train("upscaler", folder, clip_only, 2) == 0
+    bundle = load_bundle(clip_only)
+    assert bundle.config.name == "mine"
+    assert bundle.config.upscales == [1, 2, 4]
+    assert bundle.config.training["denoiser"]["pictures_seen"] == 12
+    assert (clip_only / "grid.png").exists()
+
+
+def test_a_resumed_run_has_the_curve_of_an_unbroken_one(
+    folder: Path, clip_only: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train("denoiser", folder, clip_only, 6, *SMALL) == 0
+    unbroken = losses(clip_only)
+    for name in ("denoiser.jsonl", "denoiser.checkpoint", "denoiser.safetensors"):
+        (clip_only / name).unlink()
+    killed = Budget.advance
+
+    def kill_at_three(self: Budget) -> int:
+        step = killed(self)
+        if step == 4:
+            raise KeyboardInterrupt
+        return step
+
+    monkeypatch.setattr(Checkpoint, "due", lambda _: True)
+    monkeypatch.setattr(Budget, "advance", kill_at_three)
+    with pytest.raises(KeyboardInterrupt):
+        train("denoiser", folder, clip_only, 6, *SMALL)
+    monkeypatch.undo()
+    assert train("denoiser", folder, clip_only, 6, *SMALL) == 0
+    assert losses(clip_only) == pytest.approx(unbroken, rel=1e-4)
+
+
+def test_without_a_clip_the_denoiser_says_what_to_do(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("denoiser", folder, tmp_path / "none", 1, *SMALL) == 1
+    assert "run `avocat train clip` first" in capsys.readouterr().err
+
+
+def test_an_empty_folder_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert train("clip", empty, tmp_path / "out", 1) == 1
+    assert "holds no captioned picture" in capsys.readouterr().err
+
+
+def test_skipped_samples_are_counted(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "red_disc.png").write_bytes(b"broken")
+    train("clip", folder, tmp_path / "out", 1, "--image-size", "24", "--teacher", "none")
+    assert "skipped 1 samples, kept 5" in capsys.readouterr().err
+
+
+def test_min_snr_weights_follow_the_paper() -> None:
+    schedule = noise_schedule()
+    snr = schedule.snr.float()
+    low, high = 10, 900  # nearly clean; nearly noise
+    assert float(loss_weight(schedule, "eps", 5.0)[low]) == pytest.approx(5 / float(snr[low]), rel=1e-5)
+    assert float(loss_weight(schedule, "eps", 5.0)[high]) == pytest.approx(1.0)
+    assert float(loss_weight(schedule, "denoised", 5.0)[low]) == 5.0
+    v = loss_weight(schedule, "v", 5.0)
+    assert float(v[high]) == pytest.approx(float(snr[high] / (snr[high] + 1)), rel=1e-5)
+
+
+def test_the_average_follows_slowly() -> None:
+    module = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(module.weight)
+    ema = Ema(module, decay=0.9)
+    torch.nn.init.ones_(module.weight)
+    ema.update(module, step=10_000)
+    assert float(ema.average.weight) == pytest.approx(0.1)
+
+
+def test_the_learning_rate_warms_up_and_falls() -> None:
+    budget = Budget(steps=1000, minutes=None, warmup=100)
+    scales = []
+    for _ in range(1000):
+        scales.append(budget.learning_rate_scale())
+        budget.advance()
+    assert scales[0] == pytest.approx(0.01, rel=0.01)
+    assert max(scales) == pytest.approx(0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * 0.099)), rel=0.01)
+    assert scales[-1] == pytest.approx(0.05, abs=0.001)
+    assert budget.done
+
+
+def test_a_budget_needs_one_length() -> None:
+    with pytest.raises(ValueError, match="either steps or minutes"):
+        Budget(None, None)
+
+
+def test_config_keeps_the_clip_reference(folder: Path, clip_only: Path) -> None:
+    train("denoiser", folder, clip_only, 1, *SMALL)
+    assert read_config(clip_only).clip.model == "local-dir:clip"

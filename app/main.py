@@ -27,9 +27,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await services.events.start()
-        yield
-        await services.events.close()
-        await services.redis.aclose()
+        try:
+            yield
+        finally:
+            await services.events.close()
+            await services.redis.aclose()
 
     app = FastAPI(
         title="Avocat",

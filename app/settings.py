@@ -27,7 +27,12 @@ class ApiKey(NamedTuple):
 class Settings(BaseSettings):
     """Settings of all parts; a field `redis_url` is read from `AVOCAT_REDIS_URL`."""
 
-    model_config = SettingsConfigDict(env_prefix="AVOCAT_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="AVOCAT_",
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,  # it may be a secret
+    )
 
     host: str = Field("127.0.0.1", description="Address the API listens on")
     port: int = Field(8000, ge=0, le=65535, description="Port the API listens on")

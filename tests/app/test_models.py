@@ -1,0 +1,57 @@
+"""`GET /v1/models`."""
+
+from app import keys
+from tests.app.service import CARD, Service
+
+
+async def test_list_form_with_what_a_client_needs(service: Service) -> None:
+    answer = await service.client.get("/v1/models")
+    assert answer.json() == {
+        "object": "list",
+        "data": [
+            {
+                "id": "tiny",
+                "object": "model",
+                "created": 0,
+                "owned_by": "avocat",
+                "description": "",
+                "license": "",
+                "bundle_sha256": "ab" * 32,
+                "fingerprint": "",
+                "native_size": "16x16",
+                "sizes": ["16x16", "32x32"],
+                "channels": 4,
+                "samplers": ["ddpm", "ddim", "dpmpp_2m"],
+                "default_sampler": "dpmpp_2m",
+                "default_steps": 20,
+                "default_guidance_scale": 3.0,
+                "default_guidance_interval": [0.0, 1.0],
+                "default_background": "transparent",
+                "max_steps": 200,
+                "context_length": 77,
+                "is_default": True,
+            }
+        ],
+    }
+
+
+async def test_one_model(service: Service) -> None:
+    answer = await service.client.get("/v1/models/tiny")
+    assert (answer.status_code, answer.json()["id"]) == (200, "tiny")
+
+
+async def test_no_models_yet(service: Service) -> None:
+    service.redis.delete(keys.MODELS)
+    assert (await service.client.get("/v1/models")).json() == {"object": "list", "data": []}
+
+
+async def test_the_marked_model_is_the_default(service: Service) -> None:
+    other = CARD.model_copy(update={"name": "another", "is_default": False})
+    service.redis.hset(keys.MODELS, "another", other.model_dump_json())
+    models = (await service.client.get("/v1/models")).json()["data"]
+    assert [(model["id"], model["is_default"]) for model in models] == [
+        ("another", False),
+        ("tiny", True),
+    ]
+    assert (await service.submit())["request"]["model"] == "tiny"
+    assert (await service.submit(model="another"))["request"]["model"] == "another"

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from models.context import LOCAL_PREFIX, ClipReference, ContextEncoder, load_clip
 from models.errors import BundleError, ContextError
+from models.layers import channels_last
 from models.samplers import Sampler
 from models.schedule import Kind, NoiseSchedule, noise_schedule
 from models.unet import Denoiser, Parameterisation, UNet, UNetConfig
 from models.upscaler import Upscaler, UpscalerConfig
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 CONFIG_FILE = "bundle.json"
 DENOISER_FILE = "denoiser.safetensors"
 UPSCALER_FILE = "upscaler.safetensors"
@@ -150,7 +151,7 @@ def load_bundle(path: Path, device: torch.device | str = "cpu") -> Bundle:
             f"the denoiser takes {config.denoiser.context_width}"
         )
     denoiser = Denoiser(network, schedule, config.parameterisation).eval().requires_grad_(False)
-    denoiser = denoiser.to(device, memory_format=torch.channels_last)
+    denoiser = channels_last(denoiser.to(device))
     sha256 = _sha256(path / CONFIG_FILE)
     return Bundle(config, schedule, denoiser, context, upscaler, sha256, path)
 

@@ -67,12 +67,16 @@ def load_clip(reference: ClipReference, folder: Path | None = None) -> Clip:
     size = shape["size"]
     side = size if isinstance(size, int) else size[0]
     return Clip(
-        model.eval().requires_grad_(False), tokenizer, tuple(shape["mean"]), tuple(shape["std"]), side
+        model.eval().requires_grad_(False),
+        tokenizer,
+        tuple(shape["mean"]),
+        tuple(shape["std"]),
+        side,
     )
 
 
 def encode_text(model: Any, tokens: Tensor) -> Tensor:
-    """The text tower on `tokens` int64 `[B, L]` cut to the longest prompt; float32 `[B, D]`, length 1.
+    """The text tower on `tokens` int64 `[B, L]`, cut to the longest prompt → `[B, D]`, length 1.
 
     The tower is causal and pools at the end token, so the padding behind it changes nothing; used
     in training, where short captions make it several times cheaper than the full context length.
@@ -126,7 +130,7 @@ class ContextEncoder:
         return float(F.normalize(self.encode_pictures(x[None]), dim=-1)[0] @ self._cached(prompt))
 
     def encode_pictures(self, rgb: Tensor) -> Tensor:
-        """Pictures `[B, 3, S, S]` in [0, 1], S the image tower's size → `[B, D]`, not normalised."""
+        """Pictures `[B, 3, S, S]` in [0, 1], S the image tower's size → `[B, D]`, any length."""
         mean = rgb.new_tensor(self.clip.mean).reshape(-1, 1, 1)
         std = rgb.new_tensor(self.clip.std).reshape(-1, 1, 1)
         features: Tensor = self.clip.model.encode_image((rgb - mean) / std)  # type: ignore[operator]

@@ -23,16 +23,18 @@ from models.errors import ModelError
 from models.pictures import sheet, to_picture
 from models.sampling import sample
 
-SUBJECTS = """red apple, banana, strawberry, lemon, cherries, watermelon, grapes, pineapple, carrot,
-mushroom, bread, pizza, hamburger, cheese wedge, doughnut, cookie, birthday cake, ice cream,
-hot beverage, beer mug, cat face, dog face, mouse face, rabbit face, fox, bear, panda, koala,
-tiger face, lion, cow face, pig face, frog, monkey face, chicken, penguin, bird, owl, bat, horse face,
-bee, butterfly, snail, ladybug, spider, fish, octopus, crab, dolphin, whale, turtle, snake, elephant,
-tulip, sunflower, cherry blossom, cactus, palm tree, four leaf clover, maple leaf, sun, crescent moon,
-star, cloud, rainbow, snowflake, fire, droplet, earth globe, volcano, house, castle, tent, automobile,
-bus, bicycle, airplane, rocket, ship, train, traffic light, alarm clock, umbrella, balloon,
-wrapped gift, trophy, basketball, guitar, drum, camera, television, laptop, light bulb, book, key,
-hammer, scissors, pencil, red heart, crown, ghost, robot, skull"""
+SUBJECTS = """red apple, banana, strawberry, lemon, cherries, watermelon, grapes, pineapple,
+carrot, mushroom, bread, pizza, hamburger, cheese wedge, doughnut, cookie, birthday
+cake, ice cream, hot beverage, beer mug, cat face, dog face, mouse face, rabbit
+face, fox, bear, panda, koala, tiger face, lion, cow face, pig face, frog, monkey
+face, chicken, penguin, bird, owl, bat, horse face, bee, butterfly, snail, ladybug,
+spider, fish, octopus, crab, dolphin, whale, turtle, snake, elephant, tulip,
+sunflower, cherry blossom, cactus, palm tree, four leaf clover, maple leaf, sun,
+crescent moon, star, cloud, rainbow, snowflake, fire, droplet, earth globe, volcano,
+house, castle, tent, automobile, bus, bicycle, airplane, rocket, ship, train,
+traffic light, alarm clock, umbrella, balloon, wrapped gift, trophy, basketball,
+guitar, drum, camera, television, laptop, light bulb, book, key, hammer, scissors,
+pencil, red heart, crown, ghost, robot, skull"""
 
 
 def subjects() -> list[str]:
@@ -41,7 +43,7 @@ def subjects() -> list[str]:
 
 
 def paint(bundle: Bundle, prompts: list[str], seeds: list[int], steps: int | None = None) -> Tensor:
-    """Pictures of `prompts` with the bundle's default settings, float32 `[B, C, H, W]` in [-1, 1]."""
+    """Pictures of `prompts` with the bundle's defaults, float32 `[B, C, H, W]` in [-1, 1]."""
     config = bundle.config
     shape = (config.channels, config.image_size, config.image_size)
     rows = []
@@ -49,11 +51,17 @@ def paint(bundle: Bundle, prompts: list[str], seeds: list[int], steps: int | Non
         part = slice(start, start + 16)
         rows.append(
             sample(
-                bundle.denoiser, bundle.schedule, bundle.context.encode(prompts[part]),
-                bundle.context.empty, seeds[part], shape, sampler=config.default_sampler,
-                steps=steps or config.default_steps, guidance_scale=config.default_guidance_scale,
+                bundle.denoiser,
+                bundle.schedule,
+                bundle.context.encode(prompts[part]),
+                bundle.context.empty,
+                seeds[part],
+                shape,
+                sampler=config.default_sampler,
+                steps=steps or config.default_steps,
+                guidance_scale=config.default_guidance_scale,
             )
-        )  # fmt: skip
+        )
     return torch.cat(rows)
 
 
@@ -75,7 +83,8 @@ def recall(bundle: Bundle, pictures: Tensor, captions: list[str]) -> dict[str, f
 def diversity(bundle: Bundle, prompts: list[str], count: int = 4) -> float:
     """Mean RMS distance between pictures of one prompt over seeds, as a share of the full range."""
     names = [prompt for prompt in prompts for _ in range(count)]
-    x = paint(bundle, names, list(range(len(names)))).unflatten(0, (len(prompts), count))
+    x = paint(bundle, names, list(range(len(names))))
+    x = x.reshape(len(prompts), count, *x.shape[1:])
     distances = [
         (x[:, i] - x[:, j]).square().mean((1, 2, 3)).sqrt() / 2
         for i in range(count)
@@ -105,7 +114,7 @@ def evaluate(bundle: Bundle, seed: int = 0) -> tuple[dict[str, Any], Tensor, lis
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Evaluate one bundle; writes `evaluation.json` into it and prints it. Returns the exit code."""
+    """Evaluate one bundle; writes `evaluation.json` into it and prints it."""
     parser = argparse.ArgumentParser(prog="avocat evaluate", description=__doc__)
     parser.add_argument("bundle", type=Path, help="bundle folder")
     parser.add_argument("--seed", type=int, default=0)

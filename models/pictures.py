@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def to_picture(x: Tensor) -> Image.Image:
-    """`[4, H, W]` premultiplied RGBA (or `[3, H, W]` RGB) in [-1, 1] → a PIL picture, straight alpha.
+    """`[4, H, W]` premultiplied RGBA or `[3, H, W]` RGB in [-1, 1] → PIL, straight alpha.
 
     Values outside the range are clipped; colour under alpha 0 is black.
 

@@ -85,7 +85,7 @@ def _visited(schedule: NoiseSchedule, sampler: str, steps: int, spacing: Spacing
 
 
 def _ddpm(now: Tensor, then: Tensor, variance: Variance) -> Tensor:
-    """Posterior mean and noise of the forward chain (Ho et al. 2020, eqs. 6–7), float64 `[S, 5]`."""
+    """Posterior mean and noise of the chain (Ho et al. 2020, eqs. 6-7), float64 `[S, 5]`."""
     alpha = now / then
     beta = 1 - alpha
     small = (1 - then) / (1 - now) * beta

@@ -21,10 +21,10 @@ def declare_missing_operators() -> None:
     spec = importlib.util.find_spec("torchvision")
     if _LIBRARIES or spec is None or spec.origin is None or _compiled(Path(spec.origin).parent):
         return
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for name, schema in _SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, name):
-            library.define(schema)
+            library.define(schema)  # type: ignore[no-untyped-call]
     _LIBRARIES.append(library)
 
 
@@ -32,7 +32,7 @@ def _compiled(folder: Path) -> bool:
     """Whether torchvision's own operators load, as they do beside the torch they were built for."""
     try:
         for binary in folder.glob("_C*.so"):
-            torch.ops.load_library(str(binary))
+            torch.ops.load_library(str(binary))  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError):
         return False
     return hasattr(torch.ops.torchvision, "nms")

@@ -1,5 +1,6 @@
 """The denoising network: a small U-Net over pixel-unshuffled pictures."""
 
+import itertools
 from typing import Literal
 
 import torch
@@ -51,7 +52,9 @@ class UNet(nn.Module):
         conditioning = 4 * config.width
         self.time_width = 2 * config.width
         self.time_in = nn.Sequential(
-            nn.Linear(self.time_width, conditioning), nn.SiLU(), nn.Linear(conditioning, conditioning)
+            nn.Linear(self.time_width, conditioning),
+            nn.SiLU(),
+            nn.Linear(conditioning, conditioning),
         )
         self.context_in = nn.Sequential(
             nn.Linear(config.context_width, conditioning),
@@ -61,14 +64,10 @@ class UNet(nn.Module):
         pixels = config.channels * config.patch**2
         self.stem = nn.Conv2d(pixels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(self._level(i, w, conditioning) for i, w in enumerate(widths))
-        self.downsample = nn.ModuleList(
-            Downsample(a, b) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.downsample = nn.ModuleList(Downsample(a, b) for a, b in itertools.pairwise(widths))
         self.middle = self._level(len(widths) - 1, widths[-1], conditioning)
         self.up = nn.ModuleList(self._level(i, w, conditioning) for i, w in enumerate(widths))
-        self.upsample = nn.ModuleList(
-            Upsample(b, a) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.upsample = nn.ModuleList(Upsample(b, a) for a, b in itertools.pairwise(widths))
         self.merge = nn.ModuleList(nn.Conv2d(2 * w, w, 1) for w in widths)
         self.norm_out = nn.GroupNorm(8, widths[0])
         self.head = nn.Conv2d(widths[0], pixels, 3, padding=1)
@@ -114,8 +113,7 @@ class UNet(nn.Module):
 
 
 def _run(level: nn.Module, h: Tensor, conditioning: Tensor) -> Tensor:
-    assert isinstance(level, nn.ModuleList)  # for the type checker
-    for layer in level:
+    for layer in level.children():
         h = layer(h, conditioning) if isinstance(layer, ResBlock) else layer(h)
     return h
 
@@ -135,7 +133,9 @@ class Denoiser(nn.Module):
         self.schedule = schedule
         self.parameterisation = parameterisation
         self.register_buffer("alpha", schedule.alphas_cumprod.sqrt().float(), persistent=False)
-        self.register_buffer("sigma", (1 - schedule.alphas_cumprod).sqrt().float(), persistent=False)
+        self.register_buffer(
+            "sigma", (1 - schedule.alphas_cumprod).sqrt().float(), persistent=False
+        )
 
     def forward(self, x_t: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         """`x_t` `[B, C, H, W]`, `timestep` int64 `[B]`, `context` `[B, D]` → ε `[B, C, H, W]`."""

@@ -4,7 +4,6 @@ import argparse
 import importlib.util
 import sys
 from pathlib import Path
-
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,7 +40,9 @@ def _parser() -> argparse.ArgumentParser:
         if name != "upscaler":
             part.add_argument("--image-size", type=int, default=48, help="side in pixels")
         if name == "clip":
-            part.add_argument("--teacher", default="auto", help="sentence-transformers folder, auto or none")
+            part.add_argument(
+                "--teacher", default="auto", help="sentence-transformers folder, auto or none"
+            )
         if name == "denoiser":
             part.add_argument("--width", type=int, default=64, help="channels of the first level")
             part.add_argument("--patch", type=int, default=3, help="pixel-unshuffle factor")
@@ -122,10 +123,14 @@ def _denoiser(args: argparse.Namespace, batches: "Batches", budget: "Budget") ->
         raise ModelError(f"{str(args.out)!r} has no clip folder: run `avocat train clip` first")
     clip, context_width = clip_of(reference, args.out)
     unet = UNetConfig(
-        image_size=args.image_size, context_width=context_width, patch=args.patch,
-        width=args.width, multipliers=tuple(args.multipliers), blocks=args.blocks,
+        image_size=args.image_size,
+        context_width=context_width,
+        patch=args.patch,
+        width=args.width,
+        multipliers=tuple(args.multipliers),
+        blocks=args.blocks,
         attention_levels=(len(args.multipliers) - 1,),
-    )  # fmt: skip
+    )
     config = bundle_config(args.name, unet, args.parameterisation, reference)
     options = DenoiserTraining(
         batch_size=args.batch_size or 64, learning_rate=args.learning_rate, seed=args.seed

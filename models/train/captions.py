@@ -11,8 +11,32 @@ STYLE_WORDS = {
 }
 # Keywords that name how a thing is used or where it belongs, not what is seen.
 _VAGUE = frozenset(
-    "animal nature food photo emotion face symbol button sign object person people human tool "
-    "green-square blue-square red-square drink place travel color colour shape activity".split()
+    {
+        "animal",
+        "nature",
+        "food",
+        "photo",
+        "emotion",
+        "face",
+        "symbol",
+        "button",
+        "sign",
+        "object",
+        "person",
+        "people",
+        "human",
+        "tool",
+        "green-square",
+        "blue-square",
+        "red-square",
+        "drink",
+        "place",
+        "travel",
+        "color",
+        "colour",
+        "shape",
+        "activity",
+    }
 )
 _TEMPLATES = ("{}",) * 8 + (
     "a picture of {}",

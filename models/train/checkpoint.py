@@ -47,7 +47,7 @@ class Checkpoint:
         self._saved_at = time.monotonic()
 
     def load(self) -> tuple[int, float]:
-        """Restore the last save, if there is one. Returns its `(step, spent_s)`, else `(0, 0.0)`."""
+        """Restore the last save, if any. Returns its `(step, spent_s)`, else `(0, 0.0)`."""
         if not self.path.exists():
             return 0, 0.0
         state: dict[str, Any] = torch.load(self.path, weights_only=True, map_location="cpu")

@@ -38,12 +38,20 @@ def model_config(image_size: int, width: int = 192) -> dict[str, Any]:
     return {
         "embed_dim": width,
         "vision_cfg": {
-            "image_size": image_size, "patch_size": 8, "width": 128, "head_width": 32, "layers": 4,
+            "image_size": image_size,
+            "patch_size": 8,
+            "width": 128,
+            "head_width": 32,
+            "layers": 4,
         },
         "text_cfg": {
-            "context_length": 32, "vocab_size": 49408, "width": width, "heads": 6, "layers": 4,
+            "context_length": 32,
+            "vocab_size": 49408,
+            "width": width,
+            "heads": 6,
+            "layers": 4,
         },
-    }  # fmt: skip
+    }
 
 
 def build(config: dict[str, Any]) -> tuple[Any, Any]:
@@ -68,7 +76,9 @@ class Teacher:
         self.phrases = [*sorted(set(phrases)), *words]
         self.captioned = len(set(phrases))
         options = {"batch_size": 256, "normalize_embeddings": True, "convert_to_tensor": True}
-        self.targets: Tensor = encoder.encode(self.phrases, show_progress_bar=True, **options).clone()
+        self.targets: Tensor = encoder.encode(
+            self.phrases, show_progress_bar=True, **options
+        ).clone()
         by_word = {phrase: i for i, phrase in enumerate(self.phrases)}
         self.known = [(i, by_word[p]) for i, p in enumerate(pieces) if p in by_word]
 
@@ -81,7 +91,9 @@ class Teacher:
         """Start token embeddings at the principal components of their words' targets."""
         rows, index = (torch.tensor(side) for side in zip(*self.known, strict=True))
         centred = self.targets - self.targets.mean(0)
-        _, _, basis = torch.linalg.svd(centred[:: max(1, len(centred) // 8192)], full_matrices=False)
+        _, _, basis = torch.linalg.svd(
+            centred[:: max(1, len(centred) // 8192)], full_matrices=False
+        )
         reduced = centred[index] @ basis[: embedding.embedding_dim].T
         with torch.no_grad():
             embedding.weight[rows] = reduced * (0.02 / reduced.std())
@@ -97,7 +109,13 @@ def flatten(pictures: Tensor) -> Tensor:
 class ClipTrainer:
     """Contrastive loss (open_clip's) on pictures and captions, cosine loss towards the teacher."""
 
-    def __init__(self, config: dict[str, Any], options: ClipTraining, teacher_path: str | None, phrases: list[str]):
+    def __init__(
+        self,
+        config: dict[str, Any],
+        options: ClipTraining,
+        teacher_path: str | None,
+        phrases: list[str],
+    ):
         torch.manual_seed(options.seed)
         self.options, self.config = options, config
         self.model, self.tokenizer = build(config)
@@ -115,12 +133,18 @@ class ClipTrainer:
         decayed = [p for n, p in named if p.ndim > 1 and "embedding" not in n]
         kept = [p for n, p in named if p.ndim <= 1 or "embedding" in n]
         self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": options.weight_decay}, {"params": kept, "weight_decay": 0.0}],
-            lr=options.learning_rate, betas=(0.9, 0.98),
-        )  # fmt: skip
+            [
+                {"params": decayed, "weight_decay": options.weight_decay},
+                {"params": kept, "weight_decay": 0.0},
+            ],
+            lr=options.learning_rate,
+            betas=(0.9, 0.98),
+        )
 
-    def step(self, pictures: Tensor, captions: list[str], step: int, scale: float) -> dict[str, float]:
-        """One update; returns the losses and the share of captions ranked first by their picture."""
+    def step(
+        self, pictures: Tensor, captions: list[str], step: int, scale: float
+    ) -> dict[str, float]:
+        """One update; returns the losses and the share of captions found first."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.learning_rate * scale
         image = F.normalize(self.model.encode_image(flatten(pictures)), dim=-1)
@@ -130,7 +154,9 @@ class ClipTrainer:
         if self.teacher is not None and self.project is not None:
             rng = random.Random(f"distil:{self.options.seed}:{step}")
             chosen = self.teacher.draw(rng, 3 * len(captions))
-            student = self.project(encode_text(self.model, self.tokenizer([self.teacher.phrases[i] for i in chosen])))
+            student = self.project(
+                encode_text(self.model, self.tokenizer([self.teacher.phrases[i] for i in chosen]))
+            )
             distillation = 1 - F.cosine_similarity(student, self.teacher.targets[chosen]).mean()
             loss = loss + self.options.distillation * distillation
         self.optimizer.zero_grad(set_to_none=True)
@@ -140,7 +166,11 @@ class ClipTrainer:
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, math.log(100))
             first = (image @ text.T).argmax(1) == torch.arange(len(image))
-        return {"loss": contrastive.item(), "distillation": distillation.item(), "r@1": first.float().mean().item()}
+        return {
+            "loss": contrastive.item(),
+            "distillation": distillation.item(),
+            "r@1": first.float().mean().item(),
+        }
 
     def save(self, folder: Path) -> None:
         """Write the folder that open_clip reads as `local-dir:`, weights in float16."""
@@ -159,7 +189,9 @@ def train_clip(
     size = batches.data.pictures.shape[-1]
     phrases = [p for entry in batches.data.captions for p in (entry.name, *entry.keywords)]
     trainer = ClipTrainer(model_config(size), options, teacher_path, phrases)
-    checkpoint = Checkpoint(out / "clip.checkpoint", trainer.model, trainer.optimizer, trainer.project)
+    checkpoint = Checkpoint(
+        out / "clip.checkpoint", trainer.model, trainer.optimizer, trainer.project
+    )
     step, spent = checkpoint.load()
     budget.resume(step, spent)
     metrics = Metrics(out / "clip.jsonl", step)

@@ -1,5 +1,6 @@
 """Train the denoiser on noised pictures and the contexts of their captions."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from models.bundle import DENOISER_FILE, BundleConfig, ScheduleConfig, save_config, save_weights
 from models.context import Clip, ClipReference, ContextEncoder, encode_text, load_clip
+from models.layers import channels_last
 from models.pictures import sheet, to_picture
 from models.sampling import sample
 from models.schedule import NoiseSchedule, noise_schedule
@@ -20,10 +22,23 @@ from models.train.progress import Budget, Metrics
 from models.unet import Denoiser, Parameterisation, UNet, UNetConfig
 
 GRID_PROMPTS = (
-    "a red apple", "a cat face", "a yellow star", "a dog", "a pizza", "a blue car", "a rose",
-    "a smiling face", "a house", "a fish", "a guitar", "a cactus", "an airplane", "a heart",
-    "a cat inside an avocado", "a purple cat face",
-)  # fmt: skip
+    "a red apple",
+    "a cat face",
+    "a yellow star",
+    "a dog",
+    "a pizza",
+    "a blue car",
+    "a rose",
+    "a smiling face",
+    "a house",
+    "a fish",
+    "a guitar",
+    "a cactus",
+    "an airplane",
+    "a heart",
+    "a cat inside an avocado",
+    "a purple cat face",
+)
 
 
 @dataclass(frozen=True)
@@ -38,15 +53,19 @@ class DenoiserTraining:
     seed: int = 0
 
 
-def loss_weight(schedule: NoiseSchedule, parameterisation: Parameterisation, gamma: float) -> Tensor:
-    """Min-SNR-γ weight of each timestep's squared error (Hang et al. 2023, eq. 8 and section 3.4)."""
+def loss_weight(
+    schedule: NoiseSchedule, parameterisation: Parameterisation, gamma: float
+) -> Tensor:
+    """Min-SNR-γ weight of each timestep's squared error (Hang et al. 2023, section 3.4)."""
     snr = schedule.snr
     capped = snr.clamp(max=gamma)
     per = {"eps": capped / snr, "v": capped / (snr + 1), "denoised": capped}
     return per[parameterisation].float()
 
 
-def target(parameterisation: Parameterisation, schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+def target(
+    parameterisation: Parameterisation, schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Tensor
+) -> Tensor:
     """What the network is to predict, `[B, C, H, W]`."""
     if parameterisation == "eps":
         return eps
@@ -60,23 +79,29 @@ def target(parameterisation: Parameterisation, schedule: NoiseSchedule, x_0: Ten
 class DenoiserTrainer:
     """One network, its average, its optimiser, and the frozen CLIP that makes contexts."""
 
-    def __init__(self, config: BundleConfig, clip: Clip, options: DenoiserTraining, device: torch.device) -> None:
+    def __init__(
+        self, config: BundleConfig, clip: Clip, options: DenoiserTraining, device: torch.device
+    ) -> None:
         torch.manual_seed(options.seed)
         self.config, self.clip, self.options, self.device = config, clip, options, device
         self.schedule = noise_schedule(**config.noise_schedule.model_dump())
-        self.network = UNet(config.denoiser).to(device, memory_format=torch.channels_last)
+        self.network = channels_last(UNet(config.denoiser).to(device))
         self.ema = Ema(self.network)
-        self.weight = loss_weight(self.schedule, config.parameterisation, options.min_snr_gamma).to(device)
+        self.weight = loss_weight(self.schedule, config.parameterisation, options.min_snr_gamma).to(
+            device
+        )
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=options.learning_rate,
-            weight_decay=options.weight_decay, betas=(0.9, 0.99),
-        )  # fmt: skip
-        self.forward = self.network
+            self.network.parameters(),
+            lr=options.learning_rate,
+            weight_decay=options.weight_decay,
+            betas=(0.9, 0.99),
+        )
+        self.forward: Callable[..., Tensor] = self.network
         clip.model.to(device)
 
     def compile(self) -> None:
         """Train through torch.compile, where it pays."""
-        self.forward = torch.compile(self.network)  # type: ignore[assignment]
+        self.forward = torch.compile(self.network)
 
     def step(self, pictures: Tensor, captions: list[str], step: int, scale: float) -> float:
         """One update on pictures `[B, 4, S, S]` in [-1, 1]; returns the weighted loss."""
@@ -96,7 +121,7 @@ class DenoiserTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.learning_rate * scale
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.ema.update(self.network, step)
@@ -114,12 +139,20 @@ class DenoiserTrainer:
         """Paint the grid prompts with the averaged weights."""
         encoder = ContextEncoder(self.clip, self.device)
         size = self.config.image_size
-        denoiser = Denoiser(self.ema.average, self.schedule, self.config.parameterisation).to(self.device)
+        denoiser = Denoiser(self.ema.average, self.schedule, self.config.parameterisation).to(
+            self.device
+        )
         shape = (self.config.channels, size, size)
         x = sample(
-            denoiser, self.schedule, encoder.encode(GRID_PROMPTS), encoder.empty,
-            range(len(GRID_PROMPTS)), shape, sampler="dpmpp_2m", steps=20,
-        )  # fmt: skip
+            denoiser,
+            self.schedule,
+            encoder.encode(GRID_PROMPTS),
+            encoder.empty,
+            range(len(GRID_PROMPTS)),
+            shape,
+            sampler="dpmpp_2m",
+            steps=20,
+        )
         sheet([to_picture(row) for row in x], 8, 2 * size).save(file)
 
 
@@ -128,9 +161,12 @@ def bundle_config(
 ) -> BundleConfig:
     """The configuration of a new bundle, before it has weights."""
     return BundleConfig(
-        name=name, denoiser=unet, parameterisation=parameterisation,
-        noise_schedule=ScheduleConfig(), clip=clip,
-    )  # fmt: skip
+        name=name,
+        denoiser=unet,
+        parameterisation=parameterisation,
+        noise_schedule=ScheduleConfig(),
+        clip=clip,
+    )
 
 
 def clip_of(reference: ClipReference, out: Path) -> tuple[Clip, int]:
@@ -140,12 +176,22 @@ def clip_of(reference: ClipReference, out: Path) -> tuple[Clip, int]:
 
 
 def train_denoiser(
-    batches: Batches, out: Path, config: BundleConfig, clip: Clip, options: DenoiserTraining,
-    budget: Budget, *, device: torch.device, compiled: bool = False, grid_every_s: float = 300.0,
-) -> None:  # fmt: skip
-    """Train until the budget is spent, resuming from `out/denoiser.checkpoint`; writes the bundle."""
+    batches: Batches,
+    out: Path,
+    config: BundleConfig,
+    clip: Clip,
+    options: DenoiserTraining,
+    budget: Budget,
+    *,
+    device: torch.device,
+    compiled: bool = False,
+    grid_every_s: float = 300.0,
+) -> None:
+    """Train until the budget is spent, resuming `out/denoiser.checkpoint`; writes the bundle."""
     trainer = DenoiserTrainer(config, clip, options, device)
-    checkpoint = Checkpoint(out / "denoiser.checkpoint", trainer.network, trainer.optimizer, trainer.ema.average)
+    checkpoint = Checkpoint(
+        out / "denoiser.checkpoint", trainer.network, trainer.optimizer, trainer.ema.average
+    )
     step, spent = checkpoint.load()
     budget.resume(step, spent)
     if compiled:
@@ -170,8 +216,12 @@ def train_denoiser(
     trainer.grid(out / "grid.png")
     save_weights(trainer.ema.average, out / DENOISER_FILE)
     provenance = {
-        "steps": step, "batch_size": options.batch_size, "pictures_seen": step * options.batch_size,
-        "seconds": round(budget.spent_s), "device": str(device), "seed": options.seed,
-    }  # fmt: skip
+        "steps": step,
+        "batch_size": options.batch_size,
+        "pictures_seen": step * options.batch_size,
+        "seconds": round(budget.spent_s),
+        "device": str(device),
+        "seed": options.seed,
+    }
     training = {**config.training, "denoiser": provenance}
     save_config(out, config.model_copy(update={"training": training}))

@@ -17,5 +17,6 @@ class Ema:
     def update(self, module: nn.Module, step: int) -> None:
         """Move towards `module`; early steps move faster, so that the start is soon forgotten."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        mine = list(self.average.parameters())
-        torch._foreach_lerp_(mine, list(module.parameters()), weight)
+        mine: list[torch.Tensor] = list(self.average.parameters())
+        theirs: list[torch.Tensor] = list(module.parameters())
+        torch._foreach_lerp_(mine, theirs, weight)

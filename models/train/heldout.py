@@ -6,8 +6,29 @@ from pathlib import Path
 
 # Words that say how things stand together, not what they are.
 _RELATIONS = frozenset(
-    "a an the in on of with and to inside under top next wearing riding holding playing made face "
-    "shaped heart-shaped".split()
+    {
+        "a",
+        "an",
+        "the",
+        "in",
+        "on",
+        "of",
+        "with",
+        "and",
+        "to",
+        "inside",
+        "under",
+        "top",
+        "next",
+        "wearing",
+        "riding",
+        "holding",
+        "playing",
+        "made",
+        "face",
+        "shaped",
+        "heart-shaped",
+    }
 )
 
 

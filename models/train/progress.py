@@ -61,6 +61,10 @@ class Metrics:
             path.write_text("".join(line + "\n" for line in kept))
 
     def write(self, step: int, spent_s: float, values: dict[str, float]) -> None:
-        row = {"step": step, "seconds": round(spent_s, 2), **{k: round(v, 6) for k, v in values.items()}}
+        row = {
+            "step": step,
+            "seconds": round(spent_s, 2),
+            **{k: round(v, 6) for k, v in values.items()},
+        }
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the first thing stands against the second. Centres and scales are shares of the side."""
+    """Where the first thing stands against the second; centres and scales as shares of the side."""
 
     words: tuple[str, ...]
     first: tuple[float, float, float]  # (x, y, scale)
@@ -29,7 +29,7 @@ PLACEMENTS = (
 
 
 def compose(first: Tensor, second: Tensor, placement: Placement) -> Tensor:
-    """Lay two premultiplied `[4, S, S]` pictures in [0, 1] as `placement` says (Porter–Duff over)."""
+    """Lay two premultiplied `[4, S, S]` pictures in [0, 1] as `placement` says (over)."""
     layers = [_place(second, placement.second), _place(first, placement.first)]
     if not placement.first_in_front:
         layers.reverse()

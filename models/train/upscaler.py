@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from models.bundle import UPSCALER_FILE, read_config, save_config, save_weights
+from models.layers import channels_last
 from models.pictures import sheet, to_picture
 from models.train.batches import Batches
 from models.train.checkpoint import Checkpoint
@@ -41,10 +42,10 @@ def pairs(pictures: Tensor, options: UpscalerTraining, step: int) -> tuple[Tenso
 
 
 def train_upscaler(batches: Batches, out: Path, options: UpscalerTraining, budget: Budget) -> None:
-    """Train until the budget is spent; writes the weights and adds the upscaler to `bundle.json`."""
+    """Train until the budget is spent; writes the weights and adds them to `bundle.json`."""
     torch.manual_seed(options.seed)
     config = UpscalerConfig()
-    network = Upscaler(config).to(memory_format=torch.channels_last)
+    network = channels_last(Upscaler(config))
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate)
     checkpoint = Checkpoint(out / "upscaler.checkpoint", network, optimizer)
     step, spent = checkpoint.load()
@@ -58,7 +59,7 @@ def train_upscaler(batches: Batches, out: Path, options: UpscalerTraining, budge
                 group["lr"] = options.learning_rate * budget.learning_rate_scale()
             loss = F.l1_loss(network(small), large)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             step = budget.advance()
@@ -73,7 +74,11 @@ def train_upscaler(batches: Batches, out: Path, options: UpscalerTraining, budge
 
 @torch.no_grad()
 def _finish(
-    network: Upscaler, config: UpscalerConfig, batches: Batches, out: Path, provenance: dict[str, int]
+    network: Upscaler,
+    config: UpscalerConfig,
+    batches: Batches,
+    out: Path,
+    provenance: dict[str, int],
 ) -> None:
     save_weights(network, out / UPSCALER_FILE)
     bundle = read_config(out)

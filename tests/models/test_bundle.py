@@ -38,9 +38,11 @@ def test_loading_twice_gives_the_same_weights(tiny: Bundle, tiny_folder: Path) -
 
 def test_the_config_names_every_file_s_hash(tiny_folder: Path) -> None:
     assert set(read_config(tiny_folder).files) == {
-        "denoiser.safetensors", "upscaler.safetensors",
-        "clip/open_clip_config.json", "clip/open_clip_model.safetensors",
-    }  # fmt: skip
+        "denoiser.safetensors",
+        "upscaler.safetensors",
+        "clip/open_clip_config.json",
+        "clip/open_clip_model.safetensors",
+    }
 
 
 def test_sizes_come_from_the_upscaler(tiny_folder: Path) -> None:
@@ -48,7 +50,7 @@ def test_sizes_come_from_the_upscaler(tiny_folder: Path) -> None:
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="no bundle at .* has no bundle.json"):
+    with pytest.raises(BundleError, match=r"no bundle at .* has no bundle.json"):
         load_bundle(tmp_path / "nothing")
 
 
@@ -123,4 +125,7 @@ def test_saving_the_config_refreshes_the_hashes(copy: Path) -> None:
     config = read_config(copy)
     file = copy / "denoiser.safetensors"
     file.write_bytes(file.read_bytes() + b"\0")
-    assert save_config(copy, config).files["denoiser.safetensors"] != config.files["denoiser.safetensors"]
+    assert (
+        save_config(copy, config).files["denoiser.safetensors"]
+        != config.files["denoiser.safetensors"]
+    )

@@ -42,7 +42,9 @@ def test_truncation_is_known(tiny: Bundle) -> None:
     assert torch.equal(*tiny.context.encode(["cat " * 15, "cat " * 40]))
 
 
-@pytest.mark.parametrize("prompt", ["🥑" * 1000, "\u202eקוף", "\U0010fffd", "a\u0301" * 300, "<html>&amp;"])
+@pytest.mark.parametrize(
+    "prompt", ["🥑" * 1000, "\u202eקוף", "\U0010fffd", "a\u0301" * 300, "<html>&amp;"]
+)
 def test_any_text_gets_a_context(tiny: Bundle, prompt: str) -> None:
     assert tiny.context.encode([prompt]).isfinite().all()
 
@@ -60,7 +62,9 @@ def test_score_is_a_cosine(tiny: Bundle) -> None:
     assert -1 <= tiny.context.score(picture, "a red square") <= 1
 
 
-def test_a_pretrained_tag_with_a_local_file_loads(tiny: Bundle, tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_pretrained_tag_with_a_local_file_loads(
+    tiny: Bundle, tiny_folder: Path, tmp_path: Path
+) -> None:
     """The path people take with weights of their own: an open_clip name and a weight file."""
     import json
 
@@ -75,5 +79,5 @@ def test_a_pretrained_tag_with_a_local_file_loads(tiny: Bundle, tiny_folder: Pat
 
 
 def test_an_unknown_clip_is_a_sentence() -> None:
-    with pytest.raises(ContextError, match="'ViT-Z-1' .* did not load"):
+    with pytest.raises(ContextError, match=r"'ViT-Z-1' .* did not load"):
         load_clip(ClipReference(model="ViT-Z-1"))

@@ -74,9 +74,14 @@ def test_ddpm_equals_the_reference(
     kind: str, steps: int, spacing: str, variance: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scheduler = DDPMScheduler(
-        beta_schedule=SCHEDULES[kind], beta_start=1e-4, beta_end=0.02, timestep_spacing=spacing,
-        variance_type=f"fixed_{variance}", clip_sample=True, steps_offset=0,
-    )  # fmt: skip
+        beta_schedule=SCHEDULES[kind],
+        beta_start=1e-4,
+        beta_end=0.02,
+        timestep_spacing=spacing,
+        variance_type=f"fixed_{variance}",
+        clip_sample=True,
+        steps_offset=0,
+    )
     schedule = noise_schedule(kind)  # type: ignore[arg-type]
     way = trajectory(schedule, "ddpm", steps, spacing, variance=variance)  # type: ignore[arg-type]
     found = differences(scheduler, way, denoiser_for(schedule), 1.0, monkeypatch)
@@ -91,9 +96,14 @@ def test_ddim_equals_the_reference(
 ) -> None:
     # With `linspace` the reference steps back by T // steps, not to the next visited timestep.
     scheduler = DDIMScheduler(
-        beta_schedule=SCHEDULES[kind], beta_start=1e-4, beta_end=0.02, timestep_spacing=spacing,
-        clip_sample=True, set_alpha_to_one=True, steps_offset=0,
-    )  # fmt: skip
+        beta_schedule=SCHEDULES[kind],
+        beta_start=1e-4,
+        beta_end=0.02,
+        timestep_spacing=spacing,
+        clip_sample=True,
+        set_alpha_to_one=True,
+        steps_offset=0,
+    )
     schedule = noise_schedule(kind)  # type: ignore[arg-type]
     way = trajectory(schedule, "ddim", steps, spacing, eta=0.7)  # type: ignore[arg-type]
     found = differences(scheduler, way, denoiser_for(schedule), 1.0, monkeypatch)
@@ -107,9 +117,14 @@ def test_dpmpp_2m_equals_the_reference(
     kind: str, steps: int, spacing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scheduler = DPMSolverMultistepScheduler(
-        beta_schedule=SCHEDULES[kind], beta_start=1e-4, beta_end=0.02, timestep_spacing=spacing,
-        final_sigmas_type="zero", lower_order_final=False, steps_offset=0,
-    )  # fmt: skip
+        beta_schedule=SCHEDULES[kind],
+        beta_start=1e-4,
+        beta_end=0.02,
+        timestep_spacing=spacing,
+        final_sigmas_type="zero",
+        lower_order_final=False,
+        steps_offset=0,
+    )
     schedule = noise_schedule(kind)  # type: ignore[arg-type]
     way = trajectory(schedule, "dpmpp_2m", steps, spacing)  # type: ignore[arg-type]
     found = differences(scheduler, way, denoiser_for(schedule), None, monkeypatch)
@@ -160,7 +175,8 @@ def test_only_noisy_steps_ask_for_noise() -> None:
     assert not trajectory(schedule, "dpmpp_2m", 20).needs_noise.any()
     assert not trajectory(schedule, "ddim", 20).needs_noise.any()
     ddpm = trajectory(schedule, "ddpm", 20).needs_noise
-    assert ddpm[:-1].all() and not ddpm[-1]
+    assert ddpm[:-1].all()
+    assert not ddpm[-1]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

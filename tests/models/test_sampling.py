@@ -11,9 +11,15 @@ from models.upscaler import Upscaler, UpscalerConfig
 def run(tiny: Bundle, prompts: list[str], seeds: list[int], **options: object) -> torch.Tensor:
     contexts = tiny.context.encode(prompts)
     return sample(
-        tiny.denoiser, tiny.schedule, contexts, tiny.context.empty, seeds, (4, 16, 16),
-        steps=5, **options,  # type: ignore[arg-type]
-    )  # fmt: skip
+        tiny.denoiser,
+        tiny.schedule,
+        contexts,
+        tiny.context.empty,
+        seeds,
+        (4, 16, 16),
+        steps=5,
+        **options,  # type: ignore[arg-type]
+    )
 
 
 def test_same_seed_same_picture_other_seed_another(tiny: Bundle) -> None:

@@ -63,7 +63,8 @@ def test_timesteps_descend_and_stay_in_range(spacing: str, steps: int) -> None:
     t = timesteps(spacing, steps, 1000)  # type: ignore[arg-type]
     assert len(t) == steps
     assert (t.diff() < 0).all()
-    assert int(t.min()) >= 0 and int(t.max()) <= 999
+    assert int(t.min()) >= 0
+    assert int(t.max()) <= 999
 
 
 def test_all_timesteps_are_the_full_reverse_loop() -> None:

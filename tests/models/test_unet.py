@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from models.schedule import noise_schedule
 from models.unet import Denoiser, UNet, UNetConfig
 
-CONFIG = UNetConfig(image_size=12, context_width=8, patch=3, width=16, multipliers=(1, 2), attention_levels=(1,))
+CONFIG = UNetConfig(
+    image_size=12, context_width=8, patch=3, width=16, multipliers=(1, 2), attention_levels=(1,)
+)
 
 
 def awake(network: nn.Module) -> nn.Module:
@@ -24,7 +26,11 @@ def test_every_condition_matters() -> None:
     x, t, context = torch.randn(1, 4, 12, 12), torch.tensor([10]), torch.randn(1, 8)
     base = network(x, t, context)
     assert base.shape == x.shape
-    for changed in (network(x + 1, t, context), network(x, t + 500, context), network(x, t, -context)):
+    for changed in (
+        network(x + 1, t, context),
+        network(x, t + 500, context),
+        network(x, t, -context),
+    ):
         assert float((base - changed).abs().max()) > 1e-4
 
 
@@ -36,7 +42,9 @@ def test_a_new_network_predicts_zero() -> None:
 def test_gradients_reach_every_parameter() -> None:
     torch.manual_seed(0)
     network = awake(UNet(CONFIG))
-    network(torch.randn(2, 4, 12, 12), torch.tensor([5, 900]), torch.randn(2, 8)).square().sum().backward()
+    network(
+        torch.randn(2, 4, 12, 12), torch.tensor([5, 900]), torch.randn(2, 8)
+    ).square().sum().backward()
     silent = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert silent == []
 

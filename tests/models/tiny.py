@@ -27,7 +27,11 @@ def build_tiny_bundle(path: Path, seed: int = 0, *, name: str = "tiny") -> Path:
     (path / CLIP_FOLDER).mkdir(parents=True, exist_ok=True)
     _write_clip(path / CLIP_FOLDER)
     unet = UNetConfig(
-        image_size=16, context_width=CONTEXT_WIDTH, width=16, multipliers=(1, 2), attention_levels=(1,)
+        image_size=16,
+        context_width=CONTEXT_WIDTH,
+        width=16,
+        multipliers=(1, 2),
+        attention_levels=(1,),
     )
     network = UNet(unet)
     _randomise(network)
@@ -39,10 +43,14 @@ def build_tiny_bundle(path: Path, seed: int = 0, *, name: str = "tiny") -> Path:
     save_config(
         path,
         BundleConfig(
-            name=name, description="random weights for tests", license="Apache-2.0",
-            denoiser=unet, upscaler=upscaler, default_steps=8,
+            name=name,
+            description="random weights for tests",
+            license="Apache-2.0",
+            denoiser=unet,
+            upscaler=upscaler,
+            default_steps=8,
         ),
-    )  # fmt: skip
+    )
     return path
 
 
@@ -56,8 +64,20 @@ def _randomise(module: torch.nn.Module) -> None:
 def _write_clip(folder: Path) -> None:
     config = {
         "embed_dim": CONTEXT_WIDTH,
-        "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 1},
-        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+        "vision_cfg": {
+            "image_size": 16,
+            "patch_size": 8,
+            "width": 16,
+            "head_width": 8,
+            "layers": 1,
+        },
+        "text_cfg": {
+            "context_length": 16,
+            "vocab_size": 49408,
+            "width": 16,
+            "heads": 2,
+            "layers": 1,
+        },
     }
     model, _ = build(config)
     preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3}

@@ -29,7 +29,8 @@ def test_same_seed_and_step_same_batch(batches: Batches) -> None:
     assert captions == same
     assert batches.draw(6, 16)[1] != captions
     assert x.shape == (16, 4, 24, 24)
-    assert float(x.min()) >= -1 and float(x.max()) <= 1
+    assert float(x.min()) >= -1
+    assert float(x.max()) <= 1
 
 
 def test_no_batch_shows_what_is_held_out(batches: Batches) -> None:
@@ -90,7 +91,8 @@ def test_scenes_show_both_things_where_the_words_say(placement: object) -> None:
     scene = compose(tensor("red"), tensor("blue", "square"), placement)  # type: ignore[arg-type]
     red = (scene[0] > 0.6) & (scene[2] < 0.4)
     blue = (scene[2] > 0.6) & (scene[0] < 0.4)
-    assert red.sum() > 20 and blue.sum() > 20
+    assert red.sum() > 20
+    assert blue.sum() > 20
     assert (scene[:3] <= scene[3:] + 1e-5).all()
     word = placement.words[0]  # type: ignore[attr-defined]
     rows = torch.arange(24.0)[:, None].expand(24, 24)

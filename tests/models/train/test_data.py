@@ -58,7 +58,9 @@ def test_text_captions_and_wide_pictures(tmp_path: Path) -> None:
         ("red_disc.json", b"{", "Expecting property name"),
     ],
 )
-def test_a_bad_sample_is_skipped_and_named(folder: Path, name: str, data: bytes, reason: str) -> None:
+def test_a_bad_sample_is_skipped_and_named(
+    folder: Path, name: str, data: bytes, reason: str
+) -> None:
     (folder / name).write_bytes(data)
     loaded = load_pictures(folder, 12, progress=False)
     assert len(loaded) == 5

@@ -75,14 +75,18 @@ def test_without_a_clip_the_denoiser_says_what_to_do(
     assert "run `avocat train clip` first" in capsys.readouterr().err
 
 
-def test_an_empty_folder_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_folder_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     assert train("clip", empty, tmp_path / "out", 1) == 1
     assert "holds no captioned picture" in capsys.readouterr().err
 
 
-def test_skipped_samples_are_counted(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_skipped_samples_are_counted(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "red_disc.png").write_bytes(b"broken")
     train("clip", folder, tmp_path / "out", 1, "--image-size", "24", "--teacher", "none")
     assert "skipped 1 samples, kept 5" in capsys.readouterr().err
@@ -92,7 +96,9 @@ def test_min_snr_weights_follow_the_paper() -> None:
     schedule = noise_schedule()
     snr = schedule.snr.float()
     low, high = 10, 900  # nearly clean; nearly noise
-    assert float(loss_weight(schedule, "eps", 5.0)[low]) == pytest.approx(5 / float(snr[low]), rel=1e-5)
+    assert float(loss_weight(schedule, "eps", 5.0)[low]) == pytest.approx(
+        5 / float(snr[low]), rel=1e-5
+    )
     assert float(loss_weight(schedule, "eps", 5.0)[high]) == pytest.approx(1.0)
     assert float(loss_weight(schedule, "denoised", 5.0)[low]) == 5.0
     v = loss_weight(schedule, "v", 5.0)
@@ -115,7 +121,9 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
         scales.append(budget.learning_rate_scale())
         budget.advance()
     assert scales[0] == pytest.approx(0.01, rel=0.01)
-    assert max(scales) == pytest.approx(0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * 0.099)), rel=0.01)
+    assert max(scales) == pytest.approx(
+        0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * 0.099)), rel=0.01
+    )
     assert scales[-1] == pytest.approx(0.05, abs=0.001)
     assert budget.done
 

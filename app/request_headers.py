@@ -8,12 +8,14 @@ from starlette.datastructures import Headers
 from app.errors import InvalidRequest, UnsupportedMediaType
 from app.schemas.problems import FieldProblem
 
-__all__ = ["MAX_WAIT_S", "idempotency_key", "preferred_wait_s", "require_json"]
+__all__ = ["KEY_PATTERN", "MAX_WAIT_S", "idempotency_key", "preferred_wait_s", "require_json"]
 
 MAX_WAIT_S = 60
 _MOST_KEY_CHARACTERS = 255
 _PRINTABLE = re.compile(r"[\x20-\x7e]+")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
+# For the OpenAPI document: what `idempotency_key` accepts.
+KEY_PATTERN = r"""^([!#-~]([ -~]{0,253}[!-~])?|"([ !#-\[\]-~]|\\["\\]){1,255}")$"""
 _WAIT = re.compile(r'wait\s*=\s*("?)([0-9]{1,9})\1\s*(?:;.*)?', re.IGNORECASE | re.DOTALL)
 
 
@@ -37,6 +39,8 @@ def idempotency_key(values: Sequence[str]) -> str | None:
         return None
     value = values[0].strip()
     quoted = _QUOTED.fullmatch(value)
+    if value.startswith('"') and not quoted:
+        raise _bad_key('A key that starts with " should be a whole quoted string')
     key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else value
     if len(set(values)) > 1:
         raise _bad_key("Two different keys; send one")

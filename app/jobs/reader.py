@@ -1,11 +1,12 @@
 """What the API reads: records, an owner's list, model cards, live workers."""
 
-import json
 import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import structlog
+from pydantic import ValidationError
 from redis.asyncio import Redis
 
 from app import keys
@@ -13,6 +14,8 @@ from app.jobs.models import ModelCard
 from app.jobs.record import JobRecord, JobStatus, from_hash
 
 __all__ = ["JobReader", "ModelCards", "Page", "Position", "live_workers"]
+
+_log = structlog.get_logger()
 
 _BATCH = 200
 # A page that filters out more than this ends early with a cursor; bounds the work of one request.
@@ -118,7 +121,7 @@ class ModelCards:
         """Cards by name, sorted by name."""
         if not self._cards or time.monotonic() - self._read_at > self.FRESH_S:
             raw = await cast(Awaitable[dict[bytes, bytes]], self._redis.hgetall(keys.MODELS))
-            cards = [ModelCard.model_validate(json.loads(card)) for card in raw.values()]
+            cards = [card for text in raw.values() if (card := _read_card(text)) is not None]
             self._cards = {card.name: card for card in sorted(cards, key=lambda card: card.name)}
             self._read_at = time.monotonic()
         return self._cards
@@ -128,6 +131,14 @@ class ModelCards:
         cards = list((await self.all()).values())
         marked = [card for card in cards if card.is_default]
         return next(iter(marked or cards), None)
+
+
+def _read_card(text: bytes) -> ModelCard | None:
+    try:
+        return ModelCard.model_validate_json(text)
+    except ValidationError as error:
+        _log.warning("model card not understood", faults=error.error_count())
+        return None
 
 
 async def live_workers(redis: Redis) -> int:

@@ -16,7 +16,13 @@ from app.jobs.models import ModelCard
 from app.jobs.record import JobRecord, JobRequest
 from app.json_body import read_json
 from app.present import job_objects, poll_hint_s
-from app.request_headers import MAX_WAIT_S, idempotency_key, preferred_wait_s, require_json
+from app.request_headers import (
+    KEY_PATTERN,
+    MAX_WAIT_S,
+    idempotency_key,
+    preferred_wait_s,
+    require_json,
+)
 from app.resolve import Draft, resolve
 from app.schemas.jobs import JobCreate, JobObject
 
@@ -64,10 +70,12 @@ async def submit_job(
         Header(
             alias="Idempotency-Key",
             description="≤ 255 printable characters, bare or quoted: makes a retry safe",
+            json_schema_extra={"pattern": KEY_PATTERN},
         ),
     ] = None,
     prefer: Annotated[
-        str | None, Header(description=f"`wait=N`: wait up to N ≤ {MAX_WAIT_S} s for the end")
+        str | None,
+        Header(alias="Prefer", description=f"`wait=N`: wait up to N ≤ {MAX_WAIT_S} s for the end"),
     ] = None,
 ) -> JobObject:
     """Ask for images. The answer names the job; its images come when it has succeeded."""

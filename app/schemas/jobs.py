@@ -20,6 +20,7 @@ __all__ = ["MAX_IMAGES", "MAX_SEED", "JobCreate", "JobList", "JobListQuery", "Jo
 MAX_SEED = 2**53 - 1  # the largest integer that JSON carries safely
 MAX_IMAGES = 8
 MAX_METADATA_BYTES = 4096
+CURSOR_PATTERN = r"^[0-9]{1,16}-[0-7][0-9A-HJKMNP-TV-Z]{25}$"
 
 
 def _integral(value: object) -> object:
@@ -200,5 +201,5 @@ class JobListQuery(BaseModel):
     status: JobStatus | None = Field(None, description="Only jobs of this status")
     limit: int = Field(20, ge=1, le=100, description="Most jobs in the answer")
     cursor: str | None = Field(
-        None, max_length=200, description="`next_cursor` of the answer before"
+        None, pattern=CURSOR_PATTERN, description="`next_cursor` of the answer before, as given"
     )

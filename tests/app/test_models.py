@@ -55,3 +55,9 @@ async def test_the_marked_model_is_the_default(service: Service) -> None:
     ]
     assert (await service.submit())["request"]["model"] == "tiny"
     assert (await service.submit(model="another"))["request"]["model"] == "another"
+
+
+async def test_a_card_not_understood_hides_no_other(service: Service) -> None:
+    service.redis.hset(keys.MODELS, "odd", "{}")
+    models = (await service.client.get("/v1/models")).json()["data"]
+    assert [model["id"] for model in models] == ["tiny"]

@@ -1,0 +1,1 @@
+"""Takes jobs from RQ, draws them step by step, stores the pictures. One process per device."""

@@ -1,0 +1,103 @@
+"""What this worker announces about the model it serves."""
+
+import hashlib
+import json
+import platform
+from contextlib import suppress
+from typing import cast
+
+import torch
+from redis import Redis
+from redis.client import Pipeline
+
+from app.jobs.models import ModelCard
+from app.keys import MODELS, RQ_WORKERS
+from models.bundle import Bundle
+from models.samplers import SAMPLERS
+
+__all__ = ["MODEL_FIELD", "announce", "fingerprint", "live_models", "model_card"]
+
+MODEL_FIELD = "model"  # of a worker's hash, beside RQ's own fields
+
+_DTYPE = "float32"
+_RUNTIME = "eager"
+
+
+def model_card(bundle: Bundle, micro_batch: int) -> ModelCard:
+    """The card of a loaded bundle, as the API reads it. `is_default` is decided when announced."""
+    config = bundle.config
+    side = config.image_size
+    return ModelCard(
+        name=config.name,
+        description=config.description,
+        license=config.license,
+        bundle_sha256=bundle.sha256,
+        fingerprint=fingerprint(bundle, micro_batch),
+        native_size=(side, side),
+        sizes=tuple(f"{side * factor}x{side * factor}" for factor in config.upscales),
+        channels=4 if config.channels == 4 else 3,
+        samplers=SAMPLERS,
+        default_sampler=config.default_sampler,
+        default_steps=config.default_steps,
+        default_guidance_scale=config.default_guidance_scale,
+        default_guidance_interval=config.default_guidance_interval,
+        default_background=config.default_background,
+        max_steps=bundle.schedule.training_length,
+        context_length=bundle.context.context_length,
+        created_at=(bundle.path / "bundle.json").stat().st_mtime,
+    )
+
+
+def fingerprint(bundle: Bundle, micro_batch: int) -> str:
+    """Name all that decides the bits of a picture beside its recipe, as 32 hex digits."""
+    parts = {
+        "bundle": bundle.sha256,
+        "micro_batch": micro_batch,
+        "dtype": _DTYPE,
+        "runtime": _RUNTIME,
+        "torch": torch.__version__,
+        "device": _device_class(bundle.context.device),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _device_class(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda {torch.cuda.get_device_name(device)}"
+    # Measured: another instruction set or number of threads sums in another order.
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"cpu {platform.machine()} {capability} {torch.get_num_threads()} threads"
+
+
+def announce(redis: Redis, card: ModelCard) -> None:
+    """Tell the API of the model; it becomes the default if no live worker serves that one."""
+    live = live_models(redis)
+    others = [other for other in _cards(redis) if other.name != card.name]
+    default = not any(other.is_default and other.name in live for other in others)
+    pipe = redis.pipeline()
+    for other in others if default else []:
+        _write(pipe, other.model_copy(update={"is_default": False}))
+    _write(pipe, card.model_copy(update={"is_default": default}))
+    pipe.execute()
+
+
+def live_models(redis: Redis) -> set[str]:
+    """Names of the models that registered workers serve."""
+    workers = cast(set[bytes], redis.smembers(RQ_WORKERS))
+    pipe = redis.pipeline(transaction=False)
+    for worker in workers:
+        pipe.hget(worker.decode(), MODEL_FIELD)
+    return {name.decode() for name in pipe.execute() if name is not None}
+
+
+def _cards(redis: Redis) -> list[ModelCard]:
+    raw = cast(dict[bytes, bytes], redis.hgetall(MODELS))
+    cards = []
+    for value in raw.values():
+        with suppress(ValueError):  # not a card of this version
+            cards.append(ModelCard.model_validate_json(value))
+    return cards
+
+
+def _write(pipe: Pipeline, card: ModelCard) -> None:
+    pipe.hset(MODELS, card.name, card.model_dump_json())

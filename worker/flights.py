@@ -1,0 +1,63 @@
+"""Flights: the jobs a worker holds, from claim to their end in Redis."""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from torch import Tensor
+
+from app.jobs.record import JobRecord, Problem, StoredImage
+from worker.ledger import Held
+from worker.prompts import Order
+
+__all__ = ["Ending", "Flight"]
+
+
+class Ending(Enum):
+    """How a flight ends, once that is written to Redis."""
+
+    SUCCEED = auto()  # `images` are in storage
+    FAIL = auto()  # `problem` says why
+    CANCEL = auto()
+    HAND_BACK = auto()  # to the queue, as if never taken
+    TRY_AGAIN = auto()  # to the queue at the cost of a retry; without one left, `problem`
+
+
+@dataclass(eq=False)
+class Flight:
+    """One job in this worker. `token` names its rows in the engine."""
+
+    held: Held
+    record: JobRecord
+    order: Order | None  # None: it cannot be drawn, and ends at once
+    timeout_s: float
+    deadline: float  # monotonic seconds
+    rows: dict[int, Tensor] = field(default_factory=dict)  # finished ones by index
+    images: tuple[StoredImage, ...] = ()
+    storing: bool = False
+    ending: Ending | None = None
+    problem: Problem | None = None
+
+    @property
+    def token(self) -> str:
+        """The execution's id."""
+        return str(self.held.execution.id)
+
+    @property
+    def rows_in_engine(self) -> int:
+        """Rows that hold or wait for a slot."""
+        if self.order is None or self.ending is not None:
+            return 0
+        return len(self.order.rows) - len(self.rows)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is on its last chance, and so keeps the engine to itself."""
+        return self.held.job.retries_left == 0
+
+    def steps_done(self, in_engine: int) -> int:
+        """Steps for the job's progress, its rows averaged; `in_engine`: sum over rows there."""
+        if self.order is None:
+            return 0
+        done = in_engine + len(self.rows) * self.record.request.steps
+        asked = len(self.order.rows) * self.record.request.steps
+        return min(self.record.total_steps, done * self.record.total_steps // asked)

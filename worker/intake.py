@@ -1,0 +1,117 @@
+"""Takes jobs out of the queues, as many as the engine has room for."""
+
+from collections.abc import Callable, Iterator
+
+import structlog
+from redis import Redis
+
+from app.jobs.record import JobStatus
+from app.jobs.store import JobStore
+from worker import problems
+from worker.admission import Candidate, choose
+from worker.card import live_models
+from worker.flights import Ending, Flight
+from worker.ledger import Ledger
+from worker.prompts import MOST_PICTURES, Prompts
+from worker.waiting import Unfit, Waiting, waiting
+
+__all__ = ["Intake"]
+
+_log = structlog.get_logger()
+_DEEPEST = 256  # entries of a queue looked at
+
+
+class Intake:
+    """Looks into the queues, chooses, and claims."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        ledger: Ledger,
+        prompts: Prompts,
+        *,
+        worker: str,
+        model: str,
+        timeout_s: int,
+    ) -> None:
+        """`timeout_s` is for jobs that came without one of their own."""
+        self._redis = redis
+        self._store = JobStore(redis)
+        self._ledger = ledger
+        self._prompts = prompts
+        self._worker = worker
+        self._model = model
+        self._timeout_s = timeout_s
+        self._passed_over = 0  # entries for other models seen last time
+
+    def take(self, *, free: int, idle: bool, clock: Callable[[], float]) -> Iterator[Flight]:
+        """Claim what fits into `free` slots, or one job of any size if the engine is `idle`.
+
+        Each is claimed when asked for, so that the one before is already being drawn. `clock`:
+        monotonic seconds, from which deadlines are counted.
+        """
+        limit = min(_DEEPEST, max(1, free) + self._passed_over)
+        ours = self._ours(waiting(self._redis, limit))
+        by_id = {one.job.id: one for one in ours}
+        candidates = [
+            Candidate(id_, _rows(one), alone=one.job.retries_left == 0)
+            for id_, one in by_id.items()
+        ]
+        for one in choose(candidates, free=free, idle=idle):
+            flight = self._claim(by_id[one.job_id], clock)
+            if flight is not None:
+                yield flight
+
+    def _ours(self, entries: list[Waiting | Unfit]) -> list[Waiting]:
+        """Entries for this worker's model; those that nobody can run are taken out."""
+        ours: list[Waiting] = []
+        strangers: list[Waiting] = []
+        for entry in entries:
+            if isinstance(entry, Unfit):
+                self._refuse(entry)
+            elif entry.record.request.model == self._model:
+                ours.append(entry)
+            else:
+                strangers.append(entry)
+        self._passed_over = len(strangers)
+        live = live_models(self._redis) if strangers else set()
+        for entry in strangers:
+            if entry.record.request.model not in live:
+                self._fail_unserved(entry)
+        return ours
+
+    def _refuse(self, unfit: Unfit) -> None:
+        if not self._ledger.refuse(unfit):
+            return
+        _log.warning("queue entry refused", job=unfit.job_id, reason=unfit.reason)
+        if unfit.record is not None:
+            error = problems.entry_invalid()
+            self._store.finish(unfit.record.id, None, JobStatus.FAILED, error=error)
+
+    def _fail_unserved(self, entry: Waiting) -> None:
+        problem = problems.model_not_served(entry.record.request.model)
+        held = self._ledger.claim(entry)
+        if held is not None:
+            self._store.finish(entry.record.id, None, JobStatus.FAILED, error=problem)
+            self._ledger.fail(held, problem.detail)
+
+    def _claim(self, entry: Waiting, clock: Callable[[], float]) -> Flight | None:
+        held = self._ledger.claim(entry)
+        if held is None:  # another worker was faster
+            return None
+        token = str(held.execution.id)
+        record = self._store.start(entry.record.id, token, self._worker)
+        if record is None:  # canceled while it waited, or over
+            self._ledger.cancel(held, entry.record.retention_s)
+            return None
+        timeout_s = max(0, held.job.timeout or 0) or self._timeout_s
+        flight = Flight(held, record, None, timeout_s, clock() + timeout_s)
+        try:
+            flight.order = self._prompts.order(record, token)
+        except ValueError as fault:
+            flight.ending, flight.problem = Ending.FAIL, problems.invalid_job(str(fault))
+        return flight
+
+
+def _rows(entry: Waiting) -> int:
+    return min(MOST_PICTURES, max(entry.record.request.n, entry.record.request.best_of))

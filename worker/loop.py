@@ -1,0 +1,94 @@
+"""The engine's own thread: steps while there are rows, obeys between any two steps."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+
+import torch
+
+from worker.engine import Engine, Fault
+from worker.mail import EngineFailed, Mail
+from worker.rows import RowSpec
+
+__all__ = ["EngineLoop"]
+
+_EMA_SHARE = 0.1  # of the newest step, in the moving average
+
+
+class EngineLoop:
+    """Runs an engine in a thread; commands come in by methods, rows go out by mail."""
+
+    def __init__(self, engine: Engine, mail: Mail, threads: int) -> None:
+        """`threads`: torch's, on CPU. Nothing runs before `start`."""
+        self.slots = engine.slots
+        self.steps_done: dict[str, int] = {}  # by job; replaced whole after each step
+        self.seconds_per_row_step: float | None = None  # moving average
+        self._engine = engine
+        self._mail = mail
+        self._threads = threads
+        self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def admit(self, rows: Sequence[RowSpec]) -> None:
+        """Take the rows of one job in before the next step."""
+        self._commands.put(lambda: self._admit(rows))
+
+    def evict(self, job: str) -> None:
+        """Drop the rows of a job before the next step; may be called from any thread."""
+        self._commands.put(lambda: self._engine.evict(job))
+
+    def stop(self, timeout_s: float) -> None:
+        """End the thread after the step it is in, and wait for that."""
+        self._commands.put(self._stop)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            torch.set_num_threads(self._threads)
+            while self._obey():
+                self._step()
+        except BaseException as fault:  # whatever it is, the runner must give all jobs back
+            self._mail.put(EngineFailed(fault))
+
+    def _obey(self) -> bool:
+        """Carry out what was asked; without rows, wait for it. False when told to stop."""
+        while not self._stopping:
+            try:
+                command = self._commands.get(block=self._engine.idle)
+            except Empty:
+                return True
+            command()
+        return False
+
+    def _step(self) -> None:
+        began = time.perf_counter()
+        report = self._engine.step()
+        if report.advanced:
+            self._measure((time.perf_counter() - began) / report.advanced)
+        self.steps_done = self._engine.steps_done()
+        for fault in report.faults:
+            self._mail.put(fault)
+        for finished in report.finished:
+            self._mail.put(finished)
+
+    def _measure(self, seconds: float) -> None:
+        before = self.seconds_per_row_step
+        self.seconds_per_row_step = (
+            seconds if before is None else before + _EMA_SHARE * (seconds - before)
+        )
+
+    def _admit(self, rows: Sequence[RowSpec]) -> None:
+        try:
+            self._engine.admit(rows)
+        except ValueError as fault:
+            self._mail.put(Fault(rows[0].job, rows[0].index, str(fault)))
+
+    def _stop(self) -> None:
+        self._stopping = True

@@ -1,0 +1,67 @@
+"""What reaches the runner from its other threads, and from signals."""
+
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from app.jobs.record import StoredImage
+from worker.engine import Fault, Finished
+
+__all__ = [
+    "Cancel",
+    "EngineFailed",
+    "Fault",
+    "Finished",
+    "Letter",
+    "Mail",
+    "StopRequested",
+    "StoreFailed",
+    "Stored",
+    "WorkArrived",
+]
+
+
+@dataclass(frozen=True)
+class WorkArrived:
+    """A job was put into a queue, or messages may have been missed."""
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Somebody wants this job to stop."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
+class StopRequested:
+    """The worker is to end; asked again, at once."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """All images of an execution are in storage."""
+
+    execution: str
+    images: tuple[StoredImage, ...]
+
+
+@dataclass(frozen=True)
+class StoreFailed:
+    """They are not, and none is left."""
+
+    execution: str
+    fault: BaseException
+
+
+@dataclass(frozen=True)
+class EngineFailed:
+    """The engine's thread has ended: no row will finish."""
+
+    fault: BaseException
+
+
+Letter = (
+    WorkArrived | Cancel | StopRequested | Finished | Fault | Stored | StoreFailed | EngineFailed
+)
+# A SimpleQueue may be put to from a signal handler while the same thread waits on it.
+Mail = SimpleQueue[Letter]

@@ -1,0 +1,102 @@
+"""From finished rows to images in storage; runs beside the step loop, in other threads."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from app.jobs.models import ModelCard
+from app.jobs.record import JobRecord, StoredImage
+from app.storage.base import ImageStorage, StorageError
+from models.bundle import Bundle
+from models.pictures import to_picture
+from worker.encoding import CONTENT_TYPES, SUFFIXES, encode
+from worker.prompts import Order, Prompts
+from worker.recipe import Recipe
+
+__all__ = ["Results", "image_names"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Developed:
+    picture: Image.Image
+    seed: int
+    clip_score: float | None
+
+
+class Results:
+    """Upscales, scores, encodes and stores."""
+
+    def __init__(
+        self, bundle: Bundle, prompts: Prompts, card: ModelCard, storage: ImageStorage
+    ) -> None:
+        self._upscaler = bundle.upscaler
+        self._prompts = prompts
+        self._card = card
+        self._storage = storage
+
+    def store(
+        self, record: JobRecord, execution: str, order: Order, rows: Mapping[int, Tensor]
+    ) -> list[StoredImage]:
+        """Store a job's pictures: all `n`, or of more candidates the best by CLIP score first.
+
+        `rows` are the engine's pictures by row index. When this returns, all images survive a
+        crash; when it raises, none is left.
+
+        Raises:
+            StorageError: an image could not be stored.
+        """
+        request = record.request
+        developed = [self._develop(record, order, i, rows[i]) for i in sorted(rows)]
+        if len(developed) > request.n:
+            developed.sort(key=lambda one: -(one.clip_score or 0.0))  # stable: ties keep seed order
+        images: list[StoredImage] = []
+        try:
+            for index, one in enumerate(developed[: request.n]):
+                images.append(self._write(record, execution, index, one))
+        except StorageError:
+            self.discard(image_names(record, execution))
+            raise
+        return images
+
+    def discard(self, names: Iterable[str]) -> None:
+        """Delete images that nobody will ever be told of; what cannot be deleted stays."""
+        for name in names:
+            with suppress(StorageError):
+                self._storage.delete(name)
+
+    @torch.inference_mode()
+    def _develop(self, record: JobRecord, order: Order, index: int, row: Tensor) -> _Developed:
+        x = row
+        if order.factor > 1 and self._upscaler is not None:
+            x = self._upscaler(row[None], order.factor)[0]  # alone: never another batch shape
+        picture = to_picture(x)
+        score = self._prompts.score(picture, record.request.prompt)
+        return _Developed(picture, order.rows[index].seed, score)
+
+    def _write(self, record: JobRecord, execution: str, index: int, one: _Developed) -> StoredImage:
+        recipe = Recipe.of(record.request, one.seed, self._card)
+        data = encode(one.picture, recipe)
+        name = image_names(record, execution)[index]
+        self._storage.write(name, data)
+        return StoredImage(
+            index=index,
+            name=name,
+            seed=one.seed,
+            width=one.picture.width,
+            height=one.picture.height,
+            content_type=CONTENT_TYPES[recipe.output_format],
+            bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            clip_score=one.clip_score,
+        )
+
+
+def image_names(record: JobRecord, execution: str) -> list[str]:
+    """The names that this execution of the job stores its images under."""
+    suffix = SUFFIXES[record.request.output_format]
+    return [f"{record.id}_{execution[:8]}_{i}.{suffix}" for i in range(record.request.n)]

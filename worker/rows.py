@@ -1,0 +1,85 @@
+"""Rows: one row is one picture on its way from noise. No Redis, RQ or HTTP here."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.samplers import Sampler, trajectory
+from models.sampling import row_generator
+from models.schedule import NoiseSchedule
+
+__all__ = ["Row", "RowSpec"]
+
+
+@dataclass(frozen=True, eq=False)
+class RowSpec:
+    """What to draw.
+
+    `context` and `unconditional` are float32 `[D]`: the prompt's, and that of the empty or the
+    negative prompt. Guidance acts from the first to the last share of `guidance_interval`, each in
+    [0, 1] of the trajectory.
+    """
+
+    job: str  # rows of one token leave together
+    index: int  # which picture of the job
+    seed: int
+    sampler: Sampler
+    steps: int
+    guidance_scale: float
+    guidance_interval: tuple[float, float]
+    context: Tensor
+    unconditional: Tensor
+
+    def guided(self, step: int) -> bool:
+        """Whether step `step` (0 … steps-1) needs the unconditional prediction too."""
+        first, last = self.guidance_interval
+        share = step / max(1, self.steps - 1)
+        return self.guidance_scale != 1 and first <= share <= last
+
+
+class Row:
+    """A row in flight: where it is on its trajectory, and its own source of noise."""
+
+    def __init__(self, spec: RowSpec, schedule: NoiseSchedule, shape: tuple[int, int, int]) -> None:
+        """Lay out the way of `spec` over `schedule` for pictures of `shape` (C, H, W).
+
+        Raises:
+            ScheduleError: an unknown sampler, or steps the schedule does not have.
+        """
+        way = trajectory(schedule, spec.sampler, spec.steps)
+        self.spec = spec
+        self.position = 0  # steps done
+        self._shape = shape
+        self._coefficients = way.coefficients
+        self._timesteps: list[int] = way.timesteps.tolist()
+        self._noisy: list[bool] = way.needs_noise.tolist()
+        self._generator = row_generator(spec.seed)
+
+    @property
+    def timestep(self) -> int:
+        """The timestep that the network is asked about next."""
+        return self._timesteps[self.position]
+
+    @property
+    def coefficients(self) -> Tensor:
+        """The sampler's numbers for the next step, float32 `[7]`."""
+        return self._coefficients[self.position]
+
+    @property
+    def guided(self) -> bool:
+        """Whether the next step is guided."""
+        return self.spec.guided(self.position)
+
+    @property
+    def done(self) -> bool:
+        """Whether the picture is there."""
+        return self.position == len(self._timesteps)
+
+    def draw(self) -> Tensor:
+        """Standard normal noise `[C, H, W]`, on CPU: the same on every device."""
+        return torch.randn(self._shape, generator=self._generator)
+
+    def fresh_noise(self) -> Tensor | None:
+        """Noise for the next step; None, and nothing drawn, where the sampler adds none."""
+        return self.draw() if self._noisy[self.position] else None

@@ -1,0 +1,284 @@
+"""The RQ worker: many jobs in flight, one engine.
+
+The main thread keeps the books in Redis; the engine has its own thread, so that neither waits for
+the other. All that happens comes in by one mailbox and changes flights in memory; what follows is
+written to Redis at the next sync, and again if Redis was away.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import structlog
+import torch
+from redis import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from app.jobs.models import ModelCard
+from app.jobs.store import JobStore
+from app.settings import Settings
+from app.storage.base import ImageStorage
+from models.bundle import Bundle
+from worker.card import announce
+from worker.control import Control
+from worker.engine import Engine
+from worker.flights import Ending
+from worker.intake import Intake
+from worker.ledger import Ledger
+from worker.listener import Listener
+from worker.loop import EngineLoop
+from worker.mail import Letter, Mail, StopRequested
+from worker.outage import Outage
+from worker.progress import Progress, Stats
+from worker.prompts import Prompts
+from worker.recovery import Recovery
+from worker.registration import RegisteredWorker
+from worker.results import Results
+from worker.settling import Settling
+
+__all__ = ["Runner"]
+
+_log = structlog.get_logger()
+_LOOK_S = 1.0  # a wake-up may have been missed
+_RECOVER_S = 1.0
+_TIDY_S = 10.0
+_BUSY_WAIT_S = 0.1
+_IDLE_WAIT_S = 0.5
+_SAME_SIGNAL_S = 0.2  # a terminal and a supervisor may both pass one Ctrl-C on
+_STORING_GRACE_S = 5.0  # beyond the drain's, for what is drawn already
+_GIVE_UP_S = 10.0  # beyond the drain's grace; leases run out by themselves then
+
+
+class _Every:
+    """A duty that is due again some time after it was last done."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._done_at = float("-inf")
+
+    def due(self, now: float) -> bool:
+        return now - self._done_at >= self._interval_s
+
+    def done(self, now: float) -> None:
+        self._done_at = now
+
+
+class Runner(RegisteredWorker):
+    """One RQ worker, one bundle, one engine."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        bundle: Bundle,
+        card: ModelCard,
+        storage: ImageStorage,
+        settings: Settings,
+        name: str,
+    ) -> None:
+        """Nothing runs and nothing is registered before `work`."""
+        super().__init__(redis, name=name, model=card.name, lease_s=settings.lease_s)
+        self._card = card
+        self._mail: Mail = SimpleQueue()
+        engine = Engine(bundle, settings.slots, settings.micro_batch)
+        engine.warm_up()
+        self._engine_loop = EngineLoop(engine, self._mail, torch.get_num_threads())
+        prompts = Prompts(bundle)
+        results = Results(bundle, prompts, card, storage)
+        ledger = Ledger(redis, name, settings.lease_s)
+        self._ledger = ledger
+        self._control = Control(self._engine_loop, results, self._mail)
+        self._intake = Intake(
+            redis, ledger, prompts, worker=name, model=card.name, timeout_s=settings.job_timeout_s
+        )
+        self._settling = Settling(redis, ledger, results)
+        self._recovery = Recovery(redis, ledger, results, storage)
+        self._progress = Progress(JobStore(redis))
+        self._stats = Stats(redis, card.name, settings.slots)
+        self._listener = Listener(redis, name, self._mail, self._control.evict)
+        self._drain_grace_s = settings.drain_grace_s
+        self._outage = Outage()
+        self._look_now = True
+        self._looks, self._recoveries = _Every(_LOOK_S), _Every(_RECOVER_S)
+        self._beats, self._tidying = _Every(settings.lease_s / 5), _Every(_TIDY_S)
+        self._stop_asked_at: float | None = None
+        self._stop_at = float("inf")
+        self._served = 0
+
+    @property
+    def fault(self) -> BaseException | None:
+        """What ended the engine, if something did: the process should end in error."""
+        return self._control.fault
+
+    def stop(self) -> None:
+        """Ask the worker to drain; asked again, to hand everything back at once."""
+        self._mail.put(StopRequested())
+
+    def _install_signal_handlers(self) -> None:
+        """Take SIGINT and SIGTERM; outside a main thread there is only `stop`."""
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(signum, self.request_stop)
+
+    def request_stop(self, signum: Any, frame: Any) -> None:
+        """The same, as a signal handler: nothing else may happen in one."""
+        self._mail.put(StopRequested())
+
+    def work(self, burst: bool = False, *_: Any, **__: Any) -> bool:
+        """Serve until asked to stop, or, with `burst`, until no work is left.
+
+        Returns:
+            Whether any job was taken.
+
+        Raises:
+            NameTaken: a live worker has this name.
+            RedisError: Redis was away at the start.
+        """
+        self._install_signal_handlers()
+        self.register()
+        announce(self.connection, self._card)
+        self._listener.start()
+        self._engine_loop.start()
+        _log.info("worker ready", name=self.name, model=self._card.name)
+        try:
+            self._serve(burst)
+        finally:
+            self._leave()
+        return self._served > 0
+
+    def _serve(self, burst: bool) -> None:
+        while True:
+            self._read_mail()
+            now = time.monotonic()
+            self._control.check_deadlines(now)
+            self._drain(now)
+            if not self._outage.wait_s(now):
+                self._sync(now)
+            left = self._control.flights
+            if (burst or self._stop_asked_at is not None) and not left:
+                return
+            if now >= self._stop_at + _GIVE_UP_S:
+                _log.error("stopped without handing all jobs back", jobs=list(left))
+                return
+
+    def _read_mail(self) -> None:
+        """Wait a little for a letter, then read all there are."""
+        busy = bool(self._control.flights)
+        wait_s = _BUSY_WAIT_S if busy else _IDLE_WAIT_S
+        if self._look_now and not self._outage.wait_s(time.monotonic()):
+            wait_s = 0.0
+        with suppress(Empty):
+            letter = self._mail.get(timeout=wait_s)
+            while True:
+                self._read(letter)
+                letter = self._mail.get_nowait()
+
+    def _read(self, letter: Letter) -> None:
+        self._look_now = True  # work arrived, or a slot may be free
+        if isinstance(letter, StopRequested):
+            self._stop_requested_now(time.monotonic())
+        self._control.read(letter)
+        if self._control.fault is not None and self._stop_asked_at is None:
+            _log.error("engine failed; all jobs go back", reason=repr(self._control.fault))
+            self._stop_asked_at = self._stop_at = time.monotonic()
+
+    def _stop_requested_now(self, now: float) -> None:
+        if self._stop_asked_at is None:
+            self._stop_asked_at, self._stop_at = now, now + self._drain_grace_s
+            _log.info("draining", jobs=len(self._control.flights), grace_s=self._drain_grace_s)
+        elif now - self._stop_asked_at > _SAME_SIGNAL_S:
+            self._stop_at = min(self._stop_at, now)
+
+    def _drain(self, now: float) -> None:
+        if now >= self._stop_at:
+            late = now >= self._stop_at + _STORING_GRACE_S
+            self._control.end_all(Ending.HAND_BACK, storing=late)
+
+    def _sync(self, now: float) -> None:
+        """Everything that is due with Redis; the lease first."""
+        duties: list[Callable[[float], None]] = [
+            self._beat_if_due, self._take, self._settle, self._tell, self._care,
+        ]  # fmt: skip
+        sound = True
+        for duty in duties:
+            try:
+                duty(now)
+            except ResponseError as fault:  # this duty is refused; the others may go on
+                self._outage.failed(fault, now)
+                sound = False
+            except RedisError as fault:
+                self._outage.failed(fault, now)
+                return
+        if sound:
+            self._outage.over()
+
+    def _beat_if_due(self, now: float) -> None:
+        held = [flight.held for flight in self._control.flights.values()]
+        if self._beats.due(now):
+            if not self.beat(self._ledger, held):
+                announce(self.connection, self._card)  # Redis came back without its data
+            self._beats.done(now)
+        else:
+            self.show_state(held)
+
+    def _take(self, now: float) -> None:
+        if self._stop_asked_at is not None or not (self._look_now or self._looks.due(now)):
+            return
+        control = self._control
+        self._look_now = False
+        self._looks.done(now)
+        if control.free == 0:
+            return
+        for flight in self._intake.take(free=control.free, idle=control.idle, clock=time.monotonic):
+            control.board(flight)
+            self._served += 1
+            self._look_now = True  # there may be more
+
+    def _settle(self, now: float) -> None:
+        refused: ResponseError | None = None
+        # What is handed back goes to the front of its queue, so the oldest comes last.
+        for job_id, flight in reversed(list(self._control.flights.items())):
+            if flight.ending is None:
+                continue
+            try:
+                settled = self._settling.settle(flight)
+            except ResponseError as fault:
+                refused = fault
+                continue
+            del self._control.flights[job_id]
+            ending = flight.ending.name.lower() if settled else "superseded"
+            _log.info("job left", job=job_id, ending=ending)
+        if refused is not None:
+            raise refused
+
+    def _tell(self, now: float) -> None:
+        for job_id in self._progress.tell(self._control.steps(), now):
+            # Canceled, or another worker has it: the fence of that ending tells which.
+            self._control.end(self._control.flights[job_id], Ending.CANCEL)
+        if self._control.flights:
+            self._stats.tell(self._engine_loop.seconds_per_row_step, now)
+
+    def _care(self, now: float) -> None:
+        if self._recoveries.due(now):
+            own = {flight.token for flight in self._control.flights.values()}
+            self._recovery.recover(own)
+            self._recoveries.done(now)
+        if self._tidying.due(now):
+            self._recovery.agree_on_failures()
+            self._recovery.tidy_registries()
+            self._recovery.expire_images()
+            self._tidying.done(now)
+
+    def _leave(self) -> None:
+        """Stop the threads, give back what is left, and let RQ forget this worker."""
+        self._engine_loop.stop(_GIVE_UP_S)
+        self._listener.stop()
+        self._control.close()
+        with suppress(RedisError):
+            self._control.end_all(Ending.TRY_AGAIN, storing=True)
+            self._settle(time.monotonic())
+            self.register_death()  # type: ignore[no-untyped-call]
+        _log.info("worker stopped", name=self.name)

@@ -1,0 +1,64 @@
+"""Puts a worker together: device, bundle, storage, runner."""
+
+import os
+
+import structlog
+import torch
+from redis import Redis
+
+from app.settings import Settings
+from app.storage.folder import FolderStorage
+from models.bundle import load_bundle
+from worker.card import model_card
+from worker.runner import Runner
+
+__all__ = ["make_runner", "resolve_device"]
+
+_log = structlog.get_logger()
+
+
+def make_runner(settings: Settings, redis: Redis, name: str, device: str) -> Runner:
+    """A runner that is ready to work.
+
+    Raises:
+        BundleError: the bundle is missing, damaged, or of another kind.
+        ValueError: the device does not exist.
+    """
+    chosen = resolve_device(device)
+    threads = settings.threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = False  # it would choose other kernels from run to run
+    torch.backends.cudnn.deterministic = True
+    bundle = load_bundle(settings.bundle, chosen)
+    card = model_card(bundle, settings.micro_batch)
+    _log.info(
+        "bundle loaded",
+        model=card.name,
+        device=str(chosen),
+        threads=threads,
+        slots=settings.slots,
+        micro_batch=settings.micro_batch,
+        fingerprint=card.fingerprint,
+    )
+    storage = FolderStorage(settings.images_dir)
+    return Runner(redis, bundle, card, storage, settings, name)
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device that a setting names; `auto`: the first GPU, else the CPU.
+
+    Raises:
+        ValueError: another word, or a GPU that is not there.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        device = "cuda:0" if gpus else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r} should be auto, cpu, cuda or cuda:N")
+    if chosen.type == "cuda" and (chosen.index or 0) >= gpus:
+        raise ValueError(f"device {device!r} is not there: torch sees {gpus} GPUs")
+    return chosen

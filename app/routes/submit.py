@@ -92,7 +92,9 @@ async def submit_job(
     if isinstance(outcome, submit.Replayed):
         response.headers["Idempotency-Replayed"] = "true"
     wait_s = preferred_wait_s(headers.getlist("prefer"))
-    current = await services.events.wait_until_terminal(job_id, wait_s or 0)
+    current: JobRecord | None = record
+    if wait_s or job_id != record.id:
+        current = await services.events.wait_until_terminal(job_id, wait_s or 0)
     if current is None:  # expired just now
         raise errors.Unavailable("The job has just expired; submit again")
     done = isinstance(outcome, submit.Replayed) or (bool(wait_s) and current.status.terminal)
@@ -128,12 +130,12 @@ async def _card(services: Services, draft: Draft) -> ModelCard:
 def _new_record(
     services: Services, owner: str, resolved: JobRequest, metadata: dict[str, str]
 ) -> JobRecord:
-    now, retention_s = time.time(), services.settings.retention_s
+    now, retention_s = round(time.time(), 6), services.settings.retention_s  # as stored
     return JobRecord(
         id=new_job_id(now),
         owner=owner,
         created_at=now,
-        expires_at=now + retention_s,
+        expires_at=round(now + retention_s, 6),
         retention_s=retention_s,
         request=resolved,
         total_steps=resolved.steps,

@@ -26,6 +26,7 @@ async def test_answers_with_the_job_and_where_it_lives(service: Service) -> None
     assert (job["images"], job["warnings"], job["error"], job["attempts"]) == ([], [], None, 0)
     assert job["created_at"].endswith("Z")
     assert job["started_at"] is None
+    assert await service.job(job["id"]) == job
 
 
 async def test_every_field_is_resolved(service: Service) -> None:

@@ -190,6 +190,8 @@ class Supervisor:
                 self._start(watch)
         elif (code := watch.part.exit_code()) is not None:
             watch.part.stop(lambda: True)  # whatever it left behind
+            if code > 0 and not self.ready:  # it has said why; trying again changes nothing
+                raise SupervisorError(f"{watch.part.name} does not start ({_how(code)})")
             self._plan_restart(watch, f"it ended with {_how(code)}")
 
     def _plan_restart(self, watch: _Watch, reason: str) -> None:

@@ -66,12 +66,14 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
                 continue
             line = process.stdout.readline()
             if not line:
-                fail(_last_sentence(log), ExitCode.UNREACHABLE)
+                fail(_why(log))
             if line.startswith(b"{") and json.loads(line).get("event") == "ready":
                 return str(json.loads(line)["url"])
     fail(f"the service was not ready within {START_DEADLINE_S:.0f} s", ExitCode.UNREACHABLE)
 
 
-def _last_sentence(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("avocat: ") if lines else "the service ended without a word"
+def _why(log: Path) -> str:
+    """What the parts said before the service ended."""
+    lines = log.read_text(errors="replace").splitlines()
+    said = [line.partition(": ")[2] for line in lines if line.startswith(("avocat: ", "worker: "))]
+    return "; ".join(said) or (lines[-1] if lines else "the service ended without a word")

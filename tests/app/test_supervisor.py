@@ -41,9 +41,15 @@ def supervisor(listener: socket.socket, *parts: ProcessPart, on_ready: Callable[
     Supervisor(parts, "127.0.0.1", listener.getsockname()[1], on_ready).run()
 
 
-def test_part_that_keeps_dying_at_start_ends_it_with_a_sentence(listener: socket.socket) -> None:
-    with listener, pytest.raises(SupervisorError, match=r"worker does not start: .*exit code 3"):
+def test_part_that_cannot_start_ends_everything(listener: socket.socket) -> None:
+    with listener, pytest.raises(SupervisorError, match=r"worker does not start \(exit code 3\)"):
         supervisor(listener, part("worker", "raise SystemExit(3)"), on_ready=stop)
+
+
+def test_part_that_keeps_dying_at_start_ends_everything(listener: socket.socket) -> None:
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    with listener, pytest.raises(SupervisorError, match=r"does not start: .* signal SIGKILL"):
+        supervisor(listener, part("worker", code), on_ready=stop)
 
 
 def test_part_that_dies_later_is_started_again(listener: socket.socket, tmp_path: Path) -> None:

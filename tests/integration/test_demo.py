@@ -1,5 +1,6 @@
 """One command, one picture: `avocat generate` against a service, and with one of its own."""
 
+import io
 import json
 import subprocess
 import sys
@@ -12,6 +13,26 @@ from PIL import Image
 from tests.integration.service import Service, avocat
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+BUNDLED = REPOSITORY / "bundles" / "emoji"
+
+
+def opened(file: str | Path) -> Image.Image:
+    return Image.open(io.BytesIO(Path(file).read_bytes()))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BUNDLED.is_dir(), reason="there is no bundled model yet")
+def test_the_bundled_model_draws_something_on_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "apple.png"
+    ended = avocat(
+        "generate", "--serve", "--seed", "1", "-o", str(file), "a red apple", timeout_s=150
+    )
+    assert ended.returncode == 0, ended.stderr
+    picture = opened(file)
+    assert picture.mode == "RGBA"
+    drawn = sum(alpha > 127 for alpha in picture.getchannel("A").tobytes()) / picture.width**2
+    assert 0.1 < drawn < 0.9
+    assert "a red apple" in str(picture.info)
 
 
 @pytest.mark.slow
@@ -23,7 +44,7 @@ def test_generate_with_a_service_of_its_own(
     ended = avocat("generate", "--serve", "-o", str(file), "a cat", bundle=tiny_bundle)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == f"{file}\n"
-    assert Image.open(file).size == (64, 64)  # the largest size
+    assert opened(file).size == (64, 64)  # the largest size
     assert [path.name for path in tmp_path.iterdir()] == ["demo.png"]
     assert [process for process in psutil.process_iter() if is_of(tmp_path, process)] == []
 
@@ -43,7 +64,7 @@ def test_generate_writes_numbered_files_and_json(service: Service, tmp_path: Pat
     assert ended.returncode == 0, ended.stderr
     job = json.loads(ended.stdout)
     assert job["files"] == [str(tmp_path / "fox-1.webp"), str(tmp_path / "fox-2.webp")]
-    assert [Image.open(file).format for file in job["files"]] == ["WEBP", "WEBP"]
+    assert [opened(file).format for file in job["files"]] == ["WEBP", "WEBP"]
     assert [image["seed"] for image in job["images"]] == [5, 6]
 
 

@@ -88,20 +88,29 @@ async def submit_job(
     record = _new_record(services, caller.owner, resolved, draft.fields.metadata)
     unique = None if key is None else submit.Idempotency(key, _fingerprint(draft.fields))
     outcome = await services.submitter.submit(record, unique)
-    job_id = _admitted(outcome)
-    if isinstance(outcome, submit.Replayed):
-        response.headers["Idempotency-Replayed"] = "true"
     wait_s = preferred_wait_s(headers.getlist("prefer"))
-    current: JobRecord | None = record
-    if wait_s or job_id != record.id:
-        current = await services.events.wait_until_terminal(job_id, wait_s or 0)
-    if current is None:  # expired just now
-        raise errors.Unavailable("The job has just expired; submit again")
-    done = isinstance(outcome, submit.Replayed) or (bool(wait_s) and current.status.terminal)
-    response.status_code = 200 if done else 202
+    current = await _current(services, record, _admitted(outcome), wait_s)
+    replayed = isinstance(outcome, submit.Replayed)
+    if replayed:
+        response.headers["Idempotency-Replayed"] = "true"
     if wait_s is not None:
         response.headers["Preference-Applied"] = f"wait={wait_s}"
+    response.status_code = 200 if replayed or current.status.terminal else 202
     return await _answer(services, current, response)
+
+
+async def _current(
+    services: Services, record: JobRecord, job_id: str, wait_s: int | None
+) -> JobRecord:
+    """The job as the answer shows it: just made, made before, or ended within the wait."""
+    if not wait_s and job_id == record.id:
+        return record
+    current = await services.events.wait_until_terminal(job_id, wait_s or 0)
+    if current is None:  # expired just now
+        raise errors.Unavailable(
+            "The job has just expired; submit again", headers={"Retry-After": "1"}
+        )
+    return current
 
 
 async def _answer(services: Services, record: JobRecord, response: Response) -> JobObject:

@@ -156,9 +156,7 @@ async def test_422_names_all_wrong_fields_at_once(service: Service) -> None:
     body = {
         "prompt": " ",
         "negative_prompt": 3,
-        "n": True,
-        "seed": "7",
-        "steps": 201,
+        **{"n": True, "seed": "7", "steps": 201},
         "sampler": "euler",
         "guidance_scale": 20.5,
         "size": "17x17",

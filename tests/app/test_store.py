@@ -50,10 +50,14 @@ def record(job_id: str = JOB) -> JobRecord:
     )
 
 
+def _write(client: redis.Redis) -> None:
+    client.hset(keys.job(JOB), mapping=to_hash(record()))  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def connection(redis_url: str) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(redis_url) as client:
-        client.hset(keys.job(JOB), mapping=to_hash(record()))  # type: ignore[arg-type]
+        _write(client)
         client.sadd(keys.owner_active("o"), JOB)
         client.zadd(keys.owner_jobs("o"), {JOB: 1.25})
         yield client
@@ -183,20 +187,19 @@ def test_only_the_holder_changes_a_job_and_the_end_stays(
     connection: redis.Redis, operations: list[tuple[str, int]]
 ) -> None:
     connection.delete(keys.job(JOB))
-    connection.hset(keys.job(JOB), mapping=to_hash(record()))  # type: ignore[arg-type]
+    _write(connection)
     store, end = JobStore(connection), None
     for name, number in operations:
         before, execution = store.get(JOB), f"e{number}"
         assert before is not None
         held = before.status is JobStatus.RUNNING and before.execution == execution
-        if name == "cancel":
-            if not before.status.terminal:
-                connection.hset(keys.job(JOB), "cancel_requested", "1")
+        if name == "cancel" and not before.status.terminal:
+            connection.hset(keys.job(JOB), "cancel_requested", "1")
         elif name == "start":
             store.start(JOB, execution, "w")
         elif name == "finish":
             assert store.finish(JOB, execution, JobStatus.SUCCEEDED) is held
-        else:
+        elif name == "requeue":
             assert store.requeue(JOB, execution) is held
         after = store.get(JOB)
         assert end is None or after == end

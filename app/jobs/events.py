@@ -48,17 +48,25 @@ class EventHub:
             self._task = None
 
     async def wait_until_terminal(self, job_id: str, timeout_s: float) -> JobRecord | None:
-        """The record as soon as it is terminal, or as it is after `timeout_s`; None when gone."""
+        """The record as soon as it is terminal, or as it is after `timeout_s`; None when gone.
+
+        Raises:
+            RedisError: Redis is away, and was still after `timeout_s`.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         with self._woken(job_id) as changed:
             while True:
                 changed.clear()
-                record = await self._reader.get(job_id)
-                left = deadline - loop.time()
-                if record is None or record.status.terminal or left <= 0:
-                    return record
+                try:
+                    record = await self._reader.get(job_id)
+                    if record is None or record.status.terminal or loop.time() >= deadline:
+                        return record
+                except RedisError:  # the job is safe: who waits need not know, if it comes back
+                    if loop.time() >= deadline:
+                        raise
                 with contextlib.suppress(TimeoutError):
+                    left = max(0.0, deadline - loop.time())
                     await asyncio.wait_for(changed.wait(), min(left, _LOOK_EVERY_S))
 
     @contextlib.contextmanager

@@ -58,6 +58,7 @@ class Lost:
     queue: str
     job_id: str
     execution: str
+    entry: bytes  # as it stands there
 
 
 class Ledger:
@@ -158,7 +159,7 @@ class Ledger:
         except (RedisConnectionError, RedisTimeoutError):
             raise
         except Exception:  # whatever lies in Redis
-            self._redis.zrem(_started(lost.queue), execution.composite_key)
+            self._redis.zrem(_started(lost.queue), lost.entry)
             return None
         execution.worker_name = job.worker_name or ""
         return Held(lost.queue, job, execution)
@@ -212,4 +213,4 @@ def _started(queue: str) -> str:
 
 def _lost(queue: str, entry: bytes) -> Lost:
     job_id, _, execution = entry.decode("utf-8", "replace").rpartition(":")
-    return Lost(queue, job_id, execution)
+    return Lost(queue, job_id, execution, entry)

@@ -225,13 +225,11 @@ class Runner(RegisteredWorker):
             self.show_state(held)
 
     def _take(self, now: float) -> None:
-        if self._stop_asked_at is not None or not (self._look_now or self._looks.due(now)):
+        control, due = self._control, self._look_now or self._looks.due(now)
+        self._look_now = False  # else the loop would not wait
+        if not due or self._stop_asked_at is not None or control.free == 0:
             return
-        control = self._control
-        self._look_now = False
         self._looks.done(now)
-        if control.free == 0:
-            return
         for flight in self._intake.take(free=control.free, idle=control.idle, clock=time.monotonic):
             control.board(flight)
             self._served += 1

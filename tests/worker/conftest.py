@@ -26,13 +26,14 @@ from app.jobs.submit import Accepted, Submitter
 from app.settings import Settings
 from models.bundle import Bundle, load_bundle
 from tests.models.tiny import build_tiny_bundle
+from tests.worker.parts import slowed
 from worker.runner import Runner
 
 DEADLINE_S = 60.0
 
 # Importing torch takes seconds: workers are forked from a process that has done it.
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["worker.start", "open_clip"])
+FORKSERVER.set_forkserver_preload(["tests.worker.preloaded"])
 
 
 def wait_for(condition: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
@@ -171,24 +172,30 @@ def start_worker(
         worker.stop()
 
 
-def run_main(environment: dict[str, str], arguments: list[str]) -> None:
+def run_main(environment: dict[str, str], arguments: list[str], step_s: float) -> None:
     """In a worker's process."""
+    from worker import start
     from worker.__main__ import main
 
+    load = start.load_bundle
+    start.load_bundle = lambda path, device: slowed(load(path, device), step_s)
     os.environ.update(environment)
     sys.exit(main(arguments))
 
 
 @pytest.fixture
 def spawn_worker(settings: Settings) -> Iterator[Callable[..., BaseProcess]]:
-    """Start workers as processes of their own, with settings from the environment."""
+    """Start workers as processes of their own, with settings from the environment.
+
+    Each call of their network takes at least `step_s` seconds, so that jobs stay in flight.
+    """
     started: list[BaseProcess] = []
 
-    def spawn(name: str, **changes: Any) -> BaseProcess:
+    def spawn(name: str, step_s: float = 0.01, **changes: Any) -> BaseProcess:
         named = ("redis_url", "bundle", "data_dir", "threads", "lease_s")
         values = {**{field: getattr(settings, field) for field in named}, **changes}
         environment = {f"AVOCAT_{field.upper()}": str(value) for field, value in values.items()}
-        process = FORKSERVER.Process(target=run_main, args=(environment, ["--name", name]))
+        process = FORKSERVER.Process(target=run_main, args=(environment, ["--name", name], step_s))
         process.start()
         started.append(process)
         return process

@@ -1,0 +1,173 @@
+"""The engine alone: exactness, faults, slots."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.bundle import Bundle
+from models.sampling import sample
+from worker.engine import Engine
+from worker.rows import RowSpec
+
+PROMPTS = ["a red apple", "a cat face", "a dog on top of a car", "🥑", ""]
+
+
+def spec(bundle: Bundle, job: str, **changes: object) -> RowSpec:
+    fields = {
+        "index": 0, "seed": 1, "sampler": "ddim", "steps": 4, "guidance_scale": 3.0,
+        "guidance_interval": (0.0, 1.0), "context": bundle.context.encode(["a red apple"])[0],
+        "unconditional": bundle.context.empty,
+    }  # fmt: skip
+    return RowSpec(job=job, **{**fields, **changes})  # type: ignore[arg-type]
+
+
+def random_spec(bundle: Bundle, job: str, dice: random.Random) -> RowSpec:
+    first = dice.choice([0.0, 0.3])
+    prompt, negative = bundle.context.encode([dice.choice(PROMPTS), dice.choice(["", "a blur"])])
+    return spec(
+        bundle, job, seed=dice.randrange(2**53), steps=dice.randint(1, 7),
+        sampler=dice.choice(["ddpm", "ddim", "dpmpp_2m"]),
+        guidance_scale=dice.choice([0.0, 1.0, 2.5, 7.0]),
+        guidance_interval=(first, dice.choice([first, 0.6, 1.0])),
+        context=prompt, unconditional=negative,
+    )  # fmt: skip
+
+
+def drain(engine: Engine, between: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
+    pictures: dict[str, Tensor] = {}
+    while not engine.idle:
+        report = engine.step()
+        assert not report.faults
+        pictures |= {f"{one.job}/{one.index}": one.picture for one in report.finished}
+        between()
+    return pictures
+
+
+def alone(bundle: Bundle, one: RowSpec, micro_batch: int) -> Tensor:
+    engine = Engine(bundle, slots=1, micro_batch=micro_batch)
+    engine.admit([one])
+    return drain(engine)[f"{one.job}/{one.index}"]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3])
+def test_no_row_depends_on_its_neighbours(shared_bundle: Bundle, micro_batch: int) -> None:
+    dice = random.Random(micro_batch)
+    specs = [random_spec(shared_bundle, str(i), dice) for i in range(14)]
+    expected = {f"{one.job}/0": alone(shared_bundle, one, micro_batch) for one in specs}
+    for _ in range(10):
+        engine = Engine(shared_bundle, slots=dice.choice([2, 5, 16]), micro_batch=micro_batch)
+        late = dice.sample(specs, 8)
+
+        def admit_some(engine: Engine = engine, late: list[RowSpec] = late) -> None:
+            for _ in range(min(len(late), dice.randint(1, 3))):
+                engine.admit([late.pop()])
+
+        admit_some()
+        pictures = drain(engine, admit_some)
+        assert pictures
+        assert all(torch.equal(picture, expected[row]) for row, picture in pictures.items())
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp_2m"])
+def test_the_engine_draws_what_the_plain_loop_draws(shared_bundle: Bundle, sampler: str) -> None:
+    one = spec(shared_bundle, "job", sampler=sampler, steps=6, seed=9)
+    plain = sample(
+        shared_bundle.denoiser, shared_bundle.schedule, one.context[None], one.unconditional, [9],
+        (4, 16, 16), sampler=sampler, steps=6, guidance_scale=3.0,
+    )  # type: ignore[arg-type]  # fmt: skip
+    assert torch.allclose(alone(shared_bundle, one, 1), plain[0], atol=1e-4)
+
+
+def counted(bundle: Bundle) -> tuple[Bundle, list[int]]:
+    """The bundle with a denoiser that notes the batch size of each call."""
+    sizes: list[int] = []
+
+    def denoiser(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return bundle.denoiser(x, timestep, context)
+
+    return replace(bundle, denoiser=denoiser), sizes  # type: ignore[arg-type]
+
+
+def test_the_network_sees_one_batch_shape(shared_bundle: Bundle) -> None:
+    bundle, sizes = counted(shared_bundle)
+    engine = Engine(bundle, slots=5, micro_batch=4)
+    engine.admit([random_spec(bundle, str(i), random.Random(i)) for i in range(9)])
+    drain(engine)
+    assert set(sizes) == {4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "forwards"),
+    [
+        ({"guidance_scale": 1.0}, 5),
+        ({"guidance_scale": 3.0}, 10),
+        ({"guidance_scale": 3.0, "guidance_interval": (0.0, 0.5)}, 8),
+        ({"guidance_scale": 3.0, "guidance_interval": (0.6, 0.7)}, 5),
+    ],
+)
+def test_rows_without_guidance_take_one_forward(
+    shared_bundle: Bundle, changes: dict[str, object], forwards: int
+) -> None:
+    bundle, sizes = counted(shared_bundle)
+    alone(bundle, spec(bundle, "job", steps=5, **changes), 1)
+    assert sum(sizes) == forwards
+
+
+def test_a_guided_row_and_its_twin_share_a_forward(shared_bundle: Bundle) -> None:
+    bundle, sizes = counted(shared_bundle)
+    alone(bundle, spec(bundle, "job", steps=5), 2)
+    assert sizes == [2] * 5
+
+
+def test_a_broken_row_leaves_alone(shared_bundle: Bundle) -> None:
+    good = spec(shared_bundle, "good", steps=5, seed=3)
+    broken = spec(shared_bundle, "broken", context=torch.full((16,), torch.nan))
+    engine = Engine(shared_bundle, slots=4, micro_batch=2)
+    engine.admit([broken])
+    engine.admit([good])
+    report = engine.step()
+    assert [fault.job for fault in report.faults] == ["broken"]
+    assert "step 1 of 4" in report.faults[0].reason
+    assert torch.equal(drain(engine)["good/0"], alone(shared_bundle, good, 2))
+
+
+def test_rows_beyond_the_slots_wait_in_order(shared_bundle: Bundle) -> None:
+    engine = Engine(shared_bundle, slots=2, micro_batch=2)
+    engine.admit([spec(shared_bundle, "job", index=i, steps=1, seed=i) for i in range(5)])
+    batches = []
+    while not engine.idle:
+        batches.append([one.index for one in engine.step().finished])
+    assert batches == [[0, 1], [2, 3], [4]]
+    assert engine.free == 2
+
+
+def test_evicted_rows_are_gone_before_the_next_step(shared_bundle: Bundle) -> None:
+    engine = Engine(shared_bundle, slots=2, micro_batch=2)
+    for job in ("one", "two", "three"):
+        engine.admit([spec(shared_bundle, job, steps=3)])
+    engine.step()
+    engine.evict("one")
+    engine.evict("nobody")
+    assert engine.step().advanced == 2
+    assert engine.steps_done() == {"two": 2, "three": 1}
+
+
+def test_admission_is_all_or_nothing(shared_bundle: Bundle) -> None:
+    engine = Engine(shared_bundle, slots=2, micro_batch=2)
+    wrong = spec(shared_bundle, "job", index=1, context=torch.zeros(3))
+    with pytest.raises(ValueError, match=r"\(3,\); this bundle takes \(16,\)"):
+        engine.admit([spec(shared_bundle, "job"), wrong])
+    with pytest.raises(ValueError, match="it must be from 1 to 1000"):
+        engine.admit([spec(shared_bundle, "job"), spec(shared_bundle, "job", steps=1001)])
+    assert engine.idle
+
+
+def test_seeds_up_to_the_largest_are_taken(shared_bundle: Bundle) -> None:
+    last = 2**53 - 1 + 7
+    picture = alone(shared_bundle, spec(shared_bundle, "job", seed=last), 2)
+    assert not torch.equal(picture, alone(shared_bundle, spec(shared_bundle, "job"), 2))

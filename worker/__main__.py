@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StartError as fault:
         print(f"worker: {fault}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # while it was still starting
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -160,5 +160,6 @@ class Control:
         _log.error("images not stored", job=flight.record.id, reason=repr(fault))
         if isinstance(fault, StorageError):
             self.end(flight, Ending.TRY_AGAIN, problems.not_stored())
-        else:
-            self.end(flight, Ending.FAIL, problems.not_drawn("it could not be encoded"))
+        else:  # a request that cannot be encoded would not be better next time; a device might
+            ending = Ending.FAIL if isinstance(fault, ValueError) else Ending.TRY_AGAIN
+            self.end(flight, ending, problems.not_drawn("it could not be encoded"))

@@ -172,8 +172,12 @@ def start_worker(
         worker.stop()
 
 
-def run_main(environment: dict[str, str], arguments: list[str], step_s: float) -> None:
+def run_main(
+    environment: dict[str, str], arguments: list[str], step_s: float, said: Path | None
+) -> None:
     """In a worker's process."""
+    if said is not None:
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT, 0o600), sys.stderr.fileno())
     from worker import start
     from worker.__main__ import main
 
@@ -191,11 +195,15 @@ def spawn_worker(settings: Settings) -> Iterator[Callable[..., BaseProcess]]:
     """
     started: list[BaseProcess] = []
 
-    def spawn(name: str, step_s: float = 0.01, **changes: Any) -> BaseProcess:
+    def spawn(
+        *arguments: str, step_s: float = 0.01, said: Path | None = None, **changes: Any
+    ) -> BaseProcess:
         named = ("redis_url", "bundle", "data_dir", "threads", "lease_s")
         values = {**{field: getattr(settings, field) for field in named}, **changes}
         environment = {f"AVOCAT_{field.upper()}": str(value) for field, value in values.items()}
-        process = FORKSERVER.Process(target=run_main, args=(environment, ["--name", name], step_s))
+        process = FORKSERVER.Process(
+            target=run_main, args=(environment, list(arguments), step_s, said)
+        )
         process.start()
         started.append(process)
         return process

@@ -27,12 +27,12 @@ def exit_code(process: Any) -> int:
 def test_a_killed_workers_job_is_taken_again_and_gives_the_same_picture(
     jobs: Any, spawn_worker: Spawn, settings: Settings, client: redis.Redis
 ) -> None:
-    victim = spawn_worker("victim")
+    victim = spawn_worker("--name", "victim")
     job = jobs.submit(**LONG)
     jobs.running(job, step=10)
     os.kill(victim.pid, signal.SIGKILL)
     killed_at = time.time()
-    spawn_worker("heir")
+    spawn_worker("--name", "heir")
     again = wait_for(lambda: (found := jobs.running(job, 0)).attempts == 2 and found)
     assert time.time() - killed_at < settings.lease_s + 2
     assert again.worker == "heir"
@@ -45,11 +45,11 @@ def test_a_killed_workers_job_is_taken_again_and_gives_the_same_picture(
 def test_a_worker_that_slept_past_its_lease_publishes_nothing(
     jobs: Any, spawn_worker: Spawn, settings: Settings, client: redis.Redis
 ) -> None:
-    zombie = spawn_worker("zombie")
+    zombie = spawn_worker("--name", "zombie")
     job = jobs.submit(**LONG)
     first = jobs.running(job, step=5).execution
     os.kill(zombie.pid, signal.SIGSTOP)
-    spawn_worker("heir")
+    spawn_worker("--name", "heir")
     record = jobs.ended(job)
     assert (record.worker, record.attempts) == ("heir", 2)
     os.kill(zombie.pid, signal.SIGCONT)
@@ -66,7 +66,7 @@ def test_a_worker_that_slept_past_its_lease_publishes_nothing(
 def test_sigterm_lets_the_rows_finish(
     jobs: Any, spawn_worker: Spawn, store: JobStore, client: redis.Redis
 ) -> None:
-    worker = spawn_worker("worker")
+    worker = spawn_worker("--name", "worker")
     job = jobs.submit(**LONG)
     jobs.running(job)
     os.kill(worker.pid, signal.SIGTERM)
@@ -80,7 +80,7 @@ def test_sigterm_lets_the_rows_finish(
 def test_after_the_grace_jobs_go_back_in_order_with_no_retry_spent(
     jobs: Any, spawn_worker: Spawn, client: redis.Redis, store: JobStore
 ) -> None:
-    worker = spawn_worker("worker", drain_grace_s=0)
+    worker = spawn_worker("--name", "worker", drain_grace_s=0)
     ids = [jobs.submit(**{**LONG, "steps": 900}) for _ in range(3)]
     for job in ids:
         jobs.running(job)
@@ -96,7 +96,7 @@ def test_after_the_grace_jobs_go_back_in_order_with_no_retry_spent(
 def test_a_second_signal_hands_back_at_once(
     jobs: Any, spawn_worker: Spawn, store: JobStore
 ) -> None:
-    worker = spawn_worker("worker", drain_grace_s=600)
+    worker = spawn_worker("--name", "worker", drain_grace_s=600)
     job = jobs.submit(n=8, steps=900)
     jobs.running(job)
     os.kill(worker.pid, signal.SIGINT)

@@ -1,0 +1,62 @@
+"""The announced card, and what names the bits of a picture."""
+
+from dataclasses import replace
+
+import pytest
+import redis
+import torch
+
+from app import keys
+from app.jobs.models import ModelCard
+from models.bundle import Bundle
+from worker.card import announce, fingerprint, live_models, model_card
+
+
+@pytest.fixture
+def card(shared_bundle: Bundle) -> ModelCard:
+    return model_card(shared_bundle, 2)
+
+
+def announced(client: redis.Redis) -> dict[str, bool]:
+    cards = [ModelCard.model_validate_json(raw) for raw in client.hvals(keys.MODELS)]
+    return {card.name: card.is_default for card in cards}
+
+
+def live(client: redis.Redis, model: str) -> None:
+    client.sadd(keys.RQ_WORKERS, f"rq:worker:{model}")
+    client.hset(f"rq:worker:{model}", "model", model)
+
+
+def test_the_card_says_what_the_bundle_can(card: ModelCard) -> None:
+    assert (card.name, card.native_size, card.native) == ("tiny", (16, 16), "16x16")
+    assert card.sizes == ("16x16", "32x32", "64x64")
+    assert (card.max_steps, card.context_length, card.channels) == (1000, 16, 4)
+    assert card.samplers == ("ddpm", "ddim", "dpmpp_2m")
+    assert len(card.bundle_sha256) == 64
+
+
+def test_the_fingerprint_names_what_decides_the_bits(shared_bundle: Bundle) -> None:
+    usual = fingerprint(shared_bundle, 2)
+    assert usual == fingerprint(shared_bundle, 2)
+    others = {fingerprint(shared_bundle, 4), fingerprint(replace(shared_bundle, sha256="0"), 2)}
+    torch.set_num_threads(2)
+    try:
+        others.add(fingerprint(shared_bundle, 2))
+    finally:
+        torch.set_num_threads(1)
+    assert len(others | {usual}) == 4
+
+
+def test_the_first_model_is_the_default(client: redis.Redis, card: ModelCard) -> None:
+    announce(client, card)
+    announce(client, card.model_copy(update={"name": "second"}))
+    assert announced(client) == {"tiny": False, "second": True}  # nobody serves tiny now
+
+
+def test_a_default_that_is_served_stays(client: redis.Redis, card: ModelCard) -> None:
+    live(client, "tiny")
+    announce(client, card)
+    announce(client, card.model_copy(update={"name": "second"}))
+    announce(client, card)
+    assert announced(client) == {"tiny": True, "second": False}
+    assert live_models(client) == {"tiny"}

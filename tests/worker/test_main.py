@@ -1,0 +1,117 @@
+"""`python -m worker`: arguments, start errors, bursts."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import torch
+
+from app import keys
+from app.jobs.record import JobStatus
+from app.jobs.store import JobStore
+from app.settings import Settings
+from worker.start import resolve_device
+
+Spawn = Callable[..., Any]
+
+
+def ended(process: Any) -> int | None:
+    process.join(60)
+    return process.exitcode
+
+
+def test_a_burst_draws_what_waits_and_ends(
+    jobs: Any, settings: Settings, store: JobStore, client: redis.Redis
+) -> None:
+    waiting = [jobs.submit(priority=name) for name in keys.QUEUES]
+    environment = {
+        **os.environ,
+        "AVOCAT_REDIS_URL": settings.resolved_redis_url,
+        "AVOCAT_BUNDLE": str(settings.bundle),
+        "AVOCAT_DATA_DIR": str(settings.data_dir),
+        "AVOCAT_LOG_JSON": "1",
+    }
+    command = [sys.executable, "-m", "worker", "--burst", "--name", "burst", "--device", "cpu"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert '"event": "worker ready"' in run.stderr
+    assert {store.get(job).status for job in waiting} == {JobStatus.SUCCEEDED}
+    assert client.smembers(keys.RQ_WORKERS) == set()
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "sentence"),
+    [
+        ({"bundle": "/nowhere"}, [], "worker: no bundle at '/nowhere': it has no bundle.json"),
+        ({}, ["--device", "tpu"], "worker: device 'tpu' should be auto, cpu, cuda or cuda:N"),
+        ({}, ["--device", "cuda:9"], "worker: device 'cuda:9' is not there: torch sees"),
+        ({}, ["--name", "a b"], "worker: --name 'a b' should be letters, digits"),
+        ({"redis_url": "http://x"}, [], "worker: AVOCAT_REDIS_URL cannot be read"),
+        ({"slots": "none"}, [], "worker: AVOCAT_SLOTS: Input should be a valid integer"),
+    ],
+)
+def test_what_is_wrong_at_the_start_is_one_sentence(
+    spawn_worker: Spawn,
+    tmp_path: Path,
+    changes: dict[str, str],
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    said = tmp_path / "said"
+    assert ended(spawn_worker(*arguments, said=said, **changes)) == 1
+    lines = said.read_text().strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(sentence)
+
+
+def test_a_damaged_bundle_is_refused(
+    spawn_worker: Spawn, tmp_path: Path, bundle_path: Path
+) -> None:
+    damaged, said = tmp_path / "damaged", tmp_path / "said"
+    shutil.copytree(bundle_path, damaged)
+    weights = damaged / "denoiser.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert ended(spawn_worker(said=said, bundle=damaged)) == 1
+    assert said.read_text().startswith("worker: denoiser.safetensors is damaged: its sha256 is")
+
+
+def test_a_redis_that_stays_away_is_waited_for_and_named(
+    spawn_worker: Spawn, tmp_path: Path
+) -> None:
+    began, said = time.monotonic(), tmp_path / "said"
+    url = f"unix://{tmp_path}/no.sock"
+    assert ended(spawn_worker(said=said, redis_url=url)) == 1
+    assert 9 < time.monotonic() - began < 30
+    assert said.read_text().startswith("worker: Redis did not answer for 10 s: ")
+
+
+def test_two_live_workers_cannot_have_one_name(
+    spawn_worker: Spawn, tmp_path: Path, start_worker: Spawn
+) -> None:
+    said = tmp_path / "said"
+    start_worker()
+    assert ended(spawn_worker("--name", "thread-0", said=said)) == 1
+    assert "another worker is named 'thread-0'" in said.read_text()
+
+
+def test_a_signal_before_any_work_ends_it(spawn_worker: Spawn, client: redis.Redis) -> None:
+    worker = spawn_worker("--name", "idle")
+    while not client.exists("rq:worker:idle"):
+        worker.join(0.01)
+        assert worker.is_alive()
+    os.kill(worker.pid, signal.SIGINT)
+    assert ended(worker) == 0
+    assert client.smembers(keys.RQ_WORKERS) == set()
+
+
+def test_auto_is_the_best_device_there_is() -> None:
+    expected = "cuda:0" if torch.cuda.is_available() else "cpu"
+    assert resolve_device("auto") == torch.device(expected)

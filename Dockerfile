@@ -4,8 +4,6 @@
 ARG PYTHON_IMAGE=python:3.11-slim
 
 FROM ${PYTHON_IMAGE} AS build
-# A folder or index with the torch build you want (CPU or CUDA); empty: pip's own choice.
-ARG PIP_EXTRA_ARGS=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 RUN python -m venv /opt/avocat
@@ -16,6 +14,8 @@ FROM build AS build-api
 RUN /opt/avocat/bin/pip install --no-cache-dir -c constraints.txt .
 
 FROM build AS build-worker
+# Where to find the torch build you want (CPU or CUDA): "--find-links DIR" or an index; empty: pip's own choice.
+ARG PIP_EXTRA_ARGS=""
 COPY models models
 COPY worker worker
 COPY bundles bundles

@@ -1,13 +1,13 @@
 """A real redis-server of our own: append-only file in the data folder, unix socket, no TCP port."""
 
 import ctypes
+import hashlib
 import importlib.util
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,22 +70,24 @@ class EmbeddedRedis:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
         self.process: subprocess.Popen[bytes] | None = None
-        self._short_folder: Path | None = None
 
     @property
     def socket(self) -> Path:
-        """Where the socket really lies."""
+        """Where the socket lies."""
         return self.folder / "redis.sock"
 
     @property
-    def url(self) -> str:
-        """What clients connect to; a short link stands in for a path that sockets cannot have."""
+    def _link(self) -> Path | None:
+        """A short way to a folder whose name is too long for a socket; the same every time."""
         if len(os.fsencode(self.socket)) <= MAX_SOCKET_PATH_BYTES:
-            return f"unix://{self.socket}"
-        if self._short_folder is None:
-            self._short_folder = Path(tempfile.mkdtemp(prefix="avocat-", dir="/tmp"))
-            (self._short_folder / "r").symlink_to(self.folder)
-        return f"unix://{self._short_folder / 'r' / 'redis.sock'}"
+            return None
+        digest = hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:16]
+        return Path(f"/tmp/avocat-{os.getuid()}-{digest}/data")  # noqa: S108 - owner is checked
+
+    @property
+    def url(self) -> str:
+        """What clients connect to while the server runs."""
+        return f"unix://{(self._link or self.folder) / self.socket.name}"
 
     def start(self, inherit: Sequence[int] = ()) -> None:
         """Start the server and wait until it answers, its append-only file read.
@@ -97,6 +99,7 @@ class EmbeddedRedis:
             EmbeddedRedisError: it ends or says nothing within 30 s.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_link()
         with (self.folder / "redis.log").open("wb") as log:
             self.process = subprocess.Popen(
                 [str(redis_executable()), *self._options()],
@@ -109,6 +112,18 @@ class EmbeddedRedis:
                 preexec_fn=tied_to_parent(signal.SIGTERM),
             )
         self._wait_until_ready()
+
+    def _make_link(self) -> None:
+        if self._link is None:
+            return
+        place = self._link.parent
+        place.mkdir(mode=0o700, exist_ok=True)
+        if place.is_symlink() or place.stat().st_uid != os.getuid():
+            raise EmbeddedRedisError(
+                f"{str(place)!r} belongs to someone else; use a shorter folder"
+            )
+        self._link.unlink(missing_ok=True)
+        self._link.symlink_to(self.folder)
 
     def _options(self) -> list[str]:
         options = {
@@ -162,9 +177,8 @@ class EmbeddedRedis:
                 self.process.kill()
                 self.process.wait()
         self.socket.unlink(missing_ok=True)
-        if self._short_folder is not None:
-            shutil.rmtree(self._short_folder, ignore_errors=True)
-            self._short_folder = None
+        if self._link is not None:
+            shutil.rmtree(self._link.parent, ignore_errors=True)
 
 
 def _answers(client: redis.Redis) -> bool:

@@ -35,11 +35,20 @@ def _parser() -> argparse.ArgumentParser:
         length.add_argument("--steps", type=int, help="length of the run in steps")
         length.add_argument("--minutes", type=float, help="length of the run in minutes")
         part.add_argument("--batch-size", type=int, help="pictures per step")
+        part.add_argument(
+            "--recolour", type=float, default=0.12, help="share of recoloured pictures"
+        )
+        part.add_argument(
+            "--scenes", type=float, default=0.1, help="share of scenes of two pictures"
+        )
         part.add_argument("--seed", type=int, default=0)
         part.add_argument("--threads", type=int, default=0, help="CPU threads (0: all cores)")
         if name != "upscaler":
             part.add_argument("--image-size", type=int, default=48, help="side in pixels")
         if name == "clip":
+            part.add_argument(
+                "--width", type=int, default=192, help="of the text tower and contexts"
+            )
             part.add_argument(
                 "--teacher", default="auto", help="sentence-transformers folder, auto or none"
             )
@@ -96,13 +105,13 @@ def _run(args: argparse.Namespace) -> None:
         print(f"skipped {line}", file=sys.stderr)
     if data.skipped:
         print(f"skipped {len(data.skipped)} samples, kept {len(data)}", file=sys.stderr)
-    mix = Mix(recolour=0.5, scenes=0.0) if args.part == "upscaler" else Mix()
+    mix = Mix(recolour=args.recolour, scenes=args.scenes)
     batches = Batches(data, read_heldout(args.heldout), args.seed, mix)
     budget = Budget(args.steps, args.minutes)
     if args.part == "clip":
         from models.train.clip import ClipTraining, train_clip
 
-        options = ClipTraining(batch_size=args.batch_size or 128, seed=args.seed)
+        options = ClipTraining(batch_size=args.batch_size or 128, width=args.width, seed=args.seed)
         train_clip(batches, args.out / "clip", options, budget, _teacher(args.teacher))
     elif args.part == "denoiser":
         _denoiser(args, batches, budget)

@@ -14,7 +14,7 @@ from models.train.heldout import HeldOut
 from models.train.scenes import PLACEMENTS, compose, relation
 
 # How often a group is drawn against the others: flags and people crowd the set.
-_GROUP_WEIGHT = {"flags": 0.15, "symbols": 0.4, "people & body": 0.5}
+_GROUP_WEIGHT = {"flags": 0.05, "symbols": 0.2, "people & body": 0.25}
 _SCENE_GROUPS = ("animals & nature", "food & drink", "objects", "travel & places", "activities")
 _HANDED = re.compile(r"left|right|arrow|flag|clock|text|letter|keycap|number|symbol", re.I)
 
@@ -53,7 +53,8 @@ class Batches:
         generator = torch.Generator().manual_seed(rng.randrange(2**62))
         rows = torch.multinomial(self.weights, size, replacement=True, generator=generator)
         made = [self._sample(int(i), rng) for i in rows]
-        return torch.stack([picture for picture, _ in made]) * 2 - 1, [text for _, text in made]
+        pictures = torch.stack([picture for picture, _ in made]).clamp(0, 1)
+        return pictures * 2 - 1, [text for _, text in made]
 
     def _sample(self, index: int, rng: random.Random) -> tuple[Tensor, str]:
         entry = self.data.captions[index]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 
@@ -45,6 +46,19 @@ class Checkpoint:
         torch.save(state, partial)
         os.replace(partial, self.path)
         self._saved_at = time.monotonic()
+
+    def load_or_start_from(self, weights: Path) -> tuple[int, float]:
+        """`load`; without a checkpoint, start every module of the same form from `weights`.
+
+        So that a run can go on from a bundle whose checkpoint was not kept.
+        """
+        if self.path.exists() or not weights.exists():
+            return self.load()
+        state = load_file(weights)
+        for module in self.modules:
+            if module.state_dict().keys() == state.keys():
+                module.load_state_dict(state)
+        return 0, 0.0
 
     def load(self) -> tuple[int, float]:
         """Restore the last save, if any. Returns its `(step, spent_s)`, else `(0, 0.0)`."""

@@ -27,6 +27,7 @@ class ClipTraining:
     """What `avocat train clip` may be told."""
 
     batch_size: int = 128
+    width: int = 192
     learning_rate: float = 1e-3
     weight_decay: float = 0.02
     distillation: float = 3.0
@@ -40,7 +41,7 @@ def model_config(image_size: int, width: int = 192) -> dict[str, Any]:
         "vision_cfg": {
             "image_size": image_size,
             "patch_size": 8,
-            "width": 128,
+            "width": max(32, width * 2 // 3),
             "head_width": 32,
             "layers": 4,
         },
@@ -48,7 +49,7 @@ def model_config(image_size: int, width: int = 192) -> dict[str, Any]:
             "context_length": 32,
             "vocab_size": 49408,
             "width": width,
-            "heads": 6,
+            "heads": max(1, width // 32),
             "layers": 4,
         },
     }
@@ -188,11 +189,11 @@ def train_clip(
     """Train until the budget is spent, resuming from `out/clip.checkpoint`; writes `out`."""
     size = batches.data.pictures.shape[-1]
     phrases = [p for entry in batches.data.captions for p in (entry.name, *entry.keywords)]
-    trainer = ClipTrainer(model_config(size), options, teacher_path, phrases)
+    trainer = ClipTrainer(model_config(size, options.width), options, teacher_path, phrases)
     checkpoint = Checkpoint(
         out / "clip.checkpoint", trainer.model, trainer.optimizer, trainer.project
     )
-    step, spent = checkpoint.load()
+    step, spent = checkpoint.load_or_start_from(out / "open_clip_model.safetensors")
     budget.resume(step, spent)
     metrics = Metrics(out / "clip.jsonl", step)
     with tqdm(total=budget.total, initial=step, desc="clip", unit="step") as bar:

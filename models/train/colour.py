@@ -81,7 +81,7 @@ def colour_word(picture: Tensor) -> str | None:
 def _hue_word(hue: float, saturation: float, value: float) -> str | None:
     if value < 0.25:
         return "black"
-    if (hue < 0.11 or hue > 0.96) and value < 0.68 and (hue % 0.96) > 0.02:
+    if 0.02 < hue < 0.11 and value < 0.6:
         return "brown"
     if (hue > 0.86 or hue < 0.03) and saturation < 0.55 and value > 0.7:
         return "pink"

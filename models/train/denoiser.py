@@ -95,6 +95,7 @@ class DenoiserTrainer:
             lr=options.learning_rate,
             weight_decay=options.weight_decay,
             betas=(0.9, 0.99),
+            fused=True,
         )
         self.forward: Callable[..., Tensor] = self.network
         clip.model.to(device)
@@ -192,7 +193,7 @@ def train_denoiser(
     checkpoint = Checkpoint(
         out / "denoiser.checkpoint", trainer.network, trainer.optimizer, trainer.ema.average
     )
-    step, spent = checkpoint.load()
+    step, spent = checkpoint.load_or_start_from(out / DENOISER_FILE)
     budget.resume(step, spent)
     if compiled:
         trainer.compile()

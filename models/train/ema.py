@@ -9,7 +9,7 @@ from torch import nn
 class Ema:
     """Keeps `average`, a copy of a module that follows it slowly."""
 
-    def __init__(self, module: nn.Module, decay: float = 0.9995) -> None:
+    def __init__(self, module: nn.Module, decay: float = 0.999) -> None:
         self.average = copy.deepcopy(module).eval().requires_grad_(False)
         self.decay = decay
 

@@ -16,7 +16,8 @@ class Budget:
     def __init__(self, steps: int | None, minutes: float | None, warmup: int = 200) -> None:
         if (steps is None) == (minutes is None):
             raise ValueError(f"give either steps or minutes (got {steps!r} and {minutes!r})")
-        self.total, self.minutes, self.warmup = steps, minutes, warmup
+        self.total, self.minutes = steps, minutes
+        self.warmup = warmup if steps is None else min(warmup, steps // 10 + 1)
         self.step, self.spent_s = 0, 0.0
         self._last = time.monotonic()
 

@@ -48,7 +48,7 @@ def train_upscaler(batches: Batches, out: Path, options: UpscalerTraining, budge
     network = channels_last(Upscaler(config))
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate)
     checkpoint = Checkpoint(out / "upscaler.checkpoint", network, optimizer)
-    step, spent = checkpoint.load()
+    step, spent = checkpoint.load_or_start_from(out / UPSCALER_FILE)
     budget.resume(step, spent)
     metrics = Metrics(out / "upscaler.jsonl", step)
     with tqdm(total=budget.total, initial=step, desc="upscaler", unit="step") as bar:

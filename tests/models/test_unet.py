@@ -20,6 +20,7 @@ def awake(network: nn.Module) -> nn.Module:
     return network
 
 
+@torch.inference_mode()
 def test_every_condition_matters() -> None:
     torch.manual_seed(0)
     network = awake(UNet(CONFIG))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from models.bundle import load_bundle, read_config
 from models.schedule import noise_schedule
@@ -17,6 +18,8 @@ from models.train.progress import Budget
 
 SMALL = ["--image-size", "24", "--patch", "3", "--width", "16", "--multipliers", "1", "2"]
 
+SMALL_CLIP = ["--image-size", "24", "--width", "32", "--teacher", "none"]
+
 
 def train(part: str, folder: Path, out: Path, steps: int, *extra: str) -> int:
     common = ["--data", str(folder), "--out", str(out), "--steps", str(steps), "--batch-size", "4"]
@@ -26,7 +29,7 @@ def train(part: str, folder: Path, out: Path, steps: int, *extra: str) -> int:
 @pytest.fixture
 def clip_only(folder: Path, tmp_path: Path) -> Path:
     out = tmp_path / "bundle"
-    assert train("clip", folder, out, 2, "--image-size", "24", "--teacher", "none") == 0
+    assert train("clip", folder, out, 2, *SMALL_CLIP) == 0
     return out
 
 
@@ -68,6 +71,19 @@ def test_a_resumed_run_has_the_curve_of_an_unbroken_one(
     assert losses(clip_only) == pytest.approx(unbroken, rel=1e-4)
 
 
+def test_without_a_checkpoint_a_run_goes_on_from_the_saved_weights(
+    folder: Path, clip_only: Path
+) -> None:
+    for steps in (30, 1):
+        (clip_only / "denoiser.checkpoint").unlink(missing_ok=True)
+        assert train("denoiser", folder, clip_only, steps, *SMALL, "--learning-rate", "0.01") == 0
+        if steps == 30:
+            trained = load_file(clip_only / "denoiser.safetensors")
+    again = load_file(clip_only / "denoiser.safetensors")
+    assert all(torch.allclose(again[k], trained[k], atol=0.02) for k in trained)
+    assert float(trained["head.weight"].abs().max()) > 0.01  # which starts at zero
+
+
 def test_without_a_clip_the_denoiser_says_what_to_do(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,7 +104,7 @@ def test_skipped_samples_are_counted(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "red_disc.png").write_bytes(b"broken")
-    train("clip", folder, tmp_path / "out", 1, "--image-size", "24", "--teacher", "none")
+    train("clip", folder, tmp_path / "out", 1, *SMALL_CLIP)
     assert "skipped 1 samples, kept 5" in capsys.readouterr().err
 
 

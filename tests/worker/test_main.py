@@ -17,7 +17,6 @@ import torch
 from app import keys
 from app.jobs.record import JobStatus
 from app.jobs.store import JobStore
-from app.settings import Settings
 from worker.start import resolve_device
 
 Spawn = Callable[..., Any]
@@ -29,22 +28,22 @@ def ended(process: Any) -> int | None:
 
 
 def test_a_burst_draws_what_waits_and_ends(
-    jobs: Any, settings: Settings, store: JobStore, client: redis.Redis
+    jobs: Any, spawn_worker: Spawn, store: JobStore, client: redis.Redis, tmp_path: Path
 ) -> None:
     waiting = [jobs.submit(priority=name) for name in keys.QUEUES]
-    environment = {
-        **os.environ,
-        "AVOCAT_REDIS_URL": settings.resolved_redis_url,
-        "AVOCAT_BUNDLE": str(settings.bundle),
-        "AVOCAT_DATA_DIR": str(settings.data_dir),
-        "AVOCAT_LOG_JSON": "1",
-    }
-    command = [sys.executable, "-m", "worker", "--burst", "--name", "burst", "--device", "cpu"]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert '"event": "worker ready"' in run.stderr
+    said = tmp_path / "said"
+    worker = spawn_worker("--burst", "--device", "cpu", said=said, log_json=True)
+    assert ended(worker) == 0
+    assert '"event": "worker ready"' in said.read_text()
     assert {store.get(job).status for job in waiting} == {JobStatus.SUCCEEDED}
     assert client.smembers(keys.RQ_WORKERS) == set()
+
+
+def test_help_needs_no_torch() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "worker", "--help"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--burst" in run.stdout
+    assert "torch" not in run.stderr
 
 
 @pytest.mark.parametrize(

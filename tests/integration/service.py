@@ -14,7 +14,7 @@ from typing import Any, Self
 import httpx
 import psutil
 
-START_DEADLINE_S = 120.0
+START_DEADLINE_S = 240.0
 JOB_DEADLINE_S = 90.0
 AVOCAT = (sys.executable, "-m", "app.cli")
 
@@ -29,7 +29,7 @@ def wait_until(condition: Callable[[], bool], deadline_s: float, what: str) -> N
 
 
 def avocat(
-    *arguments: str, timeout_s: float = 60.0, **settings: str | Path
+    *arguments: str, timeout_s: float = 120.0, **settings: str | Path
 ) -> subprocess.CompletedProcess[str]:
     """Run `avocat arguments…` to its end."""
     return subprocess.run(

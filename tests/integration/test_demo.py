@@ -25,7 +25,7 @@ def opened(file: str | Path) -> Image.Image:
 def test_the_bundled_model_draws_something_on_nothing(tmp_path: Path) -> None:
     file = tmp_path / "apple.png"
     ended = avocat(
-        "generate", "--serve", "--seed", "1", "-o", str(file), "a red apple", timeout_s=150
+        "generate", "--serve", "--seed", "1", "-o", str(file), "a red apple", timeout_s=240
     )
     assert ended.returncode == 0, ended.stderr
     picture = opened(file)
@@ -41,7 +41,9 @@ def test_generate_with_a_service_of_its_own(
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     file = tmp_path / "demo.png"
-    ended = avocat("generate", "--serve", "-o", str(file), "a cat", bundle=tiny_bundle)
+    ended = avocat(
+        "generate", "--serve", "-o", str(file), "a cat", bundle=tiny_bundle, timeout_s=240
+    )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == f"{file}\n"
     assert opened(file).size == (64, 64)  # the largest size

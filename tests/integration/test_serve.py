@@ -101,7 +101,7 @@ def test_damaged_bundle_ends_with_the_fault(tmp_path: Path, tiny_bundle: Path) -
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "bundle.json").write_text("{")
     ended = avocat(
-        "serve", data_dir=tmp_path / "data", bundle=tmp_path / "bundle", port="0", timeout_s=120
+        "serve", data_dir=tmp_path / "data", bundle=tmp_path / "bundle", port="0", timeout_s=240
     )
     assert ended.returncode != 0
     assert "bundle.json" in ended.stderr

@@ -1,9 +1,10 @@
 """Running applications for the tests of `app`."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from app import logs
 from tests.app.service import Serve, Service, serving
@@ -23,5 +24,7 @@ async def service(serve: Serve) -> AsyncIterator[Service]:
 
 
 @pytest.fixture(autouse=True)
-def _logs() -> None:
+def _logs() -> Iterator[None]:
     logs.configure("warning")
+    yield
+    structlog.reset_defaults()  # tests elsewhere read what is logged at lower levels

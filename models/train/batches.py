@@ -94,8 +94,7 @@ class Batches:
     def _scene(self, rng: random.Random) -> tuple[Tensor, str] | None:
         first, second = rng.sample(self.scene_members, 2)
         one, two = self.data.captions[first], self.data.captions[second]
-        same = [i for i in (second,) if self.data.captions[i].style == one.style]
-        if not same:  # one drawing style in a scene, as a painter would
+        if two.style != one.style:  # one drawing style in a scene, as a painter would
             matching = [rng.choice(self.scene_members) for _ in range(24)]
             fitting = [i for i in matching if self.data.captions[i].style == one.style]
             second = fitting[0] if fitting else second

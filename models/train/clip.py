@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from models.context import encode_text
 from models.torchvision_ops import declare_missing_operators
 from models.train.batches import Batches
 from models.train.checkpoint import Checkpoint
-from models.train.progress import Budget, Metrics
+from models.train.loop import train
+from models.train.progress import Budget
 
 PIXEL_MEAN = PIXEL_STD = (0.5, 0.5, 0.5)
 
@@ -193,18 +193,6 @@ def train_clip(
     checkpoint = Checkpoint(
         out / "clip.checkpoint", trainer.model, trainer.optimizer, trainer.project
     )
-    step, spent = checkpoint.load_or_start_from(out / "open_clip_model.safetensors")
-    budget.resume(step, spent)
-    metrics = Metrics(out / "clip.jsonl", step)
-    with tqdm(total=budget.total, initial=step, desc="clip", unit="step") as bar:
-        while not budget.done:
-            pictures, captions = batches.draw(step, options.batch_size)
-            losses = trainer.step(pictures, captions, step, budget.learning_rate_scale())
-            step = budget.advance()
-            bar.update()
-            bar.set_postfix({k: f"{v:.3f}" for k, v in losses.items()})
-            metrics.write(step, budget.spent_s, losses)
-            if checkpoint.due():
-                checkpoint.save(step, budget.spent_s)
-    checkpoint.save(step, budget.spent_s)
+    weights = out / "open_clip_model.safetensors"
+    train("clip", trainer.step, batches, options.batch_size, budget, checkpoint, weights)
     trainer.save(out)

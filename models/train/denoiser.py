@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from models.bundle import DENOISER_FILE, BundleConfig, ScheduleConfig, save_config, save_weights
 from models.context import Clip, ClipReference, ContextEncoder, encode_text, load_clip
@@ -18,7 +17,8 @@ from models.schedule import NoiseSchedule, noise_schedule
 from models.train.batches import Batches
 from models.train.checkpoint import Checkpoint
 from models.train.ema import Ema
-from models.train.progress import Budget, Metrics
+from models.train.loop import train
+from models.train.progress import Budget
 from models.unet import Denoiser, Parameterisation, UNet, UNetConfig
 
 GRID_PROMPTS = (
@@ -104,8 +104,10 @@ class DenoiserTrainer:
         """Train through torch.compile, where it pays."""
         self.forward = torch.compile(self.network)
 
-    def step(self, pictures: Tensor, captions: list[str], step: int, scale: float) -> float:
-        """One update on pictures `[B, 4, S, S]` in [-1, 1]; returns the weighted loss."""
+    def step(
+        self, pictures: Tensor, captions: list[str], step: int, scale: float
+    ) -> dict[str, float]:
+        """One update on pictures `[B, 4, S, S]` in [-1, 1]; returns the weighted `loss`."""
         generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + step)
         rows = len(pictures)
         x_0 = pictures.to(self.device, memory_format=torch.channels_last)
@@ -126,7 +128,7 @@ class DenoiserTrainer:
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.ema.update(self.network, step)
-        return loss.item()
+        return {"loss": loss.item()}
 
     @torch.no_grad()
     def _contexts(self, captions: list[str], draw: Tensor) -> Tensor:
@@ -193,27 +195,26 @@ def train_denoiser(
     checkpoint = Checkpoint(
         out / "denoiser.checkpoint", trainer.network, trainer.optimizer, trainer.ema.average
     )
-    step, spent = checkpoint.load_or_start_from(out / DENOISER_FILE)
-    budget.resume(step, spent)
     if compiled:
         trainer.compile()
-    metrics = Metrics(out / "denoiser.jsonl", step)
-    next_grid = spent
-    with tqdm(total=budget.total, initial=step, desc="denoiser", unit="step") as bar:
-        while not budget.done:
-            pictures, captions = batches.draw(step, options.batch_size)
-            loss = trainer.step(pictures, captions, step, budget.learning_rate_scale())
-            step = budget.advance()
-            bar.update()
-            rate = step * options.batch_size / budget.spent_s
-            bar.set_postfix(loss=f"{loss:.4f}", pictures_per_s=f"{rate:.0f}")
-            metrics.write(step, budget.spent_s, {"loss": loss})
-            if checkpoint.due():
-                checkpoint.save(step, budget.spent_s)
-            if budget.spent_s >= next_grid:
-                next_grid = budget.spent_s + grid_every_s
-                trainer.grid(out / "grid.png")
-    checkpoint.save(step, budget.spent_s)
+    next_grid = 0.0
+
+    def paint_now_and_then() -> None:
+        nonlocal next_grid
+        if budget.spent_s >= next_grid:
+            next_grid = budget.spent_s + grid_every_s
+            trainer.grid(out / "grid.png")
+
+    step = train(
+        "denoiser",
+        trainer.step,
+        batches,
+        options.batch_size,
+        budget,
+        checkpoint,
+        out / DENOISER_FILE,
+        paint_now_and_then,
+    )
     trainer.grid(out / "grid.png")
     save_weights(trainer.ema.average, out / DENOISER_FILE)
     provenance = {

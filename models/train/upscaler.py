@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from models.bundle import UPSCALER_FILE, read_config, save_config, save_weights
 from models.layers import channels_last
 from models.pictures import sheet, to_picture
 from models.train.batches import Batches
 from models.train.checkpoint import Checkpoint
-from models.train.progress import Budget, Metrics
+from models.train.loop import train
+from models.train.progress import Budget
 from models.upscaler import Upscaler, UpscalerConfig
 
 
@@ -48,27 +48,20 @@ def train_upscaler(batches: Batches, out: Path, options: UpscalerTraining, budge
     network = channels_last(Upscaler(config))
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate)
     checkpoint = Checkpoint(out / "upscaler.checkpoint", network, optimizer)
-    step, spent = checkpoint.load_or_start_from(out / UPSCALER_FILE)
-    budget.resume(step, spent)
-    metrics = Metrics(out / "upscaler.jsonl", step)
-    with tqdm(total=budget.total, initial=step, desc="upscaler", unit="step") as bar:
-        while not budget.done:
-            pictures, _ = batches.draw(step, options.batch_size)
-            large, small = pairs(pictures, options, step)
-            for group in optimizer.param_groups:
-                group["lr"] = options.learning_rate * budget.learning_rate_scale()
-            loss = F.l1_loss(network(small), large)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            step = budget.advance()
-            bar.update()
-            bar.set_postfix(l1=f"{loss.item():.4f}")
-            metrics.write(step, budget.spent_s, {"l1": loss.item()})
-            if checkpoint.due():
-                checkpoint.save(step, budget.spent_s)
-    checkpoint.save(step, budget.spent_s)
+
+    def step_once(pictures: Tensor, _: list[str], step: int, scale: float) -> dict[str, float]:
+        large, small = pairs(pictures, options, step)
+        for group in optimizer.param_groups:
+            group["lr"] = options.learning_rate * scale
+        loss = F.l1_loss(network(small), large)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        return {"l1": loss.item()}
+
+    weights = out / UPSCALER_FILE
+    step = train("upscaler", step_once, batches, options.batch_size, budget, checkpoint, weights)
     _finish(network, config, batches, out, {"steps": step, "seconds": round(budget.spent_s)})
 
 

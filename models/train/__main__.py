@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from models.errors import ModelError
+from models.train import parallel
 
 if TYPE_CHECKING:
     from models.train.batches import Batches
@@ -34,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         length = part.add_mutually_exclusive_group(required=True)
         length.add_argument("--steps", type=int, help="length of the run in steps")
         length.add_argument("--minutes", type=float, help="length of the run in minutes")
-        part.add_argument("--batch-size", type=int, help="pictures per step")
+        part.add_argument("--batch-size", type=int, help="pictures per step and process")
         part.add_argument(
             "--recolour", type=float, default=0.12, help="share of recoloured pictures"
         )
@@ -90,6 +92,8 @@ def main(arguments: list[str] | None = None) -> int:
     except ModelError as fault:
         print(f"avocat train: {fault}", file=sys.stderr)
         return 1
+    finally:
+        parallel.stop()
     return 0
 
 
@@ -99,6 +103,11 @@ def _run(args: argparse.Namespace) -> None:
     from models.train.heldout import read_heldout
     from models.train.progress import Budget
 
+    device = torch.device("cpu")
+    if args.part == "denoiser":
+        device = parallel.start(torch.device(args.device))
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ModelError(f"{args.part} trains in one process: run it without torchrun")
     size = 96 if args.part == "upscaler" else args.image_size
     data = load_pictures(args.data, size)
     for line in data.skipped[:20]:
@@ -107,14 +116,14 @@ def _run(args: argparse.Namespace) -> None:
         print(f"skipped {len(data.skipped)} samples, kept {len(data)}", file=sys.stderr)
     mix = Mix(recolour=args.recolour, scenes=args.scenes)
     batches = Batches(data, read_heldout(args.heldout), args.seed, mix)
-    budget = Budget(args.steps, args.minutes)
+    budget = Budget(args.steps, args.minutes, device=device)
     if args.part == "clip":
         from models.train.clip import ClipTraining, train_clip
 
         options = ClipTraining(batch_size=args.batch_size or 128, width=args.width, seed=args.seed)
         train_clip(batches, args.out / "clip", options, budget, _teacher(args.teacher))
     elif args.part == "denoiser":
-        _denoiser(args, batches, budget)
+        _denoiser(args, batches, budget, device)
     else:
         from models.train.upscaler import UpscalerTraining, train_upscaler
 
@@ -122,7 +131,9 @@ def _run(args: argparse.Namespace) -> None:
         train_upscaler(batches, args.out, settings, budget)
 
 
-def _denoiser(args: argparse.Namespace, batches: "Batches", budget: "Budget") -> None:
+def _denoiser(
+    args: argparse.Namespace, batches: "Batches", budget: "Budget", device: torch.device
+) -> None:
     from models.context import LOCAL_PREFIX, ClipReference
     from models.train.denoiser import DenoiserTraining, bundle_config, clip_of, train_denoiser
     from models.unet import UNetConfig
@@ -144,7 +155,6 @@ def _denoiser(args: argparse.Namespace, batches: "Batches", budget: "Budget") ->
     options = DenoiserTraining(
         batch_size=args.batch_size or 64, learning_rate=args.learning_rate, seed=args.seed
     )
-    device = torch.device(args.device)
     train_denoiser(
         batches, args.out, config, clip, options, budget, device=device, compiled=args.compile
     )

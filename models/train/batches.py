@@ -13,8 +13,15 @@ from models.train.data import Captions, PictureSet
 from models.train.heldout import HeldOut
 from models.train.scenes import PLACEMENTS, compose, relation
 
-# How often a group is drawn against the others: flags and people crowd the set.
-_GROUP_WEIGHT = {"flags": 0.05, "symbols": 0.2, "people & body": 0.25}
+# How often a group is drawn against the others: flags and people crowd the set, and animals and
+# food are what people ask for first.
+_GROUP_WEIGHT = {
+    "flags": 0.03,
+    "symbols": 0.15,
+    "people & body": 0.2,
+    "animals & nature": 2.0,
+    "food & drink": 2.0,
+}
 _SCENE_GROUPS = ("animals & nature", "food & drink", "objects", "travel & places", "activities")
 _HANDED = re.compile(r"left|right|arrow|flag|clock|text|letter|keycap|number|symbol", re.I)
 

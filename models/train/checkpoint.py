@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from models.train.progress import TrainingState
+
 
 class Checkpoint:
     """Saves and loads modules, optimiser and step in one file, replaced atomically.
@@ -33,11 +35,10 @@ class Checkpoint:
         """Whether `every_s` seconds have passed since the last save."""
         return time.monotonic() - self._saved_at >= self.every_s
 
-    def save(self, step: int, spent_s: float) -> None:
+    def save(self, progress: TrainingState) -> None:
         """Write the state; a kill during the write leaves the former one."""
         state = {
-            "step": step,
-            "spent_s": spent_s,
+            **progress._asdict(),
             "modules": [module.state_dict() for module in self.modules],
             "optimizer": self.optimizer.state_dict(),
         }
@@ -47,7 +48,7 @@ class Checkpoint:
         os.replace(partial, self.path)
         self._saved_at = time.monotonic()
 
-    def load_or_start_from(self, weights: Path) -> tuple[int, float]:
+    def load_or_start_from(self, weights: Path) -> TrainingState:
         """`load`; without a checkpoint, start every module of the same form from `weights`.
 
         So that a run can go on from a bundle whose checkpoint was not kept.
@@ -58,14 +59,14 @@ class Checkpoint:
         for module in self.modules:
             if module.state_dict().keys() == state.keys():
                 module.load_state_dict(state)
-        return 0, 0.0
+        return TrainingState()
 
-    def load(self) -> tuple[int, float]:
-        """Restore the last save, if any. Returns its `(step, spent_s)`, else `(0, 0.0)`."""
+    def load(self) -> TrainingState:
+        """Restore the last save, if any, and return how far the run was then."""
         if not self.path.exists():
-            return 0, 0.0
+            return TrainingState()
         state: dict[str, Any] = torch.load(self.path, weights_only=True, map_location="cpu")
         for module, weights in zip(self.modules, state["modules"], strict=True):
             module.load_state_dict(weights)
         self.optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"]), float(state["spent_s"])
+        return TrainingState(**{key: state[key] for key in TrainingState._fields})

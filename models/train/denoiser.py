@@ -14,6 +14,7 @@ from models.layers import channels_last
 from models.pictures import sheet, to_picture
 from models.sampling import sample
 from models.schedule import NoiseSchedule, noise_schedule
+from models.train import parallel
 from models.train.batches import Batches
 from models.train.checkpoint import Checkpoint
 from models.train.ema import Ema
@@ -97,12 +98,12 @@ class DenoiserTrainer:
             betas=(0.9, 0.99),
             fused=True,
         )
-        self.forward: Callable[..., Tensor] = self.network
+        self.forward: Callable[..., Tensor] = parallel.synchronised(self.network)
         clip.model.to(device)
 
     def compile(self) -> None:
         """Train through torch.compile, where it pays."""
-        self.forward = torch.compile(self.network)
+        self.forward = torch.compile(self.forward)
 
     def step(
         self, pictures: Tensor, captions: list[str], step: int, scale: float
@@ -205,7 +206,7 @@ def train_denoiser(
             next_grid = budget.spent_s + grid_every_s
             trainer.grid(out / "grid.png")
 
-    step = train(
+    done = train(
         "denoiser",
         trainer.step,
         batches,
@@ -215,13 +216,15 @@ def train_denoiser(
         out / DENOISER_FILE,
         paint_now_and_then,
     )
+    if parallel.rank() > 0:
+        return
     trainer.grid(out / "grid.png")
     save_weights(trainer.ema.average, out / DENOISER_FILE)
     provenance = {
-        "steps": step,
-        "batch_size": options.batch_size,
-        "pictures_seen": step * options.batch_size,
-        "seconds": round(budget.spent_s),
+        "steps": done.step,
+        "batch_size": options.batch_size * parallel.world_size(),
+        "pictures_seen": done.pictures,
+        "seconds": round(done.spent_s),
         "device": str(device),
         "seed": options.seed,
     }

@@ -6,9 +6,10 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
+from models.train import parallel
 from models.train.batches import Batches
 from models.train.checkpoint import Checkpoint
-from models.train.progress import Budget, Metrics
+from models.train.progress import Budget, Metrics, TrainingState
 
 Step = Callable[[Tensor, list[str], int, float], dict[str, float]]
 
@@ -22,27 +23,35 @@ def train(
     checkpoint: Checkpoint,
     weights: Path,
     between: Callable[[], None] = lambda: None,
-) -> int:
+) -> TrainingState:
     """Run `step_once(pictures, captions, step, learning_rate_scale)` until the budget is spent.
 
-    Resumes from the checkpoint, else from `weights`; metrics go to `NAME.jsonl` beside the
-    checkpoint; `between` is called after every step. Returns the number of steps done.
+    `step` there is the number of the draw: under torchrun each process makes its own, of
+    `batch_size` pictures. Resumes from the checkpoint, else from `weights`; metrics go to
+    `NAME.jsonl` beside the checkpoint, and `between` is called after every step, both by the first
+    process alone. Returns how far the run is.
     """
-    step, spent = checkpoint.load_or_start_from(weights)
-    budget.resume(step, spent)
-    metrics = Metrics(checkpoint.path.with_name(f"{name}.jsonl"), step)
-    with tqdm(total=budget.total, initial=step, desc=name, unit="step") as bar:
+    state = checkpoint.load_or_start_from(weights)
+    budget.resume(state)
+    first = parallel.rank() == 0
+    metrics = Metrics(checkpoint.path.with_name(f"{name}.jsonl"), state.step) if first else None
+    with tqdm(
+        total=budget.total, initial=state.step, desc=name, unit="step", disable=not first
+    ) as bar:
         while not budget.done:
-            pictures, captions = batches.draw(step, batch_size)
-            values = step_once(pictures, captions, step, budget.learning_rate_scale())
-            step = budget.advance()
+            draw = budget.step * parallel.world_size() + parallel.rank()
+            pictures, captions = batches.draw(draw, batch_size)
+            values = step_once(pictures, captions, draw, budget.learning_rate_scale())
+            budget.advance(batch_size * parallel.world_size())
+            if metrics is None:
+                continue
             bar.update()
-            rate = step * batch_size / budget.spent_s
             shown = {key: f"{value:.4f}" for key, value in values.items()}
-            bar.set_postfix({**shown, "pictures_per_s": f"{rate:.0f}"})
-            metrics.write(step, budget.spent_s, values)
+            bar.set_postfix({**shown, "pictures_per_s": f"{budget.pictures_per_s:.0f}"})
+            metrics.write(budget.step, budget.spent_s, values)
             if checkpoint.due():
-                checkpoint.save(step, budget.spent_s)
+                checkpoint.save(budget.state)
             between()
-    checkpoint.save(step, budget.spent_s)
-    return step
+    if first:
+        checkpoint.save(budget.state)
+    return budget.state

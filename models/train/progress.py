@@ -4,6 +4,19 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from models.train import parallel
+
+
+class TrainingState(NamedTuple):
+    """How far a run is: updates made, seconds spent, pictures shown to the network."""
+
+    step: int = 0
+    spent_s: float = 0.0
+    pictures: int = 0
 
 
 class Budget:
@@ -11,27 +24,50 @@ class Budget:
 
     The learning rate warms up, then falls along a cosine to 5 % at the end of the budget. With
     `steps` the curve does not depend on the clock, so a resumed run equals an unbroken one.
+    Processes that train together go by the first one's clock.
     """
 
-    def __init__(self, steps: int | None, minutes: float | None, warmup: int = 200) -> None:
+    def __init__(
+        self,
+        steps: int | None,
+        minutes: float | None,
+        warmup: int = 200,
+        device: torch.device | None = None,
+    ) -> None:
         if (steps is None) == (minutes is None):
             raise ValueError(f"give either steps or minutes (got {steps!r} and {minutes!r})")
         self.total, self.minutes = steps, minutes
         self.warmup = warmup if steps is None else min(warmup, steps // 10 + 1)
-        self.step, self.spent_s = 0, 0.0
+        self.device = device or torch.device("cpu")
+        self.state = self._resumed = TrainingState()
         self._last = time.monotonic()
 
-    def resume(self, step: int, spent_s: float) -> None:
+    def resume(self, state: TrainingState) -> None:
         """Go on from a checkpoint."""
-        self.step, self.spent_s, self._last = step, spent_s, time.monotonic()
+        self.state = self._resumed = state
+        self._last = time.monotonic()
 
-    def advance(self) -> int:
-        """Count one finished step; returns how many there are now."""
+    def advance(self, pictures: int = 0) -> int:
+        """Count one finished step on so many pictures; returns how many steps there are now."""
         now = time.monotonic()
-        self.spent_s += now - self._last
+        spent_s = parallel.agree(self.spent_s + now - self._last, self.device)
         self._last = now
-        self.step += 1
+        self.state = TrainingState(self.step + 1, spent_s, self.state.pictures + pictures)
         return self.step
+
+    @property
+    def step(self) -> int:
+        return self.state.step
+
+    @property
+    def spent_s(self) -> float:
+        return self.state.spent_s
+
+    @property
+    def pictures_per_s(self) -> float:
+        """The rate since the run was started or resumed."""
+        seconds = self.spent_s - self._resumed.spent_s
+        return (self.state.pictures - self._resumed.pictures) / max(seconds, 1e-9)
 
     @property
     def fraction(self) -> float:

@@ -61,8 +61,8 @@ def train_upscaler(batches: Batches, out: Path, options: UpscalerTraining, budge
         return {"l1": loss.item()}
 
     weights = out / UPSCALER_FILE
-    step = train("upscaler", step_once, batches, options.batch_size, budget, checkpoint, weights)
-    _finish(network, config, batches, out, {"steps": step, "seconds": round(budget.spent_s)})
+    done = train("upscaler", step_once, batches, options.batch_size, budget, checkpoint, weights)
+    _finish(network, config, batches, out, {"steps": done.step, "seconds": round(done.spent_s)})
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,8 +58,8 @@ def test_a_resumed_run_has_the_curve_of_an_unbroken_one(
         (clip_only / name).unlink()
     killed = Budget.advance
 
-    def kill_at_three(self: Budget) -> int:
-        step = killed(self)
+    def kill_at_three(self: Budget, pictures: int = 0) -> int:
+        step = killed(self, pictures)
         if step == 4:
             raise KeyboardInterrupt
         return step
@@ -152,3 +154,29 @@ def test_a_budget_needs_one_length() -> None:
 def test_config_keeps_the_clip_reference(folder: Path, clip_only: Path) -> None:
     train("denoiser", folder, clip_only, 1, *SMALL)
     assert read_config(clip_only).clip.model == "local-dir:clip"
+
+
+def test_two_processes_make_one_bundle(folder: Path, clip_only: Path) -> None:
+    """torchrun on the CPU: gradients through gloo, one writer, one metrics line per step."""
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    run = ["--data", str(folder), "--out", str(clip_only), "--steps", "3", "--batch-size", "4"]
+    command = [sys.executable, "-m", *launcher, "models.train", "denoiser", *run, *SMALL]
+    done = subprocess.run(
+        [*command, "--threads", "1"], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(losses(clip_only)) == 3
+    provenance = load_bundle(clip_only).config.training["denoiser"]
+    assert provenance["pictures_seen"] == 24
+    assert provenance["batch_size"] == 8
+
+
+def test_torchrun_is_refused_where_it_would_train_two_models(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert train("clip", folder, tmp_path / "out", 1, *SMALL_CLIP) == 1
+    assert "run it without torchrun" in capsys.readouterr().err

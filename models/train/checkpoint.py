@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from models.train.progress import TrainingState
 
 
 class Checkpoint:
-    """Saves and loads modules, optimiser and step in one file, replaced atomically.
+    """Saves and loads modules, optimisers and step in one file, replaced atomically.
 
     The file is this project's own working state, read back with `weights_only=True`; a bundle
     never holds one.
@@ -22,13 +23,12 @@ class Checkpoint:
     def __init__(
         self,
         path: Path,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        *others: nn.Module | None,
+        optimizers: Sequence[torch.optim.Optimizer],
+        *modules: nn.Module | None,
         every_s: float = 120.0,
     ) -> None:
-        self.path, self.optimizer, self.every_s = path, optimizer, every_s
-        self.modules = [model, *(m for m in others if m is not None)]
+        self.path, self.optimizers, self.every_s = path, optimizers, every_s
+        self.modules = [module for module in modules if module is not None]
         self._saved_at = time.monotonic()
 
     def due(self) -> bool:
@@ -40,7 +40,7 @@ class Checkpoint:
         state = {
             **progress._asdict(),
             "modules": [module.state_dict() for module in self.modules],
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
@@ -68,5 +68,6 @@ class Checkpoint:
         state: dict[str, Any] = torch.load(self.path, weights_only=True, map_location="cpu")
         for module, weights in zip(self.modules, state["modules"], strict=True):
             module.load_state_dict(weights)
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         return TrainingState(**{key: state[key] for key in TrainingState._fields})

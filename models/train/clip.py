@@ -191,7 +191,7 @@ def train_clip(
     phrases = [p for entry in batches.data.captions for p in (entry.name, *entry.keywords)]
     trainer = ClipTrainer(model_config(size, options.width), options, teacher_path, phrases)
     checkpoint = Checkpoint(
-        out / "clip.checkpoint", trainer.model, trainer.optimizer, trainer.project
+        out / "clip.checkpoint", [trainer.optimizer], trainer.model, trainer.project
     )
     weights = out / "open_clip_model.safetensors"
     train("clip", trainer.step, batches, options.batch_size, budget, checkpoint, weights)

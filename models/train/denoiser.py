@@ -19,6 +19,7 @@ from models.train.batches import Batches
 from models.train.checkpoint import Checkpoint
 from models.train.ema import Ema
 from models.train.loop import train
+from models.train.muon import Muon
 from models.train.progress import Budget
 from models.unet import Denoiser, Parameterisation, UNet, UNetConfig
 
@@ -91,15 +92,20 @@ class DenoiserTrainer:
         self.weight = loss_weight(self.schedule, config.parameterisation, options.min_snr_gamma).to(
             device
         )
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=options.learning_rate,
-            weight_decay=options.weight_decay,
-            betas=(0.9, 0.99),
-            fused=True,
-        )
+        self.optimizers = self._optimizers()
         self.forward: Callable[..., Tensor] = parallel.synchronised(self.network)
         clip.model.to(device)
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """Muon for the convolutions between stem and head, AdamW for all else."""
+        inner: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
+        for name, weight in self.network.named_parameters():
+            outer = weight.ndim < 4 or name.startswith(("stem.", "head."))
+            (rest if outer else inner).append(weight)
+        rate, decay = self.options.learning_rate, self.options.weight_decay
+        adam = torch.optim.AdamW(rest, lr=rate, weight_decay=decay, betas=(0.9, 0.99), fused=True)
+        return [Muon(inner, lr=rate, weight_decay=decay), adam]
 
     def compile(self) -> None:
         """Train through torch.compile, where it pays."""
@@ -122,12 +128,13 @@ class DenoiserTrainer:
             out = self.forward(self.schedule.add_noise(x_0, eps, t), t, context)
         error = F.mse_loss(out.float(), wanted, reduction="none").mean((1, 2, 3))
         loss = (error * self.weight[t]).mean()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.options.learning_rate * scale
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.options.learning_rate * scale
+            optimizer.step()
         self.ema.update(self.network, step)
         return {"loss": loss.item()}
 
@@ -194,7 +201,7 @@ def train_denoiser(
     """Train until the budget is spent, resuming `out/denoiser.checkpoint`; writes the bundle."""
     trainer = DenoiserTrainer(config, clip, options, device)
     checkpoint = Checkpoint(
-        out / "denoiser.checkpoint", trainer.network, trainer.optimizer, trainer.ema.average
+        out / "denoiser.checkpoint", trainer.optimizers, trainer.network, trainer.ema.average
     )
     if compiled:
         trainer.compile()

@@ -47,7 +47,7 @@ def train_upscaler(batches: Batches, out: Path, options: UpscalerTraining, budge
     config = UpscalerConfig()
     network = channels_last(Upscaler(config))
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate)
-    checkpoint = Checkpoint(out / "upscaler.checkpoint", network, optimizer)
+    checkpoint = Checkpoint(out / "upscaler.checkpoint", [optimizer], network)
 
     def step_once(pictures: Tensor, _: list[str], step: int, scale: float) -> dict[str, float]:
         large, small = pairs(pictures, options, step)

@@ -1,7 +1,7 @@
-"""`python -m models.evaluate BUNDLE`: measure a bundle's pictures and lay out sheets of them.
+"""Measure a bundle's pictures, write evaluation.json into it, and lay out a sheet of them.
 
-The judge is the bundle's own CLIP, which knows the contexts that the denoiser was trained on: its
-figures flatter, and are for comparing one bundle of a CLIP with the next, not for boasting.
+The judge is a CLIP. Name one that was trained apart with --judge; without it the bundle's own is
+used, which knows the contexts that the denoiser was trained on and so flatters.
 """
 
 import argparse
@@ -9,125 +9,131 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from models import figures
 from models.bundle import Bundle, load_bundle
 from models.errors import ModelError
+from models.judge import Judge
 from models.pictures import sheet, to_picture
 from models.sampling import sample
+from models.train.data import load_pictures
 
-SUBJECTS = """red apple, banana, strawberry, lemon, cherries, watermelon, grapes, pineapple,
-carrot, mushroom, bread, pizza, hamburger, cheese wedge, doughnut, cookie, birthday
-cake, ice cream, hot beverage, beer mug, cat face, dog face, mouse face, rabbit
-face, fox, bear, panda, koala, tiger face, lion, cow face, pig face, frog, monkey
-face, chicken, penguin, bird, owl, bat, horse face, bee, butterfly, snail, ladybug,
-spider, fish, octopus, crab, dolphin, whale, turtle, snake, elephant, tulip,
-sunflower, cherry blossom, cactus, palm tree, four leaf clover, maple leaf, sun,
-crescent moon, star, cloud, rainbow, snowflake, fire, droplet, earth globe, volcano,
-house, castle, tent, automobile, bus, bicycle, airplane, rocket, ship, train,
-traffic light, alarm clock, umbrella, balloon, wrapped gift, trophy, basketball,
-guitar, drum, camera, television, laptop, light bulb, book, key, hammer, scissors,
-pencil, red heart, crown, ghost, robot, skull"""
+_AT_ONCE = 16
 
 
-def subjects() -> list[str]:
-    """A hundred common things, as captions."""
-    return [" ".join(name.split()) for name in SUBJECTS.split(",")][:100]
+class Painter:
+    """Paints prompts with a bundle's defaults."""
 
+    def __init__(self, bundle: Bundle, steps: int | None = None, guidance: float | None = None):
+        self.bundle = bundle
+        self.steps = steps or bundle.config.default_steps
+        self.guidance = bundle.config.default_guidance_scale if guidance is None else guidance
 
-def paint(bundle: Bundle, prompts: list[str], seeds: list[int], steps: int | None = None) -> Tensor:
-    """Pictures of `prompts` with the bundle's defaults, float32 `[B, C, H, W]` in [-1, 1]."""
-    config = bundle.config
-    shape = (config.channels, config.image_size, config.image_size)
-    rows = []
-    for start in tqdm(range(0, len(prompts), 16), desc="pictures", unit="batch"):
-        part = slice(start, start + 16)
-        rows.append(
-            sample(
-                bundle.denoiser,
-                bundle.schedule,
-                bundle.context.encode(prompts[part]),
-                bundle.context.empty,
-                seeds[part],
-                shape,
-                sampler=config.default_sampler,
-                steps=steps or config.default_steps,
-                guidance_scale=config.default_guidance_scale,
+    def __call__(self, prompts: Sequence[str], seed: int) -> Tensor:
+        """Pictures float32 `[B, C, H, W]` in [-1, 1]; the i-th with `seed + i`."""
+        config = self.bundle.config
+        shape = (config.channels, config.image_size, config.image_size)
+        rows = []
+        for start in tqdm(range(0, len(prompts), _AT_ONCE), desc="pictures", unit="batch"):
+            part = list(prompts[start : start + _AT_ONCE])
+            rows.append(
+                sample(
+                    self.bundle.denoiser,
+                    self.bundle.schedule,
+                    self.bundle.context.encode(part),
+                    self.bundle.context.empty,
+                    range(seed + start, seed + start + len(part)),
+                    shape,
+                    sampler=config.default_sampler,
+                    steps=self.steps,
+                    guidance_scale=self.guidance,
+                )
             )
-        )
-    return torch.cat(rows)
+        return torch.cat(rows)
 
 
-def recall(bundle: Bundle, pictures: Tensor, captions: list[str]) -> dict[str, float]:
-    """How often a picture's own caption is the first, or among the first five, of all captions."""
-    unit = (pictures + 1) / 2
-    rgb = unit[:, :3] + (1 - unit[:, 3:]) if unit.shape[1] == 4 else unit
-    size = bundle.context.clip.image_size
-    if rgb.shape[-1] != size:
-        rgb = F.interpolate(rgb, size=(size, size), mode="bicubic", antialias=True)
-    with torch.inference_mode():
-        image = F.normalize(bundle.context.encode_pictures(rgb.clamp(0, 1)), dim=-1)
-    ranked = (image @ bundle.context.encode(captions).T).argsort(dim=1, descending=True)
-    own = torch.arange(len(captions))[:, None]
-    place = (ranked == own).float().argmax(dim=1)
-    return {"r@1": float((place < 1).float().mean()), "r@5": float((place < 5).float().mean())}
+def evaluate(
+    paint: Painter, judge: Judge, data: Path | None, seed: int = 0
+) -> tuple[dict[str, Any], Tensor]:
+    """All figures, and the pictures of the hundred subjects.
 
-
-def diversity(bundle: Bundle, prompts: list[str], count: int = 4) -> float:
-    """Mean RMS distance between pictures of one prompt over seeds, as a share of the full range."""
-    names = [prompt for prompt in prompts for _ in range(count)]
-    x = paint(bundle, names, list(range(len(names))))
-    x = x.reshape(len(prompts), count, *x.shape[1:])
-    distances = [
-        (x[:, i] - x[:, j]).square().mean((1, 2, 3)).sqrt() / 2
-        for i in range(count)
-        for j in range(i)
-    ]
-    return float(torch.stack(distances).mean())
-
-
-def evaluate(bundle: Bundle, seed: int = 0) -> tuple[dict[str, Any], Tensor, list[str]]:
-    """All figures, the pictures they were taken on, and those pictures' captions."""
-    captions = subjects()
+    `data` is the folder that the bundle was trained on: its shards, `heldout.txt` and held-out tar
+    are needed for the figures on unseen combinations, diversity and copies.
+    """
+    captions = figures.subjects()
     started = time.monotonic()
-    pictures = paint(bundle, captions, [seed + i for i in range(len(captions))])
+    pictures = paint(captions, seed)
     seconds = (time.monotonic() - started) / len(captions)
-    figures = {
-        "bundle_sha256": bundle.sha256,
+    measured: dict[str, Any] = {
+        "bundle_sha256": paint.bundle.sha256,
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "judge": "the bundle's own CLIP",
-        "captions": len(captions),
+        "judge": judge.name,
         "seed": seed,
-        "retrieval_among_100": recall(bundle, pictures, captions),
-        "diversity_rms": diversity(bundle, captions[20:30]),
+        "steps": paint.steps,
+        "guidance_scale": paint.guidance,
         "seconds_per_picture_in_16s": seconds,
+        "subjects": judge.recall(pictures, captions, range(len(captions))),
     }
-    return figures, pictures, captions
+    if data is not None:
+        measured |= _unseen(paint, judge, data, seed)
+    return measured, pictures
+
+
+def _unseen(paint: Painter, judge: Judge, data: Path, seed: int) -> dict[str, Any]:
+    size = paint.bundle.config.image_size
+    known = load_pictures(data, size)
+    measured: dict[str, Any] = {
+        "colours": figures.coloured(paint, figures.listed(figures.COLOURED), seed),
+        "diversity": figures.diversity(paint, figures.subjects()[20:30], known, seed),
+    }
+    rows = [line.split("\t") for line in (data / "heldout.txt").read_text("utf-8").splitlines()]
+    prompts = [row[1] for row in rows if row[0] == "prompt"]
+    painted = []
+
+    def paint_and_keep(asked: Sequence[str], first: int) -> Tensor:
+        painted.append(paint(asked, first))
+        return painted[-1]
+
+    measured["composed"] = figures.composed(paint_and_keep, judge, prompts, seed)
+    for tar in sorted(data.glob("heldout-*.tar")):
+        unseen = load_pictures(tar, size).captions
+        measured["unseen_styles"] = figures.styled(paint_and_keep, judge, unseen, seed)
+    measured["copies"] = figures.copies(torch.cat(painted)[:200], known)
+    return measured
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate one bundle; writes `evaluation.json` into it and prints it."""
     parser = argparse.ArgumentParser(prog="avocat evaluate", description=__doc__)
     parser.add_argument("bundle", type=Path, help="bundle folder")
+    parser.add_argument("--judge", type=Path, help="folder of a CLIP trained apart")
+    parser.add_argument("--data", type=Path, help="training folder, for unseen combinations")
+    parser.add_argument("--steps", type=int, help="default: the bundle's")
+    parser.add_argument("--guidance-scale", type=float, help="default: the bundle's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheet", type=Path, help="also write 64 of the pictures to this PNG")
     args = parser.parse_args(arguments)
     try:
         bundle = load_bundle(args.bundle)
+        own = Judge(bundle.context, "the bundle's own CLIP")
+        judge = own if args.judge is None else Judge.from_folder(args.judge)
+        paint = Painter(bundle, args.steps, args.guidance_scale)
+        measured, pictures = evaluate(paint, judge, args.data, args.seed)
     except ModelError as fault:
         print(f"avocat evaluate: {fault}", file=sys.stderr)
         return 1
-    figures, pictures, _ = evaluate(bundle, args.seed)
-    (args.bundle / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
+    text = json.dumps(measured, indent=2)
+    (args.bundle / "evaluation.json").write_text(text + "\n")
+    print(text)
     if args.sheet is not None:
         large = [_enlarge(bundle, row) for row in pictures[:64]]
         sheet([to_picture(row) for row in large], 8, 96).save(args.sheet)

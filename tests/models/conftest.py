@@ -1,11 +1,24 @@
-"""One tiny random bundle for all model tests."""
+"""One tiny random bundle for all model tests, and a made-up folder to train on."""
 
+import json
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageDraw
 
 from models.bundle import Bundle, load_bundle
 from tests.models.tiny import build_tiny_bundle
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 170, 60), "blue": (40, 90, 220)}
+SHAPES = ("disc", "square")
+
+
+def draw(colour: tuple[int, int, int], shape: str, side: int = 24) -> Image.Image:
+    picture = Image.new("RGBA", (side, side))
+    painter = ImageDraw.Draw(picture)
+    box = (3, 3, side - 4, side - 4)
+    (painter.ellipse if shape == "disc" else painter.rectangle)(box, fill=(*colour, 255))
+    return picture
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +29,16 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> Bundle:
     return load_bundle(tiny_folder)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Coloured discs and squares, with alpha, each with its caption beside it."""
+    out = tmp_path / "pictures"
+    out.mkdir()
+    for name, colour in COLOURS.items():
+        for shape in SHAPES:
+            draw(colour, shape).save(out / f"{name}_{shape}.png")
+            entry = {"name": shape, "keywords": [f"{shape}s"], "style": "flat", "group": "objects"}
+            (out / f"{name}_{shape}.json").write_text(json.dumps(entry))
+    return out

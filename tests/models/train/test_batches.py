@@ -12,7 +12,7 @@ from models.train.colour import HUES, colour_word, dominant_hue, recolour, to_hs
 from models.train.data import Captions, load_pictures
 from models.train.heldout import HeldOut, content_words, read_heldout
 from models.train.scenes import PLACEMENTS, compose
-from tests.models.train.conftest import COLOURS, draw
+from tests.models.conftest import COLOURS, draw
 
 HELDOUT = HeldOut((content_words("a cat inside an avocado"), content_words("a blue disc")))
 

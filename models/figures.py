@@ -1,0 +1,119 @@
+"""What `avocat evaluate` measures on painted pictures; each figure is one function."""
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from models.judge import Judge, Recall
+from models.train.captions import STYLE_WORDS
+from models.train.colour import HUES, colour_word
+from models.train.data import Captions, PictureSet
+
+# (prompts, first seed) → pictures float32 [B, C, H, W] in [-1, 1], seeds counting up.
+Paint = Callable[[Sequence[str], int], Tensor]
+
+SUBJECTS = """red apple, banana, strawberry, lemon, cherries, watermelon, grapes, pineapple,
+carrot, mushroom, bread, pizza, hamburger, cheese wedge, doughnut, cookie, birthday
+cake, ice cream, hot beverage, beer mug, cat face, dog face, mouse face, rabbit
+face, fox, bear, panda, koala, tiger face, lion, cow face, pig face, frog, monkey
+face, chicken, penguin, bird, owl, bat, horse face, bee, butterfly, snail, ladybug,
+spider, fish, octopus, crab, dolphin, whale, turtle, snake, elephant, tulip,
+sunflower, cherry blossom, cactus, palm tree, four leaf clover, maple leaf, sun,
+crescent moon, star, cloud, rainbow, snowflake, fire, droplet, earth globe, volcano,
+house, castle, tent, automobile, bus, bicycle, airplane, rocket, ship, train,
+traffic light, alarm clock, umbrella, balloon, wrapped gift, trophy, basketball,
+guitar, drum, camera, television, laptop, light bulb, book, key, hammer, scissors,
+pencil, red heart, crown, ghost, robot, skull"""
+# Twenty things whose colour is free, for the colour words.
+COLOURED = """cat face, dog face, fish, bird, butterfly, octopus, star, balloon, umbrella, book,
+automobile, heart, crown, guitar, house, key, cup, hat, t-shirt, tulip"""
+COLOURS = (*HUES, "white", "black", "gray")
+_RELATION = re.compile(
+    r" (?:inside|wearing|with|on top of|on|in|riding|holding|made of|playing|under|next to|behind) "
+)
+_COPY_RMS = 0.02
+
+
+def listed(names: str) -> list[str]:
+    """The entries of a comma-separated list."""
+    return [" ".join(name.split()) for name in names.split(",")]
+
+
+def subjects() -> list[str]:
+    """A hundred common things, as captions."""
+    return listed(SUBJECTS)[:100]
+
+
+def styled(paint: Paint, judge: Judge, unseen: Sequence[Captions], seed: int) -> Recall:
+    """Held-out subjects in styles that training never showed them in, among 100 captions."""
+    names = list(dict.fromkeys(entry.name for entry in unseen))
+    captions = [*names, *(name for name in subjects() if name not in names)][: max(100, len(names))]
+    prompts = [f"{entry.name}, {_style_word(entry.style)} style" for entry in unseen]
+    own = [captions.index(entry.name) for entry in unseen]
+    return judge.recall(paint(prompts, seed), captions, own)
+
+
+def _style_word(style: str | None) -> str:
+    return STYLE_WORDS.get(style or "", (style or "",))[0]
+
+
+def parts(prompt: str) -> tuple[str, str] | None:
+    """The two things that a composed prompt names, or None where it names one."""
+    pieces = [re.sub(r"^(?:an?|the) ", "", piece) for piece in _RELATION.split(prompt)]
+    return (pieces[0], pieces[1]) if len(pieces) == 2 else None
+
+
+def composed(paint: Paint, judge: Judge, prompts: Sequence[str], seed: int) -> dict[str, float]:
+    """Share of composed prompts of which the judge finds both things among its first five.
+
+    The captions are the hundred subjects and all parts of the prompts.
+    """
+    pairs = {prompt: pair for prompt in prompts if (pair := parts(prompt)) is not None}
+    captions = list(dict.fromkeys([*itertools.chain(*pairs.values()), *subjects()]))
+    own = [[captions.index(name) for name in pair] for pair in pairs.values()]
+    places = judge.places(paint(list(pairs), seed), captions, own)
+    found = (places < 5).all(dim=1).float().mean()
+    return {"both_found": float(found), "captions": len(captions), "pictures": len(pairs)}
+
+
+def coloured(paint: Paint, things: Sequence[str], seed: int) -> dict[str, float]:
+    """Share of pictures whose dominant colour is the one that was asked for."""
+    asked = [(colour, thing) for colour in COLOURS for thing in things]
+    pictures = paint([f"a {colour} {thing}" for colour, thing in asked], seed)
+    unit = (pictures.clamp(-1, 1) + 1) / 2
+    right = [
+        colour_word(picture) == colour for picture, (colour, _) in zip(unit, asked, strict=True)
+    ]
+    return {"right": sum(right) / len(right), "pictures": len(right)}
+
+
+def mean_distance(pictures: Tensor) -> float:
+    """Mean RMS distance of all pairs of `[B, C, H, W]` in [-1, 1], as a share of the full range."""
+    pairs = torch.pdist(pictures.flatten(1)) / pictures[0].numel() ** 0.5 / 2
+    return float(pairs.mean())
+
+
+def diversity(paint: Paint, things: Sequence[str], data: PictureSet, seed: int) -> dict[str, float]:
+    """Distance over eight seeds, over that of the thing's training pictures in their styles."""
+    shares = []
+    for thing in things:
+        known = [i for i, entry in enumerate(data.captions) if entry.name == thing]
+        if len(known) > 1:
+            drawn = data.pictures[known].float() / 127.5 - 1
+            shares.append(mean_distance(paint([thing] * 8, seed)) / mean_distance(drawn))
+    return {"share": sum(shares) / max(1, len(shares)), "subjects": len(shares)}
+
+
+def copies(pictures: Tensor, data: PictureSet) -> dict[str, float]:
+    """How many pictures are within 2 % RMS of a training picture, and the median distance."""
+    known = (data.pictures.float() / 127.5 - 1).flatten(1)
+    made = pictures.clamp(-1, 1).flatten(1)
+    nearest = torch.cdist(made, known).amin(1) / made.shape[1] ** 0.5 / 2
+    return {
+        "copies": int((nearest < _COPY_RMS).sum()),
+        "pictures": len(made),
+        "median_rms": float(nearest.median()),
+    }

@@ -1,0 +1,135 @@
+"""The figures of `avocat evaluate`, on pictures whose figures are known."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from models import figures
+from models.bundle import Bundle
+from models.evaluate import main
+from models.judge import Judge
+from models.train.data import Captions, PictureSet
+from tests.models.tiny import build_tiny_bundle
+
+RGB = {"red": (1, 0, 0), "blue": (0.1, 0.3, 1), "white": (1, 1, 1), "black": (0, 0, 0)}
+
+
+class KnowingJudge(Judge):
+    """Reads the index that a picture carries in its first pixel: [row, 0] and [row, 1]."""
+
+    def __init__(self) -> None:
+        self.name = "test"
+
+    def similarity(self, pictures: Tensor, captions: Sequence[str]) -> Tensor:
+        likes = torch.zeros(len(pictures), len(captions))
+        for row, picture in enumerate(pictures):
+            for strength, place in enumerate(picture[0, 0].tolist()):
+                if place >= 0:
+                    likes[row, int(place)] = 2 - strength
+        return likes
+
+
+def carrying(*rows: Sequence[int]) -> Tensor:
+    pictures = torch.full((len(rows), 4, 2, 2), -1.0)
+    for row, places in enumerate(rows):
+        pictures[row, 0, 0, : len(places)] = torch.tensor([float(p) for p in places])
+    return pictures
+
+
+def test_recall_counts_first_places() -> None:
+    recall = KnowingJudge().recall(carrying([2], [5, 1]), list("abcdefgh"), [2, 1])
+    assert recall["r@1"] == 0.5
+    assert recall["r@5"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pair"),
+    [
+        ("a cat inside an avocado", ("cat", "avocado")),
+        ("a house made of cheese", ("house", "cheese")),
+        ("a red apple wearing a top hat", ("red apple", "top hat")),
+        ("a blue cat face", None),
+    ],
+)
+def test_a_composed_prompt_has_two_parts(prompt: str, pair: tuple[str, str] | None) -> None:
+    assert figures.parts(prompt) == pair
+
+
+def test_composed_asks_for_both_things() -> None:
+    prompts = ["a cat inside an avocado", "a pink elephant", "a fox on a skateboard"]
+
+    def paint(asked: Sequence[str], _: int) -> Tensor:
+        assert asked == [prompts[0], prompts[2]]
+        return carrying([0, 1], [2, 90])  # captions: cat, avocado, fox, skateboard, …
+
+    found = figures.composed(paint, KnowingJudge(), prompts, 0)
+    assert found["both_found"] == 0.5
+
+
+def test_coloured_looks_at_the_pixels() -> None:
+    def paint(asked: Sequence[str], _: int) -> Tensor:
+        pictures = torch.ones(len(asked), 4, 8, 8)
+        for row, prompt in enumerate(asked):
+            shown = RGB.get(prompt.split()[1], (0.1, 0.3, 1))  # blue for every other colour
+            pictures[row, :3] = torch.tensor(shown, dtype=torch.float32)[:, None, None] * 2 - 1
+        return pictures
+
+    assert figures.coloured(paint, ["ball"], 0)["right"] == pytest.approx(4 / 12)
+
+
+def test_diversity_is_a_share_of_that_of_the_drawings() -> None:
+    drawn = torch.stack([torch.zeros(4, 4, 4), torch.full((4, 4, 4), 255.0)]).byte()
+    data = PictureSet(drawn, [Captions("star"), Captions("star")])
+
+    def paint(asked: Sequence[str], _: int) -> Tensor:
+        half = torch.arange(len(asked)).float().reshape(-1, 1, 1, 1) % 2  # 0 or 1
+        return (half - 0.5).expand(-1, 4, 4, 4)
+
+    share = figures.diversity(paint, ["star", "unknown"], data, 0)
+    assert share["subjects"] == 1
+    assert share["share"] == pytest.approx(0.5 * 16 / 28, rel=1e-4)  # 16 of 28 pairs differ
+
+
+def test_copies_are_those_within_two_percent() -> None:
+    known = torch.zeros(1, 4, 4, 4, dtype=torch.uint8)
+    made = torch.stack([torch.full((4, 4, 4), -1.0), torch.full((4, 4, 4), -0.9)])
+    assert figures.copies(made, PictureSet(known, [Captions("x")]))["copies"] == 1
+
+
+def test_styles_and_captions_of_the_judge(tiny: Bundle) -> None:
+    judge = Judge(tiny.context, "tiny")
+    unseen = [Captions("cat face", style="noto"), Captions("new thing", style="fluent-3d")]
+
+    def paint(asked: Sequence[str], _: int) -> Tensor:
+        assert asked == ["cat face, noto style", "new thing, fluent 3d style"]
+        return torch.zeros(2, 4, 16, 16)
+
+    assert figures.styled(paint, judge, unseen, 0)["captions"] == 100
+
+
+def test_the_command_writes_every_figure(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = build_tiny_bundle(tmp_path / "bundle")
+    (folder / "heldout.txt").write_text("prompt\ta disc inside a square\n")
+    monkeypatch.setattr(figures, "COLOURED", "disc")
+    options = ["--judge", str(bundle), "--data", str(folder), "--steps", "1"]
+    assert main([str(bundle), *options, "--sheet", str(tmp_path / "sheet.png")]) == 0
+    written = json.loads((bundle / "evaluation.json").read_text())
+    assert written["judge"].startswith("a CLIP trained apart")
+    assert written["subjects"]["pictures"] == 100
+    assert written["composed"]["pictures"] == 1
+    assert written["colours"]["pictures"] == 12
+    assert (tmp_path / "sheet.png").exists()
+
+
+def test_a_folder_without_a_clip_is_no_judge(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = build_tiny_bundle(tmp_path / "bundle")
+    assert main([str(bundle), "--judge", str(tmp_path / "none")]) == 1
+    assert "did not load" in capsys.readouterr().err

@@ -52,15 +52,20 @@ class DenoiserTraining:
     weight_decay: float = 0.01
     context_dropout: float = 0.1
     min_snr_gamma: float = 5.0
+    snr_floor: float = 0.25
     seed: int = 0
 
 
 def loss_weight(
-    schedule: NoiseSchedule, parameterisation: Parameterisation, gamma: float
+    schedule: NoiseSchedule, parameterisation: Parameterisation, gamma: float, floor: float = 0.0
 ) -> Tensor:
-    """Min-SNR-γ weight of each timestep's squared error (Hang et al. 2023, section 3.4)."""
+    """Min-SNR-γ weight of each timestep's squared error (Hang et al. 2023, section 3.4).
+
+    `floor` is added to the weight of x_0's error: at the noisy end, where the context alone says
+    what the picture will be, the SNR and with it that weight would go to nothing.
+    """
     snr = schedule.snr
-    capped = snr.clamp(max=gamma)
+    capped = snr.clamp(max=gamma) + floor
     per = {"eps": capped / snr, "v": capped / (snr + 1), "denoised": capped}
     return per[parameterisation].float()
 
@@ -89,9 +94,9 @@ class DenoiserTrainer:
         self.schedule = noise_schedule(**config.noise_schedule.model_dump())
         self.network = channels_last(UNet(config.denoiser).to(device))
         self.ema = Ema(self.network)
-        self.weight = loss_weight(self.schedule, config.parameterisation, options.min_snr_gamma).to(
-            device
-        )
+        self.weight = loss_weight(
+            self.schedule, config.parameterisation, options.min_snr_gamma, options.snr_floor
+        ).to(device)
         self.optimizers = self._optimizers()
         self.forward: Callable[..., Tensor] = parallel.synchronised(self.network)
         clip.model.to(device)

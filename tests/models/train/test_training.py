@@ -123,6 +123,14 @@ def test_min_snr_weights_follow_the_paper() -> None:
     assert float(v[high]) == pytest.approx(float(snr[high] / (snr[high] + 1)), rel=1e-5)
 
 
+def test_a_floor_keeps_the_noisy_end_in_training() -> None:
+    schedule = noise_schedule()
+    plain, floored = (loss_weight(schedule, "v", 5.0, floor) for floor in (0.0, 0.25))
+    assert float(plain[-1]) < 1e-3
+    assert float(floored[-1]) == pytest.approx(0.25, abs=1e-3)
+    assert float(floored[300] / plain[300]) < 1.1  # where the SNR is 3, little changes
+
+
 def test_the_average_follows_slowly() -> None:
     module = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(module.weight)

@@ -3,6 +3,7 @@
 import typer
 
 from app.commands.generate import generate
+from app.commands.jobs import jobs
 from app.commands.models import PASS_THROUGH, evaluate, train
 from app.commands.serve import api, serve, worker
 from app.commands.settings import settings
@@ -32,6 +33,7 @@ def about() -> None:
 
 cli.command(short_help="Start the whole service on this machine.")(serve)
 cli.command(short_help="Draw a picture for a prompt.")(generate)
+cli.add_typer(jobs, short_help="List, show and cancel jobs.")
 cli.command(short_help="Run the API alone.")(api)
 cli.command(short_help="Run one worker alone.")(worker)
 cli.command(context_settings=PASS_THROUGH, short_help="Train a model on your pictures.")(train)

@@ -1,32 +1,57 @@
-"""`avocat generate`: one prompt through a running service, or one started for it."""
+"""`avocat generate`: prompts through a running service, or through one started for them."""
 
 import contextlib
 import json
-from pathlib import Path
-from typing import Annotated, Any
+import sys
+from collections import deque
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Annotated, cast
 
 import typer
 
-from app.commands.client import Client
+from app.client import (
+    Avocat,
+    AvocatError,
+    BadRequest,
+    Job,
+    JobCanceled,
+    JobFailed,
+    JobFields,
+    Picture,
+)
+from app.client.connection import DEFAULT_SERVER
+from app.commands.asking import ApiKey, AsJson, Server, asking, exit_code, sentence
 from app.commands.console import ExitCode, fail
 from app.commands.own_service import own_service
+from app.commands.targets import Target
+from app.commands.watching import Watch
 
 __all__ = ["generate"]
 
-FORMATS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
+# Enough to keep a worker's batch full; the rest waits here, not in the service's queue.
+IN_FLIGHT = 16
+
+
+class PictureFormat(StrEnum):
+    """The formats a service writes."""
+
+    PNG = "png"
+    WEBP = "webp"
+    JPEG = "jpeg"
+
 
 Output = Annotated[
-    Path,
-    typer.Option("--output", "-o", help="File to write; its ending chooses png, webp or jpeg."),
+    str,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE|FOLDER/",
+        help="File to write, its ending chooses png, webp or jpeg; or a folder, ending in /.",
+    ),
 ]
-Server = Annotated[
-    str, typer.Option(envvar="AVOCAT_SERVER", help="Address of the service.", metavar="URL")
-]
-ApiKey = Annotated[
-    str | None, typer.Option(envvar="AVOCAT_API_KEY", help="Key, if the service asks for one.")
-]
+Format = Annotated[PictureFormat | None, typer.Option("--format", help="For a folder.")]
 Serve = Annotated[bool, typer.Option("--serve", help="Start a service of one's own for this.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the finished job and its files.")]
 Count = Annotated[int, typer.Option("-n", min=1, max=8, help="Pictures to draw.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="The same seed draws the same picture.")]
 Steps = Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps.")]
@@ -37,12 +62,17 @@ Size = Annotated[
 Sampler = Annotated[str | None, typer.Option(help="ddpm, ddim or dpmpp_2m.")]
 Guidance = Annotated[float | None, typer.Option(help="0 to 20: how closely to follow the prompt.")]
 Negative = Annotated[str | None, typer.Option(help="What to steer away from.")]
+Background = Annotated[str | None, typer.Option(help="transparent, white or #rrggbb.")]
 Model = Annotated[str | None, typer.Option(help="Name of the model, if there are several.")]
+Preview = Annotated[
+    bool, typer.Option("--preview/--no-preview", help="Show pictures in a terminal with colours.")
+]
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")],
-    output: Output = Path("avocat.png"),
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw; -: see below.")],
+    output: Output = "avocat.png",
+    picture_format: Format = None,
     n: Count = 1,
     seed: Seed = None,
     steps: Steps = None,
@@ -50,82 +80,149 @@ def generate(
     sampler: Sampler = None,
     guidance_scale: Guidance = None,
     negative_prompt: Negative = None,
+    background: Background = None,
     model: Model = None,
-    server: Server = "http://127.0.0.1:8000",
+    server: Server = DEFAULT_SERVER,
     api_key: ApiKey = None,
     serve: Serve = False,
+    preview: Preview = True,
     as_json: AsJson = False,
 ) -> None:
-    """Draw a picture for PROMPT.
+    """Draw a picture for PROMPT, and print the names of the files.
 
     What is not given is chosen by the model. With -n above 1 the files are numbered.
+    PROMPT - reads prompts from standard input, one a line, and needs a folder to write to.
 
     \b
     Examples:
       avocat generate "a cat inside an avocado" -o cat.png
-      avocat generate "a red apple" -n 4 --seed 7 --steps 50 --sampler ddpm
+      avocat generate "a red apple" -n 4 --seed 7 -o out/
+      avocat generate - -o out/ --format webp < prompts.txt
       avocat generate "a blue star" --json | jq -r '.files[]'
       avocat generate --serve "a fox"        # no service needed beforehand
 
     \b
-    Exit codes: 0 done, 2 wrong input, 3 no service there, 4 the job failed,
-    5 the service refused for now or for this key, 1 anything else.
+    Exit codes: 0 done, 2 wrong input, 3 no service there, 4 a job failed,
+    5 the service refused for now or for this key, 130 Ctrl-C (cancels), 1 anything else.
+    Of several prompts, one that is wrong or fails does not stop the others.
     """
-    fields = {
+    prompts = read_prompts(prompt)
+    target = Target(output, picture_format, len(prompts))
+    given = {
+        "n": n,
         "seed": seed,
         "steps": steps,
         "size": size,
         "sampler": sampler,
         "guidance_scale": guidance_scale,
         "negative_prompt": negative_prompt,
+        "background": background,
         "model": model,
+        "output_format": target.picture_format,
     }
-    body = {"prompt": prompt, "n": n, "output_format": chosen_format(output)}
-    body |= {name: value for name, value in fields.items() if value is not None}
+    fields = cast(JobFields, {name: value for name, value in given.items() if value is not None})
     with contextlib.ExitStack() as stack:
         if serve:
             server, api_key = stack.enter_context(own_service()), None
-        client = stack.enter_context(Client(server, api_key))
-        job, files = draw(client, body, output)
-    if as_json:
-        typer.echo(json.dumps(job | {"files": [str(file) for file in files]}))
-        return
-    for warning in job["warnings"]:
-        typer.echo(f"avocat: {warning}", err=True)
-    for file in files:
-        typer.echo(file)
+        client = stack.enter_context(asking(server, api_key))
+        if size is None:
+            fields["size"] = largest_size(client, model)
+        watch = stack.enter_context(Watch(pictures=preview))
+        run = Run(client, fields, target, watch, server=server, as_json=as_json)
+        code = run.draw(prompts)
+    if code is not ExitCode.OK:
+        raise typer.Exit(int(code))
 
 
-def chosen_format(output: Path) -> str:
-    """The picture format of a file name; ends with a sentence if it cannot be written there."""
-    found = FORMATS.get(output.suffix.lower())
-    if found is None:
-        fail(
-            f"--output {str(output)!r} should end in {', '.join(FORMATS)}",
-            ExitCode.BAD_INPUT,
-        )
-    if not output.parent.is_dir():
-        fail(f"there is no folder {str(output.parent)!r} to write to", ExitCode.BAD_INPUT)
-    return found
+def read_prompts(prompt: str) -> list[str]:
+    """The prompts: the one given, or with "-" the lines of standard input that are not blank."""
+    if prompt != "-":
+        return [prompt]
+    prompts = [line.strip() for line in sys.stdin if line.strip()]
+    if not prompts:
+        fail("standard input has no prompt: one a line", ExitCode.BAD_INPUT)
+    return prompts
 
 
-def draw(client: Client, body: dict[str, Any], output: Path) -> tuple[dict[str, Any], list[Path]]:
-    """Run one job to its end and save its pictures; returns the job and the files."""
-    if "size" not in body:
-        body = body | {"size": client.largest_size(body.get("model"))}
-    job = client.finished_job(client.submit(body))
-    files = numbered(output, len(job["images"]))
-    for image, file in zip(job["images"], files, strict=True):
-        data = client.image(image["url"])
+def largest_size(client: Avocat, model: str | None) -> str:
+    """The largest of a model's sizes; the default model's if `model` is None."""
+    models = client.models()
+    chosen = [card for card in models if (card.is_default if model is None else card.id == model)]
+    if not chosen:
+        names = ", ".join(repr(card.id) for card in models) or "none"
+        fail(f"the service has no model {model!r}; it has {names}", ExitCode.BAD_INPUT)
+    return max(chosen[0].sizes, key=lambda size: int(size.partition("x")[0]))
+
+
+class Run:
+    """Some prompts on their way through a service."""
+
+    def __init__(
+        self,
+        client: Avocat,
+        fields: JobFields,
+        target: Target,
+        watch: Watch,
+        *,
+        server: str,
+        as_json: bool,
+    ) -> None:
+        self._client = client
+        self._fields = fields
+        self._target = target
+        self._watch = watch
+        self._server = server
+        self._as_json = as_json
+        self._jobs: deque[tuple[int, Job]] = deque()
+        self._code = ExitCode.OK
+
+    def draw(self, prompts: Sequence[str]) -> ExitCode:
+        """Draw all; what is under way when this is cut short is canceled."""
+        todo = deque(enumerate(prompts, start=1))
         try:
-            file.write_bytes(data)
-        except OSError as fault:
-            fail(f"cannot write {str(file)!r}: {fault.strerror}")
-    return job, [file.resolve() for file in files]
+            while todo or self._jobs:
+                while todo and len(self._jobs) < IN_FLIGHT:
+                    self._submit(*todo.popleft())
+                if self._jobs:
+                    number, job = self._jobs[0]
+                    note = f"{number}/{len(prompts)} " if len(prompts) > 1 else ""
+                    self._deliver(number, self._watch.follow(self._client, job, note))
+                    self._jobs.popleft()
+        except KeyboardInterrupt:
+            names = ", ".join(job.id for _, job in self._jobs)
+            self._cancel_all()
+            fail(f"canceled {names}" if names else "canceled", ExitCode.INTERRUPTED)
+        except BaseException:
+            self._cancel_all()
+            raise
+        return self._code
 
+    def _submit(self, number: int, prompt: str) -> None:
+        try:
+            self._jobs.append((number, self._client.submit(prompt, **self._fields)))
+        except BadRequest as wrong:
+            self._note(wrong)
 
-def numbered(output: Path, count: int) -> list[Path]:
-    """`cat.png`, or `cat-1.png`, `cat-2.png`, … for more than one picture."""
-    if count == 1:
-        return [output]
-    return [output.with_stem(f"{output.stem}-{index}") for index in range(1, count + 1)]
+    def _deliver(self, number: int, job: Job) -> None:
+        if job.status != "succeeded":
+            self._note(JobCanceled(job) if job.status == "canceled" else JobFailed(job))
+            return
+        pictures = [Picture(self._client.download(image), image, job) for image in job.images]
+        files = [str(file) for file in self._target.save(pictures, number)]
+        for warning in () if self._as_json else job.warnings:
+            typer.echo(f"avocat: {warning}", err=True)
+        if self._as_json:
+            typer.echo(json.dumps(job.model_dump(mode="json") | {"files": files}))
+        else:
+            typer.echo("\n".join(files))
+
+    def _note(self, fault: AvocatError) -> None:
+        """One prompt's fault: said, and kept for the exit code; the first one decides."""
+        typer.echo(f"avocat: {sentence(fault, self._server)}", err=True)
+        if self._code is ExitCode.OK:
+            self._code = exit_code(fault)
+
+    def _cancel_all(self) -> None:
+        for _, job in self._jobs:
+            with contextlib.suppress(AvocatError):
+                self._client.cancel(job)

@@ -10,9 +10,11 @@ __all__ = ["FieldProblem", "ProblemDetails"]
 class FieldProblem(BaseModel):
     """One wrong part of a request."""
 
+    model_config = ConfigDict(populate_by_name=True)
+
     pointer: str = Field(description="JSON pointer into the body; `/name` for a header or query")
     message: str
-    place: Literal["body", "query", "header"] = Field("body", serialization_alias="in")
+    place: Literal["body", "query", "header"] = Field("body", alias="in")
 
 
 class ProblemDetails(BaseModel):

@@ -1,14 +1,25 @@
+import io
 import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import typer
+from PIL import Image
 from typer.testing import CliRunner
 
 from app.cli import cli
+from app.client import Job
 from app.commands import models, programs
-from app.commands.generate import numbered
+from app.commands.targets import Target
+from app.commands.watching import half_blocks
+from tests.app.client.playing import JOB
+
+IMAGE = {
+    **{"index": 0, "url": "/v1/images/x", "seed": 7, "width": 16, "height": 16, "bytes": 2},
+    **{"content_type": "image/png", "clip_score": None, "sha256": "ab"},
+}
 
 
 def run(*arguments: str, env: Mapping[str, str] | None = None) -> str:
@@ -68,6 +79,39 @@ def test_programs_are_of_this_installation(monkeypatch: pytest.MonkeyPatch) -> N
     assert programs.environment()["PYTHONSAFEPATH"] == "1"
 
 
-def test_several_pictures_are_numbered() -> None:
-    assert numbered(Path("a/cat.png"), 1) == [Path("a/cat.png")]
-    assert numbered(Path("a/cat.png"), 2) == [Path("a/cat-1.png"), Path("a/cat-2.png")]
+def test_pictures_get_names(tmp_path: Path) -> None:
+    job = Job.model_validate(JOB | {"images": [IMAGE, IMAGE | {"index": 1, "seed": 8}]})
+    one = Target(f"{tmp_path}/cat.webp", None, prompts=1)
+    assert one.picture_format == "webp"
+    assert one.file(job, job.images[1], 1) == tmp_path / "cat-2.webp"
+    several = Target(f"{tmp_path}/new/", "jpeg", prompts=2)
+    assert several.file(job, job.images[0], 12) == tmp_path / "new" / "012-a-red-apple-7.jpg"
+
+
+@pytest.mark.parametrize(
+    ("output", "wanted", "prompts", "part"),
+    [
+        ("a.tiff", None, 1, "should end in .png"),
+        ("a.png", "webp", 1, "should end in .webp, or"),
+        ("a.png", None, 2, "need a folder"),
+        ("no/a.png", None, 1, "no folder 'no'"),
+    ],
+)
+def test_names_that_cannot_be(
+    output: str, wanted: str | None, prompts: int, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit):
+        Target(output, wanted, prompts)
+    assert part in capsys.readouterr().err
+
+
+def test_a_picture_in_characters() -> None:
+    picture = Image.new("RGBA", (8, 8), (255, 0, 0, 255))
+    picture.paste((0, 0, 0, 0), (4, 0, 8, 8))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    text = half_blocks(buffer.getvalue(), columns=4)
+    assert text.plain == "\n".join(["▀▀▀▀"] * 2)
+    colours = [str(span.style) for span in text.spans]
+    assert colours[0] == "#ff0000 on #ff0000"
+    assert colours[2] == "#999999 on #999999"  # the board under what is transparent

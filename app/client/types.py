@@ -1,0 +1,60 @@
+"""What a client sends and gets; the wire's own schemas, under the names that clients use."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from app.jobs.record import OutputFormat, Priority, Sampler
+from app.schemas.jobs import ImageObject as Image
+from app.schemas.jobs import JobObject as Job
+from app.schemas.models import ModelObject as Model
+from app.schemas.problems import ProblemDetails as Problem
+
+__all__ = ["Image", "Job", "JobFields", "Model", "Picture", "Problem"]
+
+
+class JobFields(TypedDict, total=False):
+    """What a request may say besides its prompt; docs/api.md explains each field."""
+
+    negative_prompt: str | None
+    model: str | None
+    n: int
+    seed: int | None
+    steps: int | None
+    sampler: Sampler | None
+    guidance_scale: float | None
+    guidance_interval: tuple[float, float] | None
+    size: str | None
+    output_format: OutputFormat
+    background: str | None
+    priority: Priority
+    webhook_url: str | None
+    best_of: int | None
+    cache: bool
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture, fetched.
+
+    Args:
+        data: the file's bytes.
+        image: what the service says of it: seed, size, sha256, …
+        job: the job that drew it.
+    """
+
+    data: bytes
+    image: Image
+    job: Job
+
+    @property
+    def seed(self) -> int:
+        """With the job's other parameters, this seed draws the same picture again."""
+        return self.image.seed
+
+    def save(self, file: str | Path) -> Path:
+        """Write the bytes as they are; they carry their recipe (PNG and WebP)."""
+        path = Path(file)
+        path.write_bytes(self.data)
+        return path

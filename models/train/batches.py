@@ -3,15 +3,16 @@
 import random
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from models.train.captions import article, dress, subject
+from models.train.captions import dress, subject
 from models.train.colour import HUES, colour_word, dominant_hue, recolour
 from models.train.data import Captions, PictureSet
 from models.train.heldout import HeldOut
-from models.train.scenes import PLACEMENTS, compose, relation
+from models.train.scenes import Scene, pair, several, trio
 
 # How often a group is drawn against the others: flags and people crowd the set, and animals and
 # food are what people ask for first.
@@ -28,10 +29,28 @@ _HANDED = re.compile(r"left|right|arrow|flag|clock|text|letter|keycap|number|sym
 
 @dataclass(frozen=True)
 class Mix:
-    """Shares of a batch that are recoloured, or composed of two drawings; the rest is as it is."""
+    """Shares of a batch that are recoloured, or composed of drawings; the rest is as it is."""
 
     recolour: float = 0.12
     scenes: float = 0.1
+
+
+class Batch(NamedTuple):
+    """`pictures`: float32 `[B, 4, S, S]` in [-1, 1], premultiplied, with their captions.
+
+    `swapped` holds, for a scene whose order matters, its caption with the two things exchanged,
+    else None: what an order-sensitive CLIP is to tell from the caption.
+    """
+
+    pictures: Tensor
+    captions: list[str]
+    swapped: list[str | None]
+
+
+class _Sample(NamedTuple):
+    picture: Tensor
+    caption: str
+    swapped: str | None = None
 
 
 class Batches:
@@ -54,16 +73,20 @@ class Batches:
             i for i, entry in enumerate(data.captions) if entry.group in _SCENE_GROUPS
         ]
 
-    def draw(self, step: int, size: int) -> tuple[Tensor, list[str]]:
-        """Pictures float32 `[size, 4, S, S]` in [-1, 1], premultiplied, and their captions."""
+    def draw(self, step: int, size: int) -> Batch:
+        """The batch of `size` samples that belongs to a step."""
         rng = random.Random(f"{self.seed}:{step}")
         generator = torch.Generator().manual_seed(rng.randrange(2**62))
         rows = torch.multinomial(self.weights, size, replacement=True, generator=generator)
         made = [self._sample(int(i), rng) for i in rows]
-        pictures = torch.stack([picture for picture, _ in made]).clamp(0, 1)
-        return pictures * 2 - 1, [text for _, text in made]
+        pictures = torch.stack([sample.picture for sample in made]).clamp(0, 1)
+        return Batch(
+            pictures * 2 - 1,
+            [sample.caption for sample in made],
+            [sample.swapped for sample in made],
+        )
 
-    def _sample(self, index: int, rng: random.Random) -> tuple[Tensor, str]:
+    def _sample(self, index: int, rng: random.Random) -> _Sample:
         entry = self.data.captions[index]
         picture = self._picture(index, rng)
         fate = rng.random()
@@ -79,7 +102,7 @@ class Batches:
         if colour and entry.group != "flags" and colour not in phrase and rng.random() < 0.2:
             coloured = f"{colour} {phrase}"
             phrase = phrase if self.heldout.forbids(coloured) else coloured
-        return picture, dress(phrase, entry.style, rng)
+        return _Sample(picture, dress(phrase, entry.style, rng))
 
     def _picture(self, index: int, rng: random.Random) -> Tensor:
         picture = self.data.pictures[index].float() / 255
@@ -89,30 +112,41 @@ class Batches:
             picture = picture.flip(-1)
         return picture
 
-    def _recoloured(
-        self, picture: Tensor, entry: Captions, rng: random.Random
-    ) -> tuple[Tensor, str]:
+    def _recoloured(self, picture: Tensor, entry: Captions, rng: random.Random) -> _Sample:
         word = rng.choice(list(HUES))
         phrase = _without_colour(subject(entry, rng))
         if self.heldout.forbids(f"{word} {phrase}"):
-            return picture, dress(subject(entry, rng), entry.style, rng)
-        return recolour(picture, word), dress(f"{word} {phrase}", entry.style, rng)
+            return _Sample(picture, dress(subject(entry, rng), entry.style, rng))
+        return _Sample(recolour(picture, word), dress(f"{word} {phrase}", entry.style, rng))
 
-    def _scene(self, rng: random.Random) -> tuple[Tensor, str] | None:
-        first, second = rng.sample(self.scene_members, 2)
-        one, two = self.data.captions[first], self.data.captions[second]
-        if two.style != one.style:  # one drawing style in a scene, as a painter would
-            matching = [rng.choice(self.scene_members) for _ in range(24)]
-            fitting = [i for i in matching if self.data.captions[i].style == one.style]
-            second = fitting[0] if fitting else second
-            two = self.data.captions[second]
-        names = subject(one, rng), subject(two, rng)
-        if self.heldout.forbids(" ".join((*names, one.name, two.name))):
+    def _scene(self, rng: random.Random) -> _Sample | None:
+        """Two drawings in a relation, mostly; else three together, or several of one."""
+        first = rng.choice(self.scene_members)
+        style = self.data.captions[first].style
+        count = rng.choices((2, 3), (0.85, 0.15))[0]
+        others = [self._companion(style, rng) for _ in range(count - 1)]
+        members = [first, *others]
+        names = [subject(self.data.captions[i], rng) for i in members]
+        if self.heldout.forbids(" ".join((*names, *(self.data.captions[i].name for i in members)))):
             return None
-        placement = rng.choice(PLACEMENTS)
-        phrase = f"{names[0]} {relation(placement, rng)} {article(names[1])}"
-        picture = compose(self._picture(first, rng), self._picture(second, rng), placement)
-        return picture, dress(phrase, one.style, rng)
+        pictures = [self._picture(i, rng) for i in members]
+        scene: Scene
+        if rng.random() < 0.15:
+            scene = several(pictures[0], names[0], rng.choice((2, 3)))
+        else:
+            scene = pair(pictures, names, rng) if count == 2 else trio(pictures, names)
+        # One draw of the dress for both, so that only the order tells them apart.
+        look = rng.randrange(2**32)
+        caption = dress(scene.phrase, style, random.Random(look))
+        if scene.swapped is None:
+            return _Sample(scene.picture, caption)
+        return _Sample(scene.picture, caption, dress(scene.swapped, style, random.Random(look)))
+
+    def _companion(self, style: str | None, rng: random.Random) -> int:
+        """Another drawing, of the same style if a few draws find one, as a painter would choose."""
+        drawn = [rng.choice(self.scene_members) for _ in range(24)]
+        fitting = [i for i in drawn if self.data.captions[i].style == style]
+        return (fitting or drawn)[0]
 
 
 def _without_colour(phrase: str) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.context import encode_text
 from models.torchvision_ops import declare_missing_operators
-from models.train.batches import Batches
+from models.train.batches import Batch, Batches
 from models.train.checkpoint import Checkpoint
 from models.train.loop import train
 from models.train.progress import Budget
@@ -142,24 +142,16 @@ class ClipTrainer:
             betas=(0.9, 0.98),
         )
 
-    def step(
-        self, pictures: Tensor, captions: list[str], step: int, scale: float
-    ) -> dict[str, float]:
+    def step(self, batch: Batch, step: int, scale: float) -> dict[str, float]:
         """One update; returns the losses and the share of captions found first."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.learning_rate * scale
-        image = F.normalize(self.model.encode_image(flatten(pictures)), dim=-1)
-        text = encode_text(self.model, self.tokenizer(captions))
-        loss = contrastive = self.contrastive(image, text, self.model.logit_scale.exp())
-        distillation = torch.zeros(())
-        if self.teacher is not None and self.project is not None:
-            rng = random.Random(f"distil:{self.options.seed}:{step}")
-            chosen = self.teacher.draw(rng, 3 * len(captions))
-            student = self.project(
-                encode_text(self.model, self.tokenizer([self.teacher.phrases[i] for i in chosen]))
-            )
-            distillation = 1 - F.cosine_similarity(student, self.teacher.targets[chosen]).mean()
-            loss = loss + self.options.distillation * distillation
+        image = F.normalize(self.model.encode_image(flatten(batch.pictures)), dim=-1)
+        text = encode_text(self.model, self.tokenizer(batch.captions))
+        contrastive = self.contrastive(image, text, self.model.logit_scale.exp())
+        order = self._order_loss(image, text, batch.swapped)
+        distillation = self._distillation_loss(3 * len(image), step)
+        loss = contrastive + order + self.options.distillation * distillation
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -169,9 +161,29 @@ class ClipTrainer:
             first = (image @ text.T).argmax(1) == torch.arange(len(image))
         return {
             "loss": contrastive.item(),
+            "order": order.item(),
             "distillation": distillation.item(),
             "r@1": first.float().mean().item(),
         }
+
+    def _order_loss(self, image: Tensor, text: Tensor, swapped: list[str | None]) -> Tensor:
+        """Hard negatives for word order (Yuksekgonul et al. 2023): caption against its swap."""
+        rows = [i for i, caption in enumerate(swapped) if caption is not None]
+        if not rows:
+            return torch.zeros(())
+        wrong = encode_text(self.model, self.tokenizer([c for c in swapped if c is not None]))
+        margin = (image[rows] * (text[rows] - wrong)).sum(-1) * self.model.logit_scale.exp()
+        return F.softplus(-margin).sum() / len(swapped)
+
+    def _distillation_loss(self, count: int, step: int) -> Tensor:
+        """One minus the cosine to the teacher, over phrases of captions and vocabulary."""
+        if self.teacher is None or self.project is None:
+            return torch.zeros(())
+        rng = random.Random(f"distil:{self.options.seed}:{step}")
+        chosen = self.teacher.draw(rng, count)
+        phrases = [self.teacher.phrases[i] for i in chosen]
+        student = self.project(encode_text(self.model, self.tokenizer(phrases)))
+        return 1 - F.cosine_similarity(student, self.teacher.targets[chosen]).mean()
 
     def save(self, folder: Path) -> None:
         """Write the folder that open_clip reads as `local-dir:`, weights in float16."""

@@ -15,7 +15,7 @@ from models.pictures import sheet, to_picture
 from models.sampling import sample
 from models.schedule import NoiseSchedule, noise_schedule
 from models.train import parallel
-from models.train.batches import Batches
+from models.train.batches import Batch, Batches
 from models.train.checkpoint import Checkpoint
 from models.train.ema import Ema
 from models.train.loop import train
@@ -116,14 +116,12 @@ class DenoiserTrainer:
         """Train through torch.compile, where it pays."""
         self.forward = torch.compile(self.forward)
 
-    def step(
-        self, pictures: Tensor, captions: list[str], step: int, scale: float
-    ) -> dict[str, float]:
-        """One update on pictures `[B, 4, S, S]` in [-1, 1]; returns the weighted `loss`."""
+    def step(self, batch: Batch, step: int, scale: float) -> dict[str, float]:
+        """One update; returns the weighted `loss`."""
         generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + step)
-        rows = len(pictures)
-        x_0 = pictures.to(self.device, memory_format=torch.channels_last)
-        context = self._contexts(captions, torch.rand(rows, generator=generator))
+        rows = len(batch.pictures)
+        x_0 = batch.pictures.to(self.device, memory_format=torch.channels_last)
+        context = self._contexts(batch.captions, torch.rand(rows, generator=generator))
         # Stratified timesteps: every batch covers the whole schedule, which steadies the loss.
         share = (torch.arange(rows) + torch.rand(rows, generator=generator)) / rows
         t = (share * self.schedule.training_length).long().to(self.device)

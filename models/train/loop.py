@@ -3,15 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import Tensor
 from tqdm import tqdm
 
 from models.train import parallel
-from models.train.batches import Batches
+from models.train.batches import Batch, Batches
 from models.train.checkpoint import Checkpoint
 from models.train.progress import Budget, Metrics, TrainingState
 
-Step = Callable[[Tensor, list[str], int, float], dict[str, float]]
+Step = Callable[[Batch, int, float], dict[str, float]]
 
 
 def train(
@@ -24,7 +23,7 @@ def train(
     weights: Path,
     between: Callable[[], None] = lambda: None,
 ) -> TrainingState:
-    """Run `step_once(pictures, captions, step, learning_rate_scale)` until the budget is spent.
+    """Run `step_once(batch, step, learning_rate_scale)` until the budget is spent.
 
     `step` there is the number of the draw: under torchrun each process makes its own, of
     `batch_size` pictures. Resumes from the checkpoint, else from `weights`; metrics go to
@@ -40,8 +39,8 @@ def train(
     ) as bar:
         while not budget.done:
             draw = budget.step * parallel.world_size() + parallel.rank()
-            pictures, captions = batches.draw(draw, batch_size)
-            values = step_once(pictures, captions, draw, budget.learning_rate_scale())
+            batch = batches.draw(draw, batch_size)
+            values = step_once(batch, draw, budget.learning_rate_scale())
             budget.advance(batch_size * parallel.world_size())
             if metrics is None:
                 continue

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models.bundle import UPSCALER_FILE, read_config, save_config, save_weights
 from models.layers import channels_last
 from models.pictures import sheet, to_picture
-from models.train.batches import Batches
+from models.train.batches import Batch, Batches
 from models.train.checkpoint import Checkpoint
 from models.train.loop import train
 from models.train.progress import Budget
@@ -29,10 +29,17 @@ class UpscalerTraining:
 
 
 def pairs(pictures: Tensor, options: UpscalerTraining, step: int) -> tuple[Tensor, Tensor]:
-    """Crops `[B, 4, crop, crop]` in [-1, 1] and their halves, slightly blurred and noised."""
+    """Pictures `[B, 4, crop, crop]` in [-1, 1] and their halves, slightly blurred and noised.
+
+    By turns crops at full size, and whole pictures reduced to the crop's size: strokes as fine as
+    those of a small native size, and as those of its double.
+    """
     generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
     top, left = torch.randint(0, pictures.shape[-1] - options.crop + 1, (2,), generator=generator)
     large = pictures[..., top : top + options.crop, left : left + options.crop]
+    if step % 2:
+        side = (options.crop, options.crop)
+        large = F.interpolate(pictures, size=side, mode="bicubic", antialias=True)
     small = F.interpolate(large, scale_factor=0.5, mode="bicubic", antialias=True)
     strength = options.noise * torch.rand((len(small), 1, 1, 1), generator=generator)
     softened = F.avg_pool2d(F.pad(small, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
@@ -49,8 +56,8 @@ def train_upscaler(batches: Batches, out: Path, options: UpscalerTraining, budge
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate)
     checkpoint = Checkpoint(out / "upscaler.checkpoint", [optimizer], network)
 
-    def step_once(pictures: Tensor, _: list[str], step: int, scale: float) -> dict[str, float]:
-        large, small = pairs(pictures, options, step)
+    def step_once(batch: Batch, step: int, scale: float) -> dict[str, float]:
+        large, small = pairs(batch.pictures, options, step)
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * scale
         loss = F.l1_loss(network(small), large)
@@ -77,7 +84,7 @@ def _finish(
     bundle = read_config(out)
     training = {**bundle.training, "upscaler": provenance}
     save_config(out, bundle.model_copy(update={"upscaler": config, "training": training}))
-    large = batches.draw(10**9, 8)[0]
+    large = batches.draw(10**9, 8).pictures
     small = F.interpolate(large, scale_factor=0.5, mode="bicubic", antialias=True)
     rows = [*small, *network(small), *large]
     sheet([to_picture(row) for row in rows], 8, 192).save(out / "upscaler.png")

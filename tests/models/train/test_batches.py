@@ -11,7 +11,7 @@ from models.train.captions import article, dress, subject
 from models.train.colour import HUES, colour_word, dominant_hue, recolour, to_hsv, to_rgb
 from models.train.data import Captions, load_pictures
 from models.train.heldout import HeldOut, content_words, read_heldout
-from models.train.scenes import PLACEMENTS, compose
+from models.train.scenes import PLACEMENTS, compose, pair, plural, several, trio
 from tests.models.conftest import COLOURS, draw
 
 HELDOUT = HeldOut((content_words("a cat inside an avocado"), content_words("a blue disc")))
@@ -23,18 +23,19 @@ def batches(folder: Path) -> Batches:
 
 
 def test_same_seed_and_step_same_batch(batches: Batches) -> None:
-    x, captions = batches.draw(5, 16)
-    again, same = batches.draw(5, 16)
-    assert torch.equal(x, again)
-    assert captions == same
-    assert batches.draw(6, 16)[1] != captions
+    x, captions, swapped = batches.draw(5, 16)
+    again = batches.draw(5, 16)
+    assert torch.equal(x, again.pictures)
+    assert captions == again.captions
+    assert swapped == again.swapped
+    assert batches.draw(6, 16).captions != captions
     assert x.shape == (16, 4, 24, 24)
     assert float(x.min()) >= -1
     assert float(x.max()) <= 1
 
 
 def test_no_batch_shows_what_is_held_out(batches: Batches) -> None:
-    made = [caption for step in range(60) for caption in batches.draw(step, 16)[1]]
+    made = [caption for step in range(60) for caption in batches.draw(step, 16).captions]
     assert any("green" in caption for caption in made)
     assert not [caption for caption in made if HELDOUT.forbids(caption)]
 
@@ -102,6 +103,52 @@ def test_scenes_show_both_things_where_the_words_say(placement: object) -> None:
         assert rows[red].mean() > rows[blue].mean()
 
 
+def blobs(picture: torch.Tensor, channel: int) -> int:
+    """How many separate things of a colour a scene holds."""
+    left = (picture[channel] > 0.5) & (picture[3] > 0.5)
+    count = 0
+    while left.any():
+        count += 1
+        spread = torch.zeros_like(left)
+        spread[tuple(left.nonzero()[0])] = True
+        while True:
+            grown = torch.nn.functional.max_pool2d(spread[None].float(), 3, 1, 1)[0].bool() & left
+            if torch.equal(grown, spread):
+                break
+            spread = grown
+        left &= ~spread
+    return count
+
+
+@pytest.mark.parametrize(("count", "phrase"), [(2, "two discs"), (3, "three discs")])
+def test_several_are_as_many_as_the_words_say(count: int, phrase: str) -> None:
+    scene = several(tensor("red"), "disc", count)
+    assert scene.phrase == phrase
+    assert blobs(scene.picture, 0) == count
+
+
+def test_a_trio_names_and_shows_three() -> None:
+    pictures = [tensor(colour) for colour in ("red", "green", "blue")]
+    scene = trio(pictures, ["apple", "egg", "fox"])
+    assert scene.phrase == "apple, an egg and a fox"
+    assert [blobs(scene.picture, channel) for channel in range(3)] == [1, 1, 1]
+
+
+def test_only_a_relation_with_an_order_has_a_swap() -> None:
+    pictures = tensor("red"), tensor("blue", "square")
+    scenes = [pair(pictures, ["cat", "avocado"], random.Random(seed)) for seed in range(60)]
+    swaps = {scene.phrase: scene.swapped for scene in scenes}
+    assert swaps["cat inside an avocado"] == "avocado inside a cat"
+    assert swaps["cat next to an avocado"] is None
+
+
+@pytest.mark.parametrize(
+    ("one", "many"), [("fox", "foxes"), ("cherry", "cherries"), ("key", "keys"), ("bus", "bus")]
+)
+def test_plurals(one: str, many: str) -> None:
+    assert plural(one) == many
+
+
 def test_captions_vary_and_keep_their_subject() -> None:
     entry = Captions("cat face", ("cat", "pet"), "noto", "animals & nature")
     rng = random.Random(0)
@@ -122,5 +169,5 @@ def test_no_held_out_pair_in_the_real_data() -> None:
     assert len(heldout.prompts) == 20
     data = load_pictures(REAL / "shard-000.tar", 24, progress=False)
     batches = Batches(data, heldout, 0, Mix(0.5, 0.5))
-    made = [caption for step in range(40) for caption in batches.draw(step, 64)[1]]
+    made = [caption for step in range(40) for caption in batches.draw(step, 64).captions]
     assert not [caption for caption in made if heldout.forbids(caption)]

@@ -43,7 +43,17 @@ def _parser() -> argparse.ArgumentParser:
         part.add_argument(
             "--scenes", type=float, default=0.1, help="share of scenes of two pictures"
         )
+        part.add_argument(
+            "--favour",
+            nargs="+",
+            default=[],
+            metavar="STYLE",
+            help="styles drawn ten times as often",
+        )
         part.add_argument("--seed", type=int, default=0)
+        part.add_argument(
+            "--loaders", type=int, default=0, help="processes that draw batches ahead (for a GPU)"
+        )
         part.add_argument("--threads", type=int, default=0, help="CPU threads (0: all cores)")
         if name != "upscaler":
             part.add_argument("--image-size", type=int, default=48, help="side in pixels")
@@ -114,8 +124,10 @@ def _run(args: argparse.Namespace) -> None:
         print(f"skipped {line}", file=sys.stderr)
     if data.skipped:
         print(f"skipped {len(data.skipped)} samples, kept {len(data)}", file=sys.stderr)
-    mix = Mix(recolour=args.recolour, scenes=args.scenes)
-    batches = Batches(data, read_heldout(args.heldout), args.seed, mix)
+    mix = Mix(args.recolour, args.scenes, tuple(args.favour))
+    if unknown := set(args.favour) - {entry.style for entry in data.captions}:
+        raise ModelError(f"--favour names styles that no caption has: {', '.join(sorted(unknown))}")
+    batches = Batches(data, read_heldout(args.heldout), args.seed, mix, args.loaders)
     budget = Budget(args.steps, args.minutes, device=device)
     if args.part == "clip":
         from models.train.clip import ClipTraining, train_clip

@@ -1,12 +1,15 @@
 """Batches of pictures and fresh captions, each a pure function of (seed, step)."""
 
+import itertools
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from models.train.captions import dress, subject
 from models.train.colour import HUES, colour_word, dominant_hue, recolour
@@ -23,16 +26,22 @@ _GROUP_WEIGHT = {
     "animals & nature": 2.0,
     "food & drink": 2.0,
 }
+_OTHER_STYLE = 0.1
 _SCENE_GROUPS = ("animals & nature", "food & drink", "objects", "travel & places", "activities")
 _HANDED = re.compile(r"left|right|arrow|flag|clock|text|letter|keycap|number|symbol", re.I)
 
 
 @dataclass(frozen=True)
 class Mix:
-    """Shares of a batch that are recoloured, or composed of drawings; the rest is as it is."""
+    """Shares of a batch that are recoloured, or composed of drawings; the rest is as it is.
+
+    Drawings of the `favoured` styles, if any are named, come ten times as often as the others: a
+    short run paints a few styles well before it paints many.
+    """
 
     recolour: float = 0.12
     scenes: float = 0.1
+    favoured: tuple[str, ...] = ()
 
 
 class Batch(NamedTuple):
@@ -57,11 +66,16 @@ class Batches:
     """Draws training batches; the same seed and step give the same batch."""
 
     def __init__(
-        self, data: PictureSet, heldout: HeldOut, seed: int, mix: Mix | None = None
+        self,
+        data: PictureSet,
+        heldout: HeldOut,
+        seed: int,
+        mix: Mix | None = None,
+        loaders: int = 0,
     ) -> None:
         self.data, self.heldout, self.seed, self.mix = data, heldout, seed, mix or Mix()
-        weights = [_GROUP_WEIGHT.get(entry.group or "", 1.0) for entry in data.captions]
-        self.weights = torch.tensor(weights)
+        self.loaders = loaders
+        self.weights = torch.tensor([self._weight(entry) for entry in data.captions])
         unit = data.pictures.float() / 255
         hues = [dominant_hue(picture) for picture in unit]
         self.paintable = [
@@ -85,6 +99,27 @@ class Batches:
             [sample.caption for sample in made],
             [sample.swapped for sample in made],
         )
+
+    def stream(self, size: int, start: int, stride: int) -> Iterator[tuple[int, Batch]]:
+        """The steps `start`, `start + stride`, … without end, each with its batch.
+
+        With `loaders` they are drawn ahead in so many processes, which never changes what is drawn.
+        """
+        options: dict[str, Any] = {"prefetch_factor": 4} if self.loaders else {}
+        draws = DataLoader(
+            _Draws(self, size),
+            sampler=_Every(start, stride),
+            batch_size=None,
+            num_workers=self.loaders,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )
+        return iter(draws)
+
+    def _weight(self, entry: Captions) -> float:
+        weight = _GROUP_WEIGHT.get(entry.group or "", 1.0)
+        favoured = self.mix.favoured
+        return weight * _OTHER_STYLE if favoured and entry.style not in favoured else weight
 
     def _sample(self, index: int, rng: random.Random) -> _Sample:
         entry = self.data.captions[index]
@@ -147,6 +182,26 @@ class Batches:
         drawn = [rng.choice(self.scene_members) for _ in range(24)]
         fitting = [i for i in drawn if self.data.captions[i].style == style]
         return (fitting or drawn)[0]
+
+
+class _Draws(Dataset[tuple[int, Batch]]):
+    """Batches by number, as a DataLoader asks for them."""
+
+    def __init__(self, batches: Batches, size: int) -> None:
+        self.batches, self.size = batches, size
+
+    def __getitem__(self, step: int) -> tuple[int, Batch]:
+        return step, self.batches.draw(step, self.size)
+
+
+class _Every(Sampler[int]):
+    """Every `stride`-th number from `start`, without end."""
+
+    def __init__(self, start: int, stride: int) -> None:
+        self.start, self.stride = start, stride
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.start, self.stride)
 
 
 def _without_colour(phrase: str) -> str:

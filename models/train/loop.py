@@ -37,11 +37,12 @@ def train(
     with tqdm(
         total=budget.total, initial=state.step, desc=name, unit="step", disable=not first
     ) as bar:
+        size = parallel.world_size()
+        stream = batches.stream(batch_size, state.step * size + parallel.rank(), size)
         while not budget.done:
-            draw = budget.step * parallel.world_size() + parallel.rank()
-            batch = batches.draw(draw, batch_size)
+            draw, batch = next(stream)
             values = step_once(batch, draw, budget.learning_rate_scale())
-            budget.advance(batch_size * parallel.world_size())
+            budget.advance(batch_size * size)
             if metrics is None:
                 continue
             bar.update()

@@ -1,6 +1,7 @@
 """Batches: reproducible, true to their captions, and free of what is held out."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,25 @@ def test_same_seed_and_step_same_batch(batches: Batches) -> None:
     assert x.shape == (16, 4, 24, 24)
     assert float(x.min()) >= -1
     assert float(x.max()) <= 1
+
+
+def test_loaders_draw_the_same_batches_ahead(folder: Path) -> None:
+    data = load_pictures(folder, 24, progress=False)
+    alone, ahead = (Batches(data, HELDOUT, 0, loaders=n).stream(4, 3, 2) for n in (0, 2))
+    for step in (3, 5, 7):
+        (number, one), (_, other) = next(alone), next(ahead)
+        assert number == step
+        assert torch.equal(one.pictures, other.pictures)
+        assert one.captions == other.captions
+
+
+def test_favoured_styles_come_ten_times_as_often(folder: Path) -> None:
+    data = load_pictures(folder, 24, progress=False)
+    data.captions = [
+        replace(entry, style="flat" if i % 2 else "round") for i, entry in enumerate(data.captions)
+    ]
+    weights = Batches(data, HELDOUT, 0, Mix(favoured=("round",))).weights
+    assert weights.tolist() == pytest.approx([1, 0.1] * 3)
 
 
 def test_no_batch_shows_what_is_held_out(batches: Batches) -> None:

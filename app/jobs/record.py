@@ -104,6 +104,7 @@ class JobRecord(_Frozen):
     execution: str | None = None  # the worker's token for the current or last attempt
     worker: str | None = None
     cancel_requested: bool = False
+    previews: int = 0  # of each picture, which somebody wants to see while it is drawn
     images: tuple[StoredImage, ...] = ()
     warnings: tuple[str, ...] = ()
     error: Problem | None = None

@@ -1,0 +1,119 @@
+"""From a draft to a job in the queue: the one way in, whichever route a request came by."""
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+
+from app import errors
+from app.auth import Caller
+from app.deps import Services
+from app.jobs import submit
+from app.jobs.ids import new_job_id
+from app.jobs.models import ModelCard
+from app.jobs.record import JobRecord, JobRequest
+from app.resolve import Draft, resolve
+from app.schemas.jobs import JobCreate
+
+__all__ = ["Admission", "admit"]
+
+_FULL_RETRY_S = "5"
+
+
+@dataclass(frozen=True)
+class Admission:
+    """A job that is in the queue: `record` as it was made, unless it is a `replayed` one."""
+
+    job_id: str
+    record: JobRecord
+
+    @property
+    def replayed(self) -> bool:
+        """Whether the Idempotency-Key led to a job made before."""
+        return self.job_id != self.record.id
+
+
+async def admit(
+    services: Services,
+    caller: Caller,
+    draft: Draft,
+    *,
+    idempotency_key: str | None = None,
+    previews: int = 0,
+) -> Admission:
+    """Resolve and enqueue; `previews` of each picture are wanted on its way.
+
+    Raises:
+        ApiError: something is wrong with the request, or there is no room for it.
+    """
+    resolved = resolve(draft, await _card(services, draft))
+    caller.require_priority(resolved.priority)
+    record = _new_record(services, caller.owner, resolved, draft.fields.metadata, previews)
+    unique = (
+        submit.Idempotency(idempotency_key, _fingerprint(draft.fields))
+        if idempotency_key is not None
+        else None
+    )
+    outcome = await services.submitter.submit(record, unique)
+    return Admission(_admitted(outcome), record)
+
+
+async def _card(services: Services, draft: Draft) -> ModelCard:
+    name = draft.fields.model
+    cards = await services.cards.all()
+    card = await services.cards.default() if name is None else cards.get(name)
+    if card is not None:
+        return card
+    draft.check()
+    if not cards:
+        raise errors.Unavailable(
+            "No worker has announced a model yet; try again soon", headers={"Retry-After": "5"}
+        )
+    known = ", ".join(repr(known) for known in cards)
+    raise errors.ModelNotFound(f"There is no model {name!r}; known: {known}")
+
+
+def _new_record(
+    services: Services,
+    owner: str,
+    resolved: JobRequest,
+    metadata: dict[str, str],
+    previews: int,
+) -> JobRecord:
+    now, retention_s = round(time.time(), 6), services.settings.retention_s  # as stored
+    return JobRecord(
+        id=new_job_id(now),
+        owner=owner,
+        created_at=now,
+        expires_at=round(now + retention_s, 6),
+        retention_s=retention_s,
+        request=resolved,
+        total_steps=resolved.steps,
+        metadata=metadata,
+        previews=previews,
+    )
+
+
+def _fingerprint(fields: JobCreate) -> str:
+    """The same for bodies that say the same, however they are spaced and ordered."""
+    given = fields.model_dump(mode="json", exclude_unset=True)
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+
+
+def _admitted(outcome: submit.Outcome) -> str:
+    retry = {"Retry-After": _FULL_RETRY_S}
+    match outcome:
+        case submit.Accepted(job_id) | submit.Replayed(job_id):
+            return job_id
+        case submit.IdempotencyMismatch():
+            raise errors.IdempotencyKeyReused(
+                "This Idempotency-Key came with another body; use a new key for a new request"
+            )
+        case submit.QueueFull(waiting):
+            raise errors.QueueFull(f"{waiting} jobs wait already; try again soon", headers=retry)
+        case submit.TooManyActive(active):
+            raise errors.QuotaExceeded(
+                f"{active} of your jobs are queued or running, which is the most; let some end",
+                headers=retry,
+                extra={"violated-policies": ["concurrency"]},
+            )

@@ -45,8 +45,9 @@ IMAGE_EXPIRY = "avocat:images:expiry"
 # string: the key of image URL signatures where the settings give none.
 SIGNING_KEY = "avocat:signing-key"
 
-# Channels. EVENTS: JSON {"kind": "status", "job_id", "status"} or
-# {"kind": "progress", "steps": {job id: step}}. CANCELS: a job id. WAKEUPS: a queue name.
+# Channels. CANCELS: a job id. WAKEUPS: a queue name. EVENTS: JSON, one of
+# {"kind": "status", "job_id", "status"}, {"kind": "progress", "steps": {job id: [attempt, step]}},
+# {"kind": "preview", "job_id", "attempt", "step", "index", "data_url"}.
 EVENTS = "avocat:events"
 CANCELS = "avocat:cancels"
 WAKEUPS = "avocat:wakeups"

@@ -19,9 +19,11 @@ from worker.mail import (
     Finished,
     Letter,
     Mail,
+    Snapshot,
     Stored,
     StoreFailed,
 )
+from worker.previews import Previews
 from worker.prompts import Order
 from worker.results import Results
 
@@ -34,11 +36,12 @@ _STORING_THREADS = 2
 class Control:
     """Holds the flights and decides how each ends; writing that down is the runner's."""
 
-    def __init__(self, loop: EngineLoop, results: Results, mail: Mail) -> None:
+    def __init__(self, loop: EngineLoop, results: Results, previews: Previews, mail: Mail) -> None:
         self.flights: dict[str, Flight] = {}  # by job id, in the order of their claims
         self.fault: BaseException | None = None  # what ended the engine
         self._loop = loop
         self._results = results
+        self._previews = previews
         self._mail = mail
         self._pool = ThreadPoolExecutor(_STORING_THREADS, "storing")
 
@@ -62,6 +65,14 @@ class Control:
         self.flights[job_id] = flight
         if flight.order is not None and flight.ending is None:
             self._loop.admit(flight.order.rows)
+            self.preview(job_id, flight.record.previews)
+
+    def preview(self, job_id: str, count: int) -> None:
+        """Show `count` previews of each of a job's pictures, from its next step on."""
+        flight = self.flights[job_id]
+        if flight.previews != count:
+            flight.previews = count
+            self._loop.preview(flight.token, count)
 
     def evict(self, job_id: str) -> None:
         """Take a job's rows out of the engine before its next step; from any thread."""
@@ -80,6 +91,8 @@ class Control:
         match letter:
             case Cancel(job_id) if job_id in self.flights:
                 self.end(self.flights[job_id], Ending.CANCEL)
+            case Snapshot(job=token) if (flight := self._undecided(token)) is not None:
+                self._previews.show(flight.record, letter)
             case Finished(job=token) if (flight := self._undecided(token)) is not None:
                 self._row_finished(flight, letter)
             case Fault(job=token, reason=reason) if (flight := self._undecided(token)) is not None:
@@ -117,6 +130,7 @@ class Control:
     def close(self) -> None:
         """Wait for the storing threads; delete what they stored for nobody."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._previews.close()
         while True:
             try:
                 letter = self._mail.get_nowait()

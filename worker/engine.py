@@ -16,7 +16,7 @@ from models.guidance import guide
 from models.samplers import step
 from worker.rows import Row, RowSpec
 
-__all__ = ["Engine", "Fault", "Finished", "StepReport"]
+__all__ = ["Engine", "Fault", "Finished", "Snapshot", "StepReport"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,16 @@ class Fault:
     reason: str
 
 
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """What a row on its way would be if it ended now: `denoised`, float32 `[C, H, W]`."""
+
+    job: str
+    index: int
+    step: int  # steps done
+    denoised: Tensor
+
+
 @dataclass
 class StepReport:
     """What one step brought."""
@@ -44,6 +54,7 @@ class StepReport:
     advanced: int = 0  # rows in the step
     finished: list[Finished] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
 
 
 class Engine:
@@ -105,6 +116,12 @@ class Engine:
         self._rows = {slot: row for slot, row in self._rows.items() if row.spec.job != job}
         self._waiting = deque(row for row in self._waiting if row.spec.job != job)
 
+    def preview(self, job: str, count: int) -> None:
+        """From now on report `count` snapshots of each row of `job`, spread over its way."""
+        for row in (*self._rows.values(), *self._waiting):
+            if row.spec.job == job:
+                row.previews = count
+
     def steps_done(self) -> dict[str, int]:
         """Steps done by the rows in flight, summed by job."""
         done: dict[str, int] = {row.spec.job: 0 for row in self._waiting}
@@ -133,7 +150,9 @@ class Engine:
         self._x[slots], self._denoised[slots] = x, denoised
         for row in rows:
             row.position += 1
-        return self._release(slots, x)
+        report = self._release(slots, x)
+        report.snapshots = self._snapshots(slots, denoised)
+        return report
 
     def _fill_slots(self) -> None:
         free = (slot for slot in range(self.slots) if slot not in self._rows)
@@ -182,6 +201,15 @@ class Engine:
         # Indexing copies into fresh memory: alignment, too, is the same for every micro-batch.
         eps: Tensor = self._denoiser(self._x[at], timesteps, self._contexts[at, which])
         return eps
+
+    def _snapshots(self, slots: Sequence[int], denoised: Tensor) -> list[Snapshot]:
+        """Of the rows in `slots` that stay and have one due."""
+        stay = [(i, self._rows[slot]) for i, slot in enumerate(slots) if slot in self._rows]
+        return [
+            Snapshot(row.spec.job, row.spec.index, row.position, denoised[i].clone())
+            for i, row in stay
+            if row.preview_due
+        ]
 
     def _release(self, slots: Sequence[int], x: Tensor) -> StepReport:
         report = StepReport(advanced=len(slots))

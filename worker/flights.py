@@ -34,6 +34,7 @@ class Flight:
     rows: dict[int, Tensor] = field(default_factory=dict)  # finished ones by index
     images: tuple[StoredImage, ...] = ()
     storing: bool = False
+    previews: int = 0  # of each picture, as the engine was told
     ending: Ending | None = None
     problem: Problem | None = None
 

@@ -39,6 +39,10 @@ class EngineLoop:
         """Take the rows of one job in before the next step."""
         self._commands.put(lambda: self._admit(rows))
 
+    def preview(self, job: str, count: int) -> None:
+        """From the next step on send `count` snapshots of each row of a job by mail."""
+        self._commands.put(lambda: self._engine.preview(job, count))
+
     def evict(self, job: str) -> None:
         """Drop the rows of a job before the next step; may be called from any thread."""
         self._commands.put(lambda: self._engine.evict(job))
@@ -73,6 +77,8 @@ class EngineLoop:
         if report.advanced:
             self._measure((time.perf_counter() - began) / report.advanced)
         self.steps_done = self._engine.steps_done()
+        for snapshot in report.snapshots:
+            self._mail.put(snapshot)
         for fault in report.faults:
             self._mail.put(fault)
         for finished in report.finished:

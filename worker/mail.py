@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 
 from app.jobs.record import StoredImage
-from worker.engine import Fault, Finished
+from worker.engine import Fault, Finished, Snapshot
 
 __all__ = [
     "Cancel",
@@ -13,6 +13,7 @@ __all__ = [
     "Finished",
     "Letter",
     "Mail",
+    "Snapshot",
     "StopRequested",
     "StoreFailed",
     "Stored",
@@ -61,7 +62,15 @@ class EngineFailed:
 
 
 Letter = (
-    WorkArrived | Cancel | StopRequested | Finished | Fault | Stored | StoreFailed | EngineFailed
+    WorkArrived
+    | Cancel
+    | StopRequested
+    | Snapshot
+    | Finished
+    | Fault
+    | Stored
+    | StoreFailed
+    | EngineFailed
 )
 # A SimpleQueue may be put to from a signal handler while the same thread waits on it.
 Mail = SimpleQueue[Letter]

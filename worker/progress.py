@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from redis import Redis
 
-from app.jobs.store import JobStore
+from app.jobs.store import JobStore, Wishes
 from app.keys import STATS
 
 __all__ = ["Progress", "Stats"]
@@ -24,18 +24,18 @@ class Progress:
         self._told: list[tuple[str, str, int]] = []
         self._told_at = float("-inf")
 
-    def tell(self, steps: Sequence[tuple[str, str, int]], now: float) -> list[str]:
+    def tell(self, steps: Sequence[tuple[str, str, int]], now: float) -> Wishes:
         """Publish (job id, execution, steps done) if it is time; `now` is monotonic seconds.
 
         Returns:
-            Ids of jobs that must leave the engine.
+            What is wanted of the jobs; nothing where it was not time to ask.
         """
         moved = list(steps) != self._told
         if now - self._told_at < (self.INTERVAL_S if moved else self.QUIET_INTERVAL_S):
-            return []
-        evict = self._store.progress(steps)
+            return Wishes()
+        wishes = self._store.progress(steps)
         self._told, self._told_at = list(steps), now
-        return evict
+        return wishes
 
 
 class Stats:

@@ -50,6 +50,7 @@ class Row:
         way = trajectory(schedule, spec.sampler, spec.steps)
         self.spec = spec
         self.position = 0  # steps done
+        self.previews = 0  # wanted over the whole way
         self._shape = shape
         self._coefficients = way.coefficients
         self._timesteps: list[int] = way.timesteps.tolist()
@@ -75,6 +76,13 @@ class Row:
     def done(self) -> bool:
         """Whether the picture is there."""
         return self.position == len(self._timesteps)
+
+    @property
+    def preview_due(self) -> bool:
+        """Whether the step just done is one of `previews` evenly spread ones; never the last."""
+        parts, steps = self.previews + 1, len(self._timesteps)
+        now, before = self.position * parts // steps, (self.position - 1) * parts // steps
+        return now > before and not self.done
 
     def draw(self) -> Tensor:
         """Standard normal noise `[C, H, W]`, on CPU: the same on every device."""

@@ -33,6 +33,7 @@ from worker.listener import Listener
 from worker.loop import EngineLoop
 from worker.mail import Letter, Mail, StopRequested
 from worker.outage import Outage
+from worker.previews import Previews
 from worker.progress import Progress, Stats
 from worker.prompts import Prompts
 from worker.recovery import Recovery
@@ -90,7 +91,7 @@ class Runner(RegisteredWorker):
         results = Results(bundle, prompts, card, storage)
         ledger = Ledger(redis, name, settings.lease_s)
         self._ledger = ledger
-        self._control = Control(self._engine_loop, results, self._mail)
+        self._control = Control(self._engine_loop, results, Previews(redis), self._mail)
         self._intake = Intake(
             redis, ledger, prompts, worker=name, model=card.name, timeout_s=settings.job_timeout_s
         )
@@ -253,9 +254,12 @@ class Runner(RegisteredWorker):
             raise refused
 
     def _tell(self, now: float) -> None:
-        for job_id in self._progress.tell(self._control.steps(), now):
+        answer = self._progress.tell(self._control.steps(), now)
+        for job_id in answer.evict:
             # Canceled, or another worker has it: the fence of that ending tells which.
             self._control.end(self._control.flights[job_id], Ending.CANCEL)
+        for job_id, count in answer.previews.items():
+            self._control.preview(job_id, count)
         if self._control.flights:
             self._stats.tell(self._engine_loop.seconds_per_row_step, now)
 

@@ -6,7 +6,7 @@ settings of the API's. Scripts build the owner's keys from `OWNER_PREFIX`.
 
 from app.keys import CANCELS, EVENTS, IMAGE_EXPIRY, OWNER_PREFIX, WAKEUPS
 
-__all__ = ["CANCEL", "FINISH", "PROGRESS", "RATE", "REQUEUE", "START", "SUBMIT"]
+__all__ = ["CANCEL", "FINISH", "PROGRESS", "RATE", "REQUEUE", "START", "SUBMIT", "WISH"]
 
 # announce(id, status): one status event.
 # close(key, id, status, now): make a job terminal; returns when it expires.
@@ -142,15 +142,21 @@ return 1
 PROGRESS = f"""
 -- KEYS[i] job records
 -- ARGV[3i-2] job id   ARGV[3i-1] execution   ARGV[3i] step
--- Returns the ids that must leave the batch: canceled, taken over by another execution, or gone.
-local evict, steps, moved = {{}}, {{}}, false
+-- Returns the ids that must leave the batch (canceled, taken over by another execution, or gone),
+-- and id, count, id, count … of those whose previews somebody wants.
+local evict, previews, steps, moved = {{}}, {{}}, {{}}, false
 for i, key in ipairs(KEYS) do
   local id, execution, step = ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i]
-  local now = redis.call('HMGET', key, 'status', 'execution', 'cancel_requested')
+  local now = redis.call('HMGET', key,
+    'status', 'execution', 'cancel_requested', 'attempts', 'previews')
   if now[1] == 'running' and now[2] == execution then
     redis.call('HSET', key, 'step', step)
-    steps[id], moved = tonumber(step), true
+    steps[id], moved = {{tonumber(now[4]), tonumber(step)}}, true
     if now[3] == '1' then evict[#evict + 1] = id end
+    if now[5] and now[5] ~= '0' then
+      previews[#previews + 1] = id
+      previews[#previews + 1] = now[5]
+    end
   else
     evict[#evict + 1] = id
   end
@@ -158,7 +164,19 @@ end
 if moved then
   redis.call('PUBLISH', '{EVENTS}', cjson.encode({{kind = 'progress', steps = steps}}))
 end
-return evict
+return {{evict, previews}}
+"""
+
+WISH = """
+-- KEYS[1] job record
+-- ARGV[1] previews wanted of each picture
+-- Returns 1; 0 when the job is over or gone. Who wants fewer than another leaves some out.
+local now = redis.call('HMGET', KEYS[1], 'status', 'previews')
+if now[1] ~= 'queued' and now[1] ~= 'running' then return 0 end
+if tonumber(now[2] or '0') < tonumber(ARGV[1]) then
+  redis.call('HSET', KEYS[1], 'previews', ARGV[1])
+end
+return 1
 """
 
 FINISH = (

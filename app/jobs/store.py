@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import cast
 
 from redis import Redis
@@ -11,7 +12,15 @@ from app import keys
 from app.jobs import scripts
 from app.jobs.record import JobRecord, JobStatus, Problem, StoredImage, from_hash, images_json
 
-__all__ = ["JobStore"]
+__all__ = ["JobStore", "Wishes"]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is wanted of the jobs that a worker runs."""
+
+    evict: Sequence[str] = ()  # ids: cancellation asked for, superseded, or gone
+    previews: Mapping[str, int] = field(default_factory=dict)  # by id, of each picture
 
 
 class JobStore:
@@ -42,19 +51,20 @@ class JobStore:
         taken = self._start(keys=[keys.job(job_id)], args=[job_id, execution, worker, _now()])
         return self.get(job_id) if taken == 1 else None
 
-    def progress(self, rows: Sequence[tuple[str, str, int]]) -> list[str]:
-        """Record (job id, execution, steps done) of many jobs in one round trip.
-
-        Returns:
-            Ids that must leave the batch: cancellation asked for, superseded, or gone.
-        """
+    def progress(self, rows: Sequence[tuple[str, str, int]]) -> Wishes:
+        """Record (job id, execution, steps done) of many jobs in one round trip."""
         if not rows:
-            return []
-        evict = self._progress(
+            return Wishes()
+        reply = self._progress(
             keys=[keys.job(job_id) for job_id, _, _ in rows],
             args=[value for row in rows for value in row],
         )
-        return [job_id.decode() for job_id in cast(list[bytes], evict)]
+        evict, previews = cast(tuple[list[bytes], list[bytes]], reply)
+        counts = zip(previews[::2], previews[1::2], strict=True)
+        return Wishes(
+            evict=[job_id.decode() for job_id in evict],
+            previews={job_id.decode(): int(count) for job_id, count in counts},
+        )
 
     def finish(
         self,

@@ -101,7 +101,7 @@ async def test_a_running_job_is_asked_to_stop(service: Service) -> None:
         message = pubsub.get_message
         await until(lambda: (got := message()) and got["data"] == job_id.encode())
     assert (answer.status_code, answer.json()["status"]) == (200, "running")
-    assert service.store.progress([(job_id, "e1", 3)]) == [job_id]
+    assert service.store.progress([(job_id, "e1", 3)]).evict == [job_id]
     assert service.store.finish(job_id, "e1", JobStatus.CANCELED)
     assert (await service.client.delete(f"/v1/jobs/{job_id}")).json()["status"] == "canceled"
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app import keys
 from app.jobs.record import JobRecord, JobRequest, JobStatus, Problem, StoredImage, to_hash
-from app.jobs.store import JobStore
+from app.jobs.store import JobStore, Wishes
 
 JOB = "01J00000000000000000000000"
 PROBLEM = Problem(type="/problems/x", title="X", status=500, detail="y")
@@ -87,7 +87,7 @@ def test_a_lost_execution_is_taken_over(store: JobStore) -> None:
     assert first is not None
     assert again is not None
     assert (again.attempts, again.execution, again.started_at) == (2, "e2", first.started_at)
-    assert store.progress([(JOB, "e1", 2)]) == [JOB]
+    assert store.progress([(JOB, "e1", 2)]).evict == [JOB]
     assert not store.finish(JOB, "e1", JobStatus.SUCCEEDED, images=[IMAGE])
     assert not store.requeue(JOB, "e1")
     assert store.finish(JOB, "e2", JobStatus.SUCCEEDED)
@@ -97,15 +97,15 @@ def test_progress_is_one_event_for_all_jobs(store: JobStore, connection: redis.R
     store.start(JOB, "e1", "w")
     with connection.pubsub(ignore_subscribe_messages=True) as pubsub:
         pubsub.subscribe(keys.EVENTS)
-        assert store.progress([(JOB, "e1", 2), ("gone", "e9", 1)]) == ["gone"]
+        assert store.progress([(JOB, "e1", 2), ("gone", "e9", 1)]).evict == ["gone"]
         messages = [pubsub.get_message(timeout=1) for _ in range(2)]
     [event] = [json.loads(message["data"]) for message in messages if message]
-    assert event == {"kind": "progress", "steps": {JOB: 2}}
+    assert event == {"kind": "progress", "steps": {JOB: [1, 2]}}
     after = store.get(JOB)
     assert after is not None
     assert after.step == 2
     assert not connection.exists(keys.job("gone"))
-    assert store.progress([]) == []
+    assert store.progress([]) == Wishes()
 
 
 def test_progress_tells_of_a_cancel_even_if_the_message_was_lost(
@@ -113,8 +113,15 @@ def test_progress_tells_of_a_cancel_even_if_the_message_was_lost(
 ) -> None:
     store.start(JOB, "e1", "w")
     connection.hset(keys.job(JOB), "cancel_requested", "1")
-    assert store.progress([(JOB, "e1", 2)]) == [JOB]
+    assert store.progress([(JOB, "e1", 2)]).evict == [JOB]
     assert store.finish(JOB, "e1", JobStatus.CANCELED)
+
+
+def test_progress_tells_which_previews_are_wanted(store: JobStore, connection: redis.Redis) -> None:
+    store.start(JOB, "e1", "w")
+    assert store.progress([(JOB, "e1", 1)]) == Wishes(evict=[])
+    connection.hset(keys.job(JOB), "previews", "3")
+    assert store.progress([(JOB, "e1", 1)]) == Wishes(evict=[], previews={JOB: 3})
 
 
 def test_the_end_is_written_once(store: JobStore, connection: redis.Redis) -> None:

@@ -95,8 +95,8 @@ class Jobs:
             retention_s=60, request=request, total_steps=request.steps,
         )  # fmt: skip
 
-    def submit(self, **changes: Any) -> str:
-        record = self.record(**changes)
+    def submit(self, previews: int = 0, **changes: Any) -> str:
+        record = self.record(**changes).model_copy(update={"previews": previews})
         outcome = asyncio.run(self._ask(lambda submitter: submitter.submit(record)))
         assert outcome == Accepted(record.id)
         return record.id

@@ -7,6 +7,7 @@ from typing import Any
 import redis
 
 from app import keys
+from app.jobs.store import Wishes
 from models.bundle import Bundle
 from tests.worker.conftest import wait_for
 from tests.worker.parts import slowed
@@ -19,9 +20,9 @@ class Told:
     def __init__(self) -> None:
         self.rows: list[list[tuple[str, str, int]]] = []
 
-    def progress(self, rows: list[tuple[str, str, int]]) -> list[str]:
+    def progress(self, rows: list[tuple[str, str, int]]) -> Wishes:
         self.rows.append(list(rows))
-        return ["evict"]
+        return Wishes(evict=["evict"])
 
 
 def test_ten_times_a_second_while_it_moves() -> None:
@@ -29,7 +30,7 @@ def test_ten_times_a_second_while_it_moves() -> None:
     progress = Progress(told)  # type: ignore[arg-type]
     answers = [progress.tell([("job", "execution", i)], i / 1000) for i in range(1000)]
     assert len(told.rows) == 10
-    assert [one for answer in answers for one in answer] == ["evict"] * 10
+    assert [one for answer in answers for one in answer.evict] == ["evict"] * 10
 
 
 def test_once_a_second_while_nothing_moves() -> None:

@@ -1,0 +1,68 @@
+"""Previews: what running jobs would be if they ended now, for those who watch them."""
+
+import base64
+import json
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from threading import BoundedSemaphore
+
+import structlog
+from redis import Redis
+
+from app import keys
+from app.jobs.record import JobRecord
+from models.pictures import to_picture
+from worker.encoding import CONTENT_TYPES, on_background
+from worker.engine import Snapshot
+
+__all__ = ["Previews"]
+
+_log = structlog.get_logger()
+_MOST_WAITING = 64  # beyond that they are dropped: a late preview is worth nothing
+_QUALITY = 85  # of WebP and JPEG
+
+
+class Previews:
+    """Encodes and publishes, beside the step loop and beside the storing of finished pictures."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._room = BoundedSemaphore(_MOST_WAITING)
+        self._pool = ThreadPoolExecutor(1, "previews")  # one: they arrive in their order
+
+    def show(self, record: JobRecord, snapshot: Snapshot) -> None:
+        """Publish a snapshot of one of the job's pictures soon."""
+        # More candidates than pictures: which are kept is not known yet, so the first ones.
+        if snapshot.index < record.request.n and self._room.acquire(blocking=False):
+            self._pool.submit(self._publish, record, snapshot)
+
+    def close(self) -> None:
+        """Wait for the one at work; drop the rest."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _publish(self, record: JobRecord, snapshot: Snapshot) -> None:
+        try:
+            event = {
+                "kind": "preview",
+                "job_id": record.id,
+                "attempt": record.attempts,
+                "step": snapshot.step,
+                "index": snapshot.index,
+                "data_url": _data_url(record, snapshot),
+            }
+            self._redis.publish(keys.EVENTS, json.dumps(event))
+        except Exception as fault:  # a preview is never a reason to disturb the job
+            _log.warning("preview not shown", job=record.id, reason=repr(fault))
+        finally:
+            self._room.release()
+
+
+def _data_url(record: JobRecord, snapshot: Snapshot) -> str:
+    """The snapshot in native size, in the format and on the background of the final picture."""
+    output_format, background = record.request.output_format, record.request.background
+    picture = to_picture(snapshot.denoised)
+    shown = on_background(picture, background, alpha=output_format != "jpeg")
+    out = BytesIO()
+    shown.save(out, output_format.upper(), quality=_QUALITY)
+    data = base64.b64encode(out.getvalue()).decode()
+    return f"data:{CONTENT_TYPES[output_format]};base64,{data}"

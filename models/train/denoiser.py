@@ -138,7 +138,7 @@ class DenoiserTrainer:
             for group in optimizer.param_groups:
                 group["lr"] = self.options.learning_rate * scale
             optimizer.step()
-        self.ema.update(self.network, step)
+        self.ema.update(self.network, step // parallel.world_size())
         return {"loss": loss.item()}
 
     @torch.no_grad()

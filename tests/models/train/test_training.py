@@ -131,13 +131,16 @@ def test_a_floor_keeps_the_noisy_end_in_training() -> None:
     assert float(floored[300] / plain[300]) < 1.1  # where the SNR is 3, little changes
 
 
-def test_the_average_follows_slowly() -> None:
+@pytest.mark.parametrize("length", [200, 2000])
+def test_the_average_spans_the_same_share_of_any_run(length: int) -> None:
     module = torch.nn.Linear(1, 1, bias=False)
-    torch.nn.init.zeros_(module.weight)
-    ema = Ema(module, decay=0.9)
-    torch.nn.init.ones_(module.weight)
-    ema.update(module, step=10_000)
-    assert float(ema.average.weight) == pytest.approx(0.1)
+    torch.nn.init.constant_(module.weight, 100.0)  # a start to be forgotten
+    ema = Ema(module)
+    for step in range(length):
+        torch.nn.init.constant_(module.weight, (step + 1) / length)
+        ema.update(module, step)
+    # A ramp weighted by t^γ has the mean (γ + 1) / (γ + 2).
+    assert float(ema.average.weight) == pytest.approx(7.94 / 8.94, rel=0.01)
 
 
 def test_the_learning_rate_warms_up_and_falls() -> None:

@@ -1,10 +1,11 @@
-"""Pages for people: the front page, and the API reference without any outside host."""
+"""Pages for people: the playground, and the API reference without any outside host."""
 
 from importlib.resources import files
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 from app.errors import INTERNAL, PROBLEMS, NotFound
@@ -13,26 +14,33 @@ __all__ = ["install", "router"]
 
 router = APIRouter(include_in_schema=False)
 
-_ASSETS = "/docs/assets"
-_FRONT_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>Avocat</title>
-<style>body{font:1.1rem/1.6 system-ui,sans-serif;max-width:38rem;margin:4rem auto;padding:0 1rem}
-:root{color-scheme:light dark}</style>
-<h1>Avocat</h1>
-<p>A text-to-image service: a prompt goes in as a job, pictures come out.</p>
-<p><a href="docs">API reference</a> · <a href="openapi.json">OpenAPI document</a> ·
-<a href="readyz">Is it ready?</a></p>
-</html>
-"""
+_REFERENCE = "/docs/assets"
+_WEB = str(files("app") / "web")
+# Everything the page needs is on this server; `data:` is for previews.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_PAGE_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
 
 
-@router.get("/", response_class=HTMLResponse)
-async def front_page() -> str:
-    """What this is."""
-    return _FRONT_PAGE
+class _Assets(StaticFiles):
+    """Files of the pages; asked for anew each time, so that an upgrade is seen at once."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+@router.get("/")
+async def playground() -> FileResponse:
+    """The page where people draw."""
+    return FileResponse(f"{_WEB}/playground.html", headers=_PAGE_HEADERS)
 
 
 @router.get("/docs", response_class=HTMLResponse)
@@ -42,9 +50,9 @@ async def docs(request: Request) -> HTMLResponse:
     return get_swagger_ui_html(
         openapi_url=f"{root}/openapi.json",
         title="Avocat: API reference",
-        swagger_js_url=f"{root}{_ASSETS}/swagger-ui-bundle.js",
-        swagger_css_url=f"{root}{_ASSETS}/swagger-ui.css",
-        swagger_favicon_url=f"{root}{_ASSETS}/favicon.png",
+        swagger_js_url=f"{root}{_REFERENCE}/swagger-ui-bundle.js",
+        swagger_css_url=f"{root}{_REFERENCE}/swagger-ui.css",
+        swagger_favicon_url=f"{root}{_REFERENCE}/favicon.png",
         # Without this, the page asks an outside host to judge the document.
         swagger_ui_parameters={"validatorUrl": None},
     )
@@ -60,5 +68,6 @@ async def problem(slug: str) -> dict[str, object]:
 
 
 def install(app: FastAPI) -> None:
-    """Serve the files of the API reference; they come with the package fastapi-offline."""
-    app.mount(_ASSETS, StaticFiles(directory=str(files("fastapi_offline") / "static")))
+    """Serve the pages' files; those of the reference come with the package fastapi-offline."""
+    app.mount("/assets", _Assets(directory=_WEB))
+    app.mount(_REFERENCE, _Assets(directory=str(files("fastapi_offline") / "static")))

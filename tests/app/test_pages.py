@@ -1,10 +1,16 @@
 """Pages for people work without any outside host."""
 
 import re
+from pathlib import Path
 
 import pytest
 
+import app
+from app.errors import INTERNAL, PROBLEMS
 from tests.app.service import Service
+from worker import problems
+
+WEB = Path(app.__file__).parent / "web"
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
@@ -25,5 +31,24 @@ async def test_the_reference_finds_its_files(service: Service) -> None:
     assert '"validatorUrl": null' in page
 
 
-async def test_the_front_page_leads_to_the_reference(service: Service) -> None:
-    assert 'href="docs"' in (await service.client.get("/")).text
+async def test_the_playground_finds_its_files(service: Service) -> None:
+    page = await service.client.get("/")
+    files = set(re.findall(r'(?:src|href)="([^"#]+)"', page.text)) | {"assets/gallery.js"}
+    for file in files:
+        answer = await service.client.get(f"/{file}")
+        assert answer.status_code == 200, file
+        if file.startswith("assets/"):
+            assert answer.headers["cache-control"] == "no-cache"
+            assert "etag" in answer.headers
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "unsafe" not in page.headers["content-security-policy"]
+    assert (await service.client.get("/assets/nothing.js")).json()["type"] == "/problems/not-found"
+
+
+def test_the_playground_has_words_for_every_problem() -> None:
+    code = (WEB / "api.js").read_text()
+    known = set(re.findall(r'^  "?([a-z-]+)"?: \[', code, re.MULTILINE))
+    answers = {kind.slug for kind in (*PROBLEMS.values(), INTERNAL)}
+    endings = set(re.findall(r'_problem\("([a-z-]+)"', Path(problems.__file__).read_text()))
+    never = {"not-found", "not-ready", "range-not-satisfiable", "signature-invalid"}
+    assert answers | endings <= known | never

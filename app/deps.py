@@ -7,10 +7,12 @@ from fastapi import Depends, Request
 from redis.asyncio import Redis
 
 from app.auth import Authenticator, Caller
-from app.errors import QuotaExceeded
+from app.errors import JobNotFound, QuotaExceeded
 from app.jobs.connection import connect_async
 from app.jobs.events import EventHub
+from app.jobs.ids import is_job_id
 from app.jobs.reader import JobReader, ModelCards
+from app.jobs.record import JobRecord
 from app.jobs.submit import Submitter
 from app.limits import RateLimiter
 from app.middleware import add_header
@@ -19,7 +21,7 @@ from app.signing import Signer
 from app.storage.base import ImageStorage
 from app.storage.folder import FolderStorage
 
-__all__ = ["CallerDep", "Services", "ServicesDep", "SubmitterDep", "make_services"]
+__all__ = ["CallerDep", "Services", "ServicesDep", "SubmitterDep", "make_services", "own_record"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,18 @@ def get_services(request: Request) -> Services:
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]
+
+
+async def own_record(services: Services, caller: Caller, job_id: str) -> JobRecord:
+    """The record of a job of the caller's.
+
+    Raises:
+        JobNotFound: there is none, or it is another's.
+    """
+    record = await services.reader.get(job_id) if is_job_id(job_id) else None
+    if record is None or record.owner != caller.owner:
+        raise JobNotFound(f"There is no job {job_id[:64]!r} of yours; it may have expired")
+    return record
 
 
 def get_caller(request: Request, services: ServicesDep) -> Caller:

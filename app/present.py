@@ -29,7 +29,6 @@ def poll_hint_s(job: JobObject) -> int:
 
 
 def _job_object(record: JobRecord, outlook: Outlook, urls: Sequence[str]) -> JobObject:
-    total = record.total_steps
     return JobObject(
         id=record.id,
         status=record.status,
@@ -38,9 +37,7 @@ def _job_object(record: JobRecord, outlook: Outlook, urls: Sequence[str]) -> Job
         finished_at=_optional_time(record.finished_at),
         expires_at=_rfc3339(record.expires_at),
         request=ResolvedRequest.model_validate(record.request.model_dump()),
-        progress=Progress(
-            step=record.step, total_steps=total, fraction=round(record.step / total, 4)
-        ),
+        progress=Progress.of(record.step, record.total_steps),
         queue_position=outlook.queue_position,
         eta_seconds=outlook.eta_s,
         images=[_image(image, url) for image, url in zip(record.images, urls, strict=True)],

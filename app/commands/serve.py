@@ -123,19 +123,13 @@ def api(
     apply_overrides(host=host, port=port)
     settings = read_settings()
     listener = socket.socket(fileno=fd) if fd is not None else listen(settings.host, settings.port)
-    import uvicorn  # here, so that the other commands start faster
-
+    # Here, so that the other commands start faster.
     from app.main import create_app
+    from app.server import Server, allow_many_connections
 
     logs.configure(settings.log_level, settings.log_json)
-    config = uvicorn.Config(
-        create_app(settings),
-        access_log=False,  # the application logs requests with their ids
-        log_level="warning",
-        server_header=False,
-        timeout_graceful_shutdown=10,
-    )
-    uvicorn.Server(config).run(sockets=[listener])
+    allow_many_connections()
+    Server(create_app(settings)).run(sockets=[listener])
 
 
 def worker(

@@ -1,16 +1,24 @@
-"""Job events: one subscription per API process, handed on to all who wait in it."""
+"""Job events: one subscription per API process, handed on to all who follow jobs in it.
+
+Pub/sub may lose messages, so what is followed is also read every two seconds: all of it by one
+task, in few round trips, however many follow.
+"""
 
 import asyncio
 import contextlib
+import itertools
 import json
-from collections.abc import Awaitable, Iterator
-from typing import cast
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, cast
 
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app import keys
+from app.jobs import scripts
+from app.jobs.followers import Follower, Preview, Topic
+from app.jobs.outlook import Outlook, outlooks
 from app.jobs.reader import JobReader
 from app.jobs.record import JobRecord, JobStatus
 
@@ -18,34 +26,77 @@ __all__ = ["EventHub"]
 
 _log = structlog.get_logger()
 
-# Pub/sub may lose messages, so those who wait also look this often.
 _LOOK_EVERY_S = 2.0
-_RECONNECT_AFTER_S = 0.5
+_TRY_AGAIN_AFTER_S = 0.5
+_BATCH = 200  # jobs per round trip: other requests get their turn in between
 
 
 class EventHub:
-    """Wakes those who wait for a job to end."""
+    """Keeps followers of jobs up to date."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._reader = JobReader(redis)
-        self._waiting: dict[str, set[asyncio.Event]] = {}
-        self._task: asyncio.Task[None] | None = None
-        self._closed = False
+        self._wish = redis.register_script(scripts.WISH)
+        self._topics: dict[str, Topic] = {}
+        self._unread: set[str] = set()  # jobs whose record is to be read again
+        self._wanted = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.closed = False  # redis-py may swallow a cancellation while it connects
 
     async def start(self) -> None:
-        """Subscribe in the background; a lost Redis is tried again until `close`."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._listen(), name="job-events")
+        """Subscribe and read in the background; a lost Redis is tried again until `close`."""
+        if not self._tasks:
+            self._tasks = [
+                asyncio.create_task(self._insist(self._subscribe), name="job-events"),
+                asyncio.create_task(self._insist(self._keep_up), name="job-records"),
+            ]
+
+    def release(self) -> None:
+        """Let all who follow go, because the process is about to end: they may come again."""
+        self.closed = True
+        self._wanted.set()
+        for topic in self._topics.values():
+            topic.wake()
 
     async def close(self) -> None:
-        """Unsubscribe."""
-        self._closed = True  # redis-py may swallow a cancellation while it connects
-        if self._task is not None:
-            self._task.cancel()
+        """Release all and unsubscribe."""
+        self.release()
+        for task in self._tasks:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+                await task
+        self._tasks = []
+
+    @contextlib.contextmanager
+    def follow(
+        self,
+        job_id: str,
+        *,
+        previews: int = 0,
+        only_end: bool = False,
+        known: JobRecord | None = None,
+    ) -> Iterator[Follower]:
+        """A follower of a job, up to date until the context ends; `closed` ends its news.
+
+        `known`: the record where it was just made, so that nothing is missed until it is read.
+        """
+        topic = self._topics.setdefault(job_id, Topic(known))
+        follower = Follower(topic, previews=previews, only_end=only_end)
+        topic.followers.add(follower)
+        follower.wake()
+        if topic.record is known:  # None, or not as it is now
+            self._read_soon(job_id)
+        try:
+            yield follower
+        finally:
+            topic.followers.discard(follower)
+            if not topic.followers:
+                del self._topics[job_id]
+
+    async def want_previews(self, job_id: str, count: int) -> None:
+        """Let the job's worker show `count` previews of each picture, or more for others."""
+        await cast(Awaitable[int], self._wish(keys=[keys.job(job_id)], args=[count]))
 
     async def wait_until_terminal(self, job_id: str, timeout_s: float) -> JobRecord | None:
         """The record as soon as it is terminal, or as it is after `timeout_s`; None when gone.
@@ -55,54 +106,96 @@ class EventHub:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        with self._woken(job_id) as changed:
-            while True:
-                changed.clear()
-                try:
-                    record = await self._reader.get(job_id)
-                    if record is None or record.status.terminal or loop.time() >= deadline:
-                        return record
-                except RedisError:  # the job is safe: who waits need not know, if it comes back
-                    if loop.time() >= deadline:
-                        raise
-                with contextlib.suppress(TimeoutError):
-                    left = max(0.0, deadline - loop.time())
-                    await asyncio.wait_for(changed.wait(), min(left, _LOOK_EVERY_S))
+        with self.follow(job_id, only_end=True) as follower:
+            while not self.closed and (left := deadline - loop.time()) > 0:
+                if follower.topic.ended:
+                    return follower.topic.record
+                await follower.wait(left)
+        return await self._reader.get(job_id)
 
-    @contextlib.contextmanager
-    def _woken(self, job_id: str) -> Iterator[asyncio.Event]:
-        changed = asyncio.Event()
-        self._waiting.setdefault(job_id, set()).add(changed)
-        try:
-            yield changed
-        finally:
-            self._waiting[job_id].discard(changed)
-            if not self._waiting[job_id]:
-                del self._waiting[job_id]
-
-    async def _listen(self) -> None:
-        while not self._closed:
+    async def _insist(self, work: Callable[[], Awaitable[None]]) -> None:
+        while not self.closed:
             try:
-                await self._subscribe()
+                await work()
             except (RedisError, OSError) as error:
-                _log.warning("job events lost, subscribing again", reason=type(error).__name__)
-                await asyncio.sleep(_RECONNECT_AFTER_S)
+                _log.warning("job events lost, trying again", reason=type(error).__name__)
+                await asyncio.sleep(_TRY_AGAIN_AFTER_S)
 
     async def _subscribe(self) -> None:
         async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
             await cast(Awaitable[None], pubsub.subscribe(keys.EVENTS))
-            while not self._closed:
+            while not self.closed:
                 message = await pubsub.get_message(timeout=1.0)
                 if message is not None:
                     self._dispatch(message["data"])
 
     def _dispatch(self, data: bytes) -> None:
         try:
-            event = json.loads(data)
-            ended = event["kind"] == "status" and JobStatus(event["status"]).terminal
-            waiting = self._waiting.get(event["job_id"], set()) if ended else set()
+            self._hand_on(json.loads(data))
         except (ValueError, KeyError, TypeError):
             _log.warning("job event not understood", bytes=len(data))
+
+    def _hand_on(self, event: dict[str, Any]) -> None:
+        kind = event["kind"]
+        if kind == "progress":
+            for job_id, (attempt, step) in event["steps"].items():
+                if (topic := self._topics.get(job_id)) is not None and topic.detailed:
+                    topic.progress(attempt, step)
             return
-        for changed in waiting:
-            changed.set()
+        topic = self._topics.get(event["job_id"])
+        if topic is None:
+            return
+        if kind == "preview":
+            topic.preview(
+                Preview(event["attempt"], event["step"], event["index"], event["data_url"])
+            )
+        elif kind == "status" and (topic.detailed or JobStatus(event["status"]).terminal):
+            self._read_soon(event["job_id"])
+
+    def _read_soon(self, job_id: str) -> None:
+        self._unread.add(job_id)
+        self._wanted.set()
+
+    async def _keep_up(self) -> None:
+        """Read what is to be read, and now and then look at everything."""
+        loop = asyncio.get_running_loop()
+        look_at = loop.time() + _LOOK_EVERY_S
+        while not self.closed:
+            self._wanted.clear()
+            if loop.time() >= look_at:
+                await self._look()
+                look_at = loop.time() + _LOOK_EVERY_S
+            while batch := list(itertools.islice(self._unread, _BATCH)):
+                await self._read(batch)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(look_at):
+                    await self._wanted.wait()
+
+    async def _read(self, batch: Sequence[str]) -> None:
+        """Read whole records; they stay unread until that has worked."""
+        topics = {job_id: self._topics[job_id] for job_id in batch if job_id in self._topics}
+        self._unread.difference_update(batch)  # what changes meanwhile is read again
+        try:
+            records = await self._reader.many(list(topics))
+            waited_for = [one for one in records if one and topics[one.id].detailed]
+            lines = await outlooks(self._redis, waited_for)
+        except RedisError:
+            self._unread.update(topics)
+            raise
+        views = {record.id: line for record, line in zip(waited_for, lines, strict=True)}
+        for (job_id, topic), record in zip(topics.items(), records, strict=True):
+            topic.read(record, views.get(job_id, Outlook()))
+
+    async def _look(self) -> None:
+        """Find what messages did not tell, and where those who wait stand in line."""
+        followed = [(id_, one) for id_, one in self._topics.items() if one.record and not one.ended]
+        for start in range(0, len(followed), _BATCH):
+            batch = followed[start : start + _BATCH]
+            marks = await self._reader.marks([job_id for job_id, _ in batch])
+            for (job_id, topic), mark in zip(batch, marks, strict=True):
+                if mark is None or not topic.agrees(mark):
+                    self._read_soon(job_id)
+            lines = [topic for _, topic in batch if topic.in_line]
+            records = [topic.record for topic in lines if topic.record is not None]
+            for topic, outlook in zip(lines, await outlooks(self._redis, records), strict=True):
+                topic.move(outlook)

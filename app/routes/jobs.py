@@ -4,11 +4,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 
-from app.auth import Caller
-from app.deps import CallerDep, Services, ServicesDep
+from app.deps import CallerDep, Services, ServicesDep, own_record
 from app.documentation import header, problems
 from app.errors import InvalidRequest, JobNotFound, Unauthorized
-from app.jobs.ids import is_job_id
 from app.jobs.reader import Position
 from app.jobs.record import JobRecord
 from app.present import job_objects, poll_hint_s
@@ -33,7 +31,7 @@ async def get_job(
     job_id: JobId, response: Response, services: ServicesDep, caller: CallerDep
 ) -> JobObject:
     """The job as it is now."""
-    return await _answer(services, await _own(services, caller, job_id), response)
+    return await _answer(services, await own_record(services, caller, job_id), response)
 
 
 @router.get(
@@ -66,10 +64,10 @@ async def cancel_job(
     job_id: JobId, response: Response, services: ServicesDep, caller: CallerDep
 ) -> JobObject:
     """A queued job never runs, a running one leaves within a step, an ended one stays as it is."""
-    record = await _own(services, caller, job_id)
+    record = await own_record(services, caller, job_id)
     if not record.status.terminal:
         await services.submitter.cancel(record)
-        record = await _own(services, caller, job_id)
+        record = await own_record(services, caller, job_id)
     return await _answer(services, record, response)
 
 
@@ -83,13 +81,6 @@ async def delete_job(
 ) -> JobObject:
     """The same as `POST /v1/jobs/{job_id}/cancel`."""
     return await cancel_job(job_id, response, services, caller)
-
-
-async def _own(services: Services, caller: Caller, job_id: str) -> JobRecord:
-    record = await services.reader.get(job_id) if is_job_id(job_id) else None
-    if record is None or record.owner != caller.owner:
-        raise JobNotFound(f"There is no job {job_id[:64]!r} of yours; it may have expired")
-    return record
 
 
 async def _answer(services: Services, record: JobRecord, response: Response) -> JobObject:

@@ -1,6 +1,6 @@
 """Jobs on the wire: what a client sends, and what it gets."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -139,6 +139,11 @@ class Progress(BaseModel):
     step: int
     total_steps: int
     fraction: float
+
+    @classmethod
+    def of(cls, step: int, total_steps: int) -> Self:
+        """So many steps of so many."""
+        return cls(step=step, total_steps=total_steps, fraction=round(step / total_steps, 4))
 
 
 class ImageObject(BaseModel):

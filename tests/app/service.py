@@ -17,6 +17,7 @@ from app.jobs.models import ModelCard
 from app.jobs.record import JobRecord, JobStatus, StoredImage
 from app.jobs.store import JobStore
 from app.main import create_app
+from app.server import Server
 from app.settings import Settings
 from app.storage.folder import FolderStorage
 
@@ -113,3 +114,16 @@ async def until(condition: Callable[[], object], within_s: float = 10.0) -> None
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
         await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def listening(app: Any) -> AsyncIterator[str]:
+    """The URL under which an application that runs already is served over real connections."""
+    server = Server(app, port=0, lifespan="off")
+    running = asyncio.create_task(server.serve())
+    try:
+        await until(lambda: server.started)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await running

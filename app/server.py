@@ -6,7 +6,6 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from typing_extensions import override
 
 __all__ = ["Server", "allow_many_connections"]
 
@@ -29,7 +28,6 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._events = app.state.services.events
 
-    @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Streams would go on until they are cut off; so they end, and clients come again elsewhere.
         self._events.release()

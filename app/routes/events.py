@@ -22,6 +22,7 @@ router = APIRouter(prefix="/v1", tags=["Jobs"])
 
 @router.get(
     "/jobs/{job_id}/events",
+    status_code=200,
     summary="Follow a job by events",
     response_class=EventStream,
     responses={

@@ -9,9 +9,10 @@ from pydantic import BaseModel
 from app.errors import INTERNAL, PROBLEMS, ApiError, Kind
 from app.errors import Unavailable as _Unavailable
 from app.schemas.jobs import JobCreate
+from app.schemas.openai import ErrorAnswer, ImageGeneration
 from app.schemas.problems import ProblemDetails
 
-__all__ = ["header", "install", "json_body", "problems"]
+__all__ = ["header", "install", "json_body", "openai_problems", "problems"]
 
 _SCHEMAS = "#/components/schemas/"
 _DESCRIPTION = """Text to image: submit a prompt as a job, follow it, fetch its pictures.
@@ -29,6 +30,14 @@ def problems(*errors: type[ApiError]) -> dict[int | str, dict[str, Any]]:
     return {status: _response(kinds) for status, kinds in by_status.items()}
 
 
+def openai_problems(*errors: type[ApiError]) -> dict[int | str, dict[str, Any]]:
+    """The same for a route that speaks OpenAI's form."""
+    responses = problems(*errors)
+    for response in responses.values():
+        response["content"] = {"application/json": {"schema": _reference(ErrorAnswer)}}
+    return responses
+
+
 def header(description: str, schema: str = "string") -> dict[str, Any]:
     """A response header."""
     return {"description": description, "schema": {"type": schema}}
@@ -36,8 +45,8 @@ def header(description: str, schema: str = "string") -> dict[str, Any]:
 
 def json_body(model: type[BaseModel]) -> dict[str, Any]:
     """`openapi_extra` of a route that reads its JSON body itself."""
-    schema = {"$ref": f"{_SCHEMAS}{model.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    content = {"application/json": {"schema": _reference(model)}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def install(app: FastAPI, *, key_needed: bool) -> None:
@@ -62,7 +71,7 @@ def _build(app: FastAPI, key_needed: bool) -> dict[str, Any]:
     )
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    for model in (JobCreate, ProblemDetails):
+    for model in (JobCreate, ProblemDetails, ImageGeneration, ErrorAnswer):
         schemas |= _definitions(model)
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own; never sent here
         schemas.pop(name, None)
@@ -78,8 +87,8 @@ def _build(app: FastAPI, key_needed: bool) -> dict[str, Any]:
 def _finish(operation: dict[str, Any], *, private: bool, key_needed: bool) -> None:
     if private:
         operation["security"] = [{"key": []}] if key_needed else [{}, {"key": []}]
-    for status, response in operation["responses"].items():
-        if status == "422" and "application/json" in response.get("content", {}):
+    for response in operation["responses"].values():
+        if "HTTPValidationError" in str(response.get("content")):
             response["content"] = _problem_content()
         response.setdefault("headers", {})["X-Request-Id"] = header("The request's id")
 
@@ -100,5 +109,8 @@ def _response(kinds: list[Kind]) -> dict[str, Any]:
 
 
 def _problem_content() -> dict[str, Any]:
-    schema = {"$ref": f"{_SCHEMAS}{ProblemDetails.__name__}"}
-    return {"application/problem+json": {"schema": schema}}
+    return {"application/problem+json": {"schema": _reference(ProblemDetails)}}
+
+
+def _reference(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": f"{_SCHEMAS}{model.__name__}"}

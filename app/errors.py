@@ -13,9 +13,10 @@ from redis import exceptions as redis_errors
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from app.openai_errors import OPENAI_PATHS, openai_error
 from app.schemas.problems import FieldProblem, ProblemDetails
 
-__all__ = ["PROBLEMS", "ApiError", "Kind", "install", "problem_response"]
+__all__ = ["PROBLEMS", "ApiError", "Kind", "install", "problem_details", "problem_response"]
 
 _log = structlog.get_logger()
 
@@ -114,6 +115,18 @@ class QueueFull(ApiError):
     """As many jobs wait as may."""
 
 
+class JobFailed(ApiError):
+    """The job behind a synchronous call has failed."""
+
+
+class JobCanceled(ApiError):
+    """The job behind a synchronous call was canceled by its owner."""
+
+
+class JobNotFinished(ApiError):
+    """A synchronous call ran out of time; its job goes on."""
+
+
 class Unavailable(ApiError):
     """Something behind the API is away; worth another try."""
 
@@ -151,10 +164,13 @@ PROBLEMS: Mapping[type[ApiError], Kind] = {
     RangeNotSatisfiable: Kind(416, "range-not-satisfiable", "No such range"),
     InvalidRequest: Kind(422, "invalid-request", "The request is not valid"),
     IdempotencyKeyReused: Kind(422, "idempotency-key-reused", "The Idempotency-Key is taken"),
+    JobCanceled: Kind(409, "job-canceled", "The job was canceled"),
     QuotaExceeded: Kind(429, "quota-exceeded", "A limit of the API key is reached"),
+    JobFailed: Kind(500, "job-failed", "The job has failed"),
     QueueFull: Kind(503, "queue-full", "The queue is full"),
     Unavailable: Kind(503, "unavailable", "The service is not available now"),
     NotReady: Kind(503, "not-ready", "The service is not ready"),
+    JobNotFinished: Kind(504, "job-not-finished", "The job has not ended in time"),
 }
 INTERNAL = Kind(500, "internal-error", "Something went wrong on the server")
 
@@ -169,6 +185,26 @@ _REDIS_AWAY = (
 _REDIS_REFUSES = ("MISCONF", "NOREPLICAS", "READONLY", "OOM", "LOADING", "MASTERDOWN", "BUSY")
 
 
+def problem_details(
+    request: Request,
+    kind: Kind,
+    detail: str,
+    *,
+    errors: Sequence[FieldProblem] = (),
+    extra: Mapping[str, Any] | None = None,
+) -> ProblemDetails:
+    """What went wrong; text that is no Unicode is replaced, so this cannot fail."""
+    return ProblemDetails(
+        type=kind.type,
+        title=kind.title,
+        status=kind.status,
+        detail=_printable(detail),
+        instance=request.scope.get("state", {}).get("request_id", ""),
+        errors=[_printable_field(error) for error in errors] or None,
+        **(extra or {}),
+    )
+
+
 def problem_response(
     request: Request,
     kind: Kind,
@@ -178,21 +214,16 @@ def problem_response(
     headers: Mapping[str, str] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Response:
-    """A problem on the wire; text that is no Unicode is replaced, so this cannot fail."""
-    details = ProblemDetails(
-        type=kind.type,
-        title=kind.title,
-        status=kind.status,
-        detail=_printable(detail),
-        instance=request.scope.get("state", {}).get("request_id", ""),
-        errors=[_printable_field(error) for error in errors] or None,
-        **(extra or {}),
-    )
+    """A problem on the wire, or an error of OpenAI's form where that is spoken."""
+    details = problem_details(request, kind, detail, errors=errors, extra=extra)
+    openai = request.scope["path"] in OPENAI_PATHS
     return JSONResponse(
-        details.model_dump(mode="json", by_alias=True, exclude_none=True),
+        openai_error(details).model_dump(mode="json")
+        if openai
+        else details.model_dump(mode="json", by_alias=True, exclude_none=True),
         status_code=kind.status,
         headers=dict(headers or {}),
-        media_type="application/problem+json",
+        media_type="application/json" if openai else "application/problem+json",
     )
 
 

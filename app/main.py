@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from app import __version__, documentation, errors, logs
 from app.deps import make_services
 from app.middleware import BodyLimit, HeadAsGet, RequestContext
-from app.routes import events, health, images, jobs, models, pages, submit
+from app.routes import events, health, images, jobs, models, openai, pages, submit
 from app.settings import Settings
 
 __all__ = ["create_app"]
@@ -42,7 +42,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.services = services
-    for part in (submit, jobs, events, images, models, health, pages):
+    for part in (submit, jobs, events, openai, images, models, health, pages):
         app.include_router(part.router)
     pages.install(app)
     errors.install(app)

@@ -14,7 +14,7 @@ from app.json_body import JsonBody, pointer
 from app.schemas.jobs import MAX_SEED, JobCreate
 from app.schemas.problems import FieldProblem
 
-__all__ = ["Draft", "resolve"]
+__all__ = ["Draft", "field_problem", "resolve"]
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class Draft:
         except ValidationError as error:
             entries = error.errors()
         known = {place.pointer for place in self.errors}
-        found = [_field_problem(entry) for entry in entries]
+        found = [field_problem(entry) for entry in entries]
         self.errors += [problem for problem in found if problem.pointer not in known]
         self._wrong |= {str(entry["loc"][0]) for entry in entries if entry["loc"]}
         right = value if isinstance(value, Mapping) else {}
@@ -144,7 +144,8 @@ def _background(fields: JobCreate, card: ModelCard) -> str:
     )
 
 
-def _field_problem(entry: Mapping[str, Any]) -> FieldProblem:
+def field_problem(entry: Mapping[str, Any]) -> FieldProblem:
+    """One of pydantic's errors as clients see it."""
     parts: Sequence[str | int] = entry["loc"]
     message: str = entry["msg"]
     match entry["type"]:

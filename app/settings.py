@@ -70,6 +70,9 @@ class Settings(BaseSettings):
         0, ge=0, description="Submissions of one API key in any 60 seconds before 429; 0: no limit"
     )
     max_body_bytes: int = Field(65536, ge=1024, description="Largest request body in bytes")
+    sync_timeout_s: int = Field(
+        300, ge=1, description="Seconds a call of /v1/images/generations waits before 504"
+    )
     job_timeout_s: int = Field(600, ge=1, description="Seconds after which a running job fails")
     max_attempts: int = Field(
         3, ge=1, description="Times a job is taken again when its worker is lost, first included"

@@ -1,23 +1,20 @@
 """`GET /v1/images/{name}`: the bytes of a picture."""
 
-import hashlib
 from typing import Annotated
 
-import structlog
-from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from app import errors
 from app.byte_ranges import matches, requested_slice
 from app.deps import Services, ServicesDep
 from app.documentation import header, problems
+from app.image_bytes import image_bytes
 from app.jobs.ids import is_job_id
 from app.jobs.record import StoredImage
 from app.storage.base import IMAGE_NAME
 
 __all__ = ["router"]
 
-_log = structlog.get_logger()
 
 router = APIRouter(prefix="/v1", tags=["Images"])
 
@@ -66,7 +63,7 @@ async def get_image(
     else:
         await services.signer.check(name, expires, signature)
     image = await _find(services, name, owner)
-    return _respond(request, image, await _read(services, image))
+    return _respond(request, image, await image_bytes(services, image))
 
 
 async def _find(services: Services, name: str, owner: str | None) -> StoredImage:
@@ -79,18 +76,6 @@ async def _find(services: Services, name: str, owner: str | None) -> StoredImage
                 if image.name == name:
                     return image
     raise errors.ImageNotFound(f"There is no image {name[:80]!r} of yours; it may have expired")
-
-
-async def _read(services: Services, image: StoredImage) -> bytes:
-    try:
-        data = await to_thread.run_sync(services.storage.read, image.name)
-    except OSError as error:
-        _log.error("image cannot be read", image=image.name, reason=type(error).__name__)
-        data = b""
-    if hashlib.sha256(data).hexdigest() != image.sha256:  # never send what is not the picture
-        _log.error("image is missing or damaged", image=image.name, bytes=len(data))
-        raise errors.ImageNotFound(f"The image {image.name!r} is lost; submit the job again")
-    return data
 
 
 def _respond(request: Request, image: StoredImage, data: bytes) -> Response:

@@ -13,6 +13,7 @@ from app.main import create_app
 from app.settings import Settings
 from tests.app.service import CARD, serving
 
+OPENAI = "/v1/images/generations"
 ROUTES = {
     ("get", "/healthz"),
     ("get", "/readyz"),
@@ -23,6 +24,7 @@ ROUTES = {
     ("post", "/v1/jobs/{job_id}/cancel"),
     ("get", "/v1/jobs/{job_id}/events"),
     ("get", "/v1/images/{name}"),
+    ("post", OPENAI),
     ("get", "/v1/models"),
     ("get", "/v1/models/{name}"),
 }
@@ -69,7 +71,8 @@ def test_every_route_documents_its_problems(document: Any) -> None:
         assert {"401", "500", "503"} <= set(responses), (method, path)
         for status, response in responses.items():
             if status >= "400":
-                assert list(response["content"]) == ["application/problem+json"], (path, status)
+                form = "application/json" if path == OPENAI else "application/problem+json"
+                assert list(response["content"]) == [form], (path, status)
 
 
 def test_submission_documents_every_row_of_the_error_table(document: Any) -> None:

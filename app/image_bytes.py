@@ -1,0 +1,31 @@
+"""The bytes of stored images, never others."""
+
+import hashlib
+
+import structlog
+from anyio import to_thread
+
+from app.deps import Services
+from app.errors import ImageNotFound
+from app.jobs.record import StoredImage
+
+__all__ = ["image_bytes"]
+
+_log = structlog.get_logger()
+
+
+async def image_bytes(services: Services, image: StoredImage) -> bytes:
+    """Read an image of a job.
+
+    Raises:
+        ImageNotFound: it is missing or damaged.
+    """
+    try:
+        data = await to_thread.run_sync(services.storage.read, image.name)
+    except OSError as error:
+        _log.error("image cannot be read", image=image.name, reason=type(error).__name__)
+        data = b""
+    if hashlib.sha256(data).hexdigest() != image.sha256:  # never send what is not the picture
+        _log.error("image is missing or damaged", image=image.name, bytes=len(data))
+        raise ImageNotFound(f"The image {image.name!r} is lost; submit the job again")
+    return data

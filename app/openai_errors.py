@@ -1,0 +1,27 @@
+"""Problems in the form of OpenAI's API, for the routes that speak it.
+
+The statuses stay those of the wire contract: 422, where OpenAI itself answers 400.
+"""
+
+from app.schemas.openai import ErrorAnswer, ErrorDetails
+from app.schemas.problems import ProblemDetails
+
+__all__ = ["OPENAI_PATHS", "openai_error"]
+
+OPENAI_PATHS = ("/v1/images/generations",)
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def openai_error(problem: ProblemDetails) -> ErrorAnswer:
+    """The same error; `code` is the last part of the problem's type."""
+    fields = problem.errors or []
+    named = "\n".join(f"{field.pointer.lstrip('/') or 'body'}: {field.message}" for field in fields)
+    other = "server_error" if problem.status >= 500 else "invalid_request_error"
+    return ErrorAnswer(
+        error=ErrorDetails(
+            message=named or problem.detail,
+            type=_TYPES.get(problem.status, other),
+            param=fields[0].pointer.lstrip("/") or None if fields else None,
+            code=problem.type.rpartition("/")[2].replace("-", "_"),
+        )
+    )

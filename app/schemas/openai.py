@@ -1,0 +1,143 @@
+"""OpenAI's Images API on the wire, as far as it has a meaning here."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from app.jobs.record import OutputFormat
+from app.schemas.jobs import JobCreate
+
+__all__ = [
+    "CompletedEvent",
+    "ErrorAnswer",
+    "ErrorDetails",
+    "GeneratedImage",
+    "GenerationOptions",
+    "ImageGeneration",
+    "Images",
+    "PartialImageEvent",
+]
+
+MAX_PARTIAL_IMAGES = 3
+_IGNORED = "Accepted and ignored"
+
+Background = Literal["transparent", "opaque"]
+
+
+class GenerationOptions(BaseModel):
+    """What a generation has beyond a job: how its pictures are handed over."""
+
+    model_config = ConfigDict(strict=True)
+
+    response_format: Literal["b64_json", "url"] = Field(
+        "b64_json", description="Pictures in the answer, or signed URLs of them"
+    )
+    stream: bool = Field(False, description="Server-sent events; needs b64_json")
+    partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES)] = Field(
+        0, description="With `stream`: previews of the first picture"
+    )
+    output_compression: Annotated[int, Field(ge=0, le=100)] = Field(
+        100, description="Accepted and ignored: pictures are kept at the best quality"
+    )
+    user: str | None = Field(None, description=_IGNORED)
+    safety_identifier: str | None = Field(None, description=_IGNORED)
+    quality: str | None = Field(None, description=_IGNORED)
+    style: str | None = Field(None, description=_IGNORED)
+    moderation: str | None = Field(None, description=_IGNORED)
+    complexity: str | None = Field(None, description=_IGNORED)
+
+
+class _Look(GenerationOptions):
+    """The fields of a job that have other values here."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"prompt": "a red apple", "size": "auto"}]},
+    )
+
+    size: str | None = Field(None, description="`auto`, or one of the model's sizes")
+    background: Literal["auto", "transparent", "opaque"] | None = Field(
+        None, description="`opaque` is white; `auto`: the model's default"
+    )
+
+
+# For the OpenAPI document; what comes in is read as options and as a job.
+ImageGeneration: type[BaseModel] = create_model(
+    "ImageGeneration",
+    __base__=_Look,
+    __doc__="A request for images, with OpenAI's fields and those of a job. null: the default.",
+    **{  # type: ignore[call-overload]  # fields made at run time
+        name: (field.annotation, field)
+        for name, field in JobCreate.model_fields.items()
+        if name not in _Look.model_fields
+    },
+)
+
+
+class GeneratedImage(BaseModel):
+    """One picture; one of both is there."""
+
+    b64_json: str | None = None
+    url: str | None = None
+
+
+class Images(BaseModel):
+    """The pictures of one request, in the order of their seeds."""
+
+    created: int
+    data: list[GeneratedImage]
+    background: Background
+    output_format: OutputFormat
+    size: str
+
+
+class _ImageEvent(BaseModel):
+    b64_json: str
+    created_at: int
+    size: str
+    quality: Literal["auto"] = "auto"
+    background: Background
+    output_format: OutputFormat
+
+
+class PartialImageEvent(_ImageEvent):
+    """What the first picture would be if it ended now, in native size."""
+
+    type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
+    partial_image_index: int
+
+
+class _InputTokens(BaseModel):
+    image_tokens: int = 0
+    text_tokens: int = 0
+
+
+class _Usage(BaseModel):
+    """Nothing is counted here: there are no tokens to pay for."""
+
+    input_tokens: int = 0
+    input_tokens_details: _InputTokens = _InputTokens()
+    output_tokens: int = 0
+    total_tokens: int = 0
+
+
+class CompletedEvent(_ImageEvent):
+    """One finished picture."""
+
+    type: Literal["image_generation.completed"] = "image_generation.completed"
+    usage: _Usage = _Usage()
+
+
+class ErrorDetails(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str = Field(description="invalid_request_error, rate_limit_error, server_error …")
+    param: str | None = Field(description="The first wrong field")
+    code: str | None = Field(description="Stable: decide by this")
+
+
+class ErrorAnswer(BaseModel):
+    """Every error answer of OpenAI's routes."""
+
+    error: ErrorDetails

@@ -66,9 +66,16 @@ async function paint(tile, source, words) {
   next.src = source;
   next.alt = words;
   tile.wanted = source;
-  await next.decode().catch(() => {});
+  const shown = await next.decode().then(() => true, () => false);
   if (tile.wanted !== source) return;
-  tile.querySelector("img").replaceWith(next);
+  if (!shown) {
+    tile.querySelector(".state").textContent = "This picture could not be loaded.\nReload the page for a fresh link.";
+    return;
+  }
+  const before = tile.querySelector("img");
+  if (before.hidden) next.className = "first"; // later ones do not fade in: that would flicker
+  before.replaceWith(next);
+  if (!isEnd(tile.dataset.status)) tile.querySelector(".state").textContent = "";
 }
 
 function fail(tile, job) {

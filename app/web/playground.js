@@ -6,7 +6,7 @@ import { add, gone, jobs, list, openSheet, preview, update } from "./gallery.js"
 const $ = (id) => document.getElementById(id);
 const form = $("composer");
 const fields = form.elements;
-const PREVIEWS = 24;
+const PREVIEWS = 16; // of each picture
 const KEPT = 60; // jobs that a reload brings back
 let models = [];
 
@@ -38,7 +38,7 @@ async function watch(job) {
     if (event === "job") update(data);
     else if (event === "preview") preview(id, data);
     else if (event === "progress") update({ ...now, status: "running", progress: { ...now.progress, ...data } });
-    else if (event === "status") update({ ...now, ...data });
+    else if (event === "status") update({ ...now, ...data, progress: { ...now.progress, ...(data.status === "queued" && { step: 0, fraction: 0 }) } });
   };
   try {
     const ended = await follow(id, PREVIEWS, seen);

@@ -1,9 +1,12 @@
 """The playground in a real Chromium: what a person does there, and that everyone can.
 
-Screenshots are left in build/screenshots.
+Screenshots are left in build/screenshots. Write docs/pictures/playground.png anew, from a service
+with a model worth showing, with: python -m tests.integration.test_playground URL
 """
 
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +16,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from tests.integration.service import Service, environment
@@ -36,6 +40,7 @@ Open = Callable[..., Page]
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("there is no Chromium on this machine (Debian: apt install chromium)")
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
         yield browser
@@ -67,8 +72,8 @@ def open_page(browser: Browser, service: Service) -> Iterator[Open]:
 def draw(page: Page, prompt: str = "a red apple", tiles: int = 2) -> None:
     page.fill("#prompt", prompt)
     page.press("#prompt", "Enter")
-    done = page.locator("li.tile[data-status=succeeded]")
-    expect(done).to_have_count(tiles, timeout=PATIENCE_MS)
+    done = page.locator("li.tile[data-status=succeeded] img:not([alt=preview], [hidden])")
+    expect(done).to_have_count(tiles)
 
 
 def shoot(page: Page, name: str) -> None:
@@ -89,7 +94,7 @@ def test_generate(open_page: Open) -> None:
     page = open_page()
     draw(page)
     picture = page.locator("li.tile img").first
-    assert picture.evaluate("image => image.naturalWidth") == 64  # the largest size
+    expect(picture).to_have_js_property("naturalWidth", 64)  # the largest size
     with page.expect_download() as download:
         page.locator("li.tile a[data-do=download]").first.click()
     assert download.value.suggested_filename.startswith("a-red-apple-")
@@ -110,6 +115,29 @@ def test_again_keeps_the_seed_and_vary_does_not(open_page: Open) -> None:
     page.locator("li.tile").first.locator("[data-do=vary]").click()
     expect(page.locator("li.tile[data-status=succeeded]")).to_have_count(4)
     assert page.locator("li.tile .seed").first.inner_text() != f"seed {seed}"
+
+
+def test_pictures_appear_while_they_are_drawn(open_page: Open) -> None:
+    page = open_page()
+    set_option(page, "steps", 200)
+    page.fill("#prompt", "a red apple")
+    page.press("#prompt", "Enter")
+    preview = page.locator("li.tile[data-status=running] img[alt=preview]").first
+    expect(preview).to_have_attribute("src", re.compile("^data:image/png"))
+    shoot(page, "preview")
+    expect(page.locator("li.tile[data-status=succeeded] img:not([alt=preview])")).to_have_count(2)
+
+
+def test_where_a_job_stands_in_line(open_page: Open, service: Service) -> None:
+    page = open_page()
+    ahead = [service.submit("endless", steps=1000, n=8) for _ in range(4)]
+    page.fill("#prompt", "a red apple")
+    page.press("#prompt", "Enter")
+    expect(page.locator("li.tile .state").first).to_contain_text(re.compile("ahead|next in line"))
+    shoot(page, "queued")
+    for job in ahead:
+        service.http.delete(f"/v1/jobs/{job['id']}").raise_for_status()
+    expect(page.locator("li.tile[data-status=succeeded]")).to_have_count(2)
 
 
 def test_cancel(open_page: Open) -> None:
@@ -292,3 +320,30 @@ def test_light_still_and_from_here_only(browser: Browser, service: Service) -> N
     assert sum(len(answer.body()) for answer in answers) < WEIGHT_BYTES
     assert sum(page.evaluate("() => window.shifts")) < 0.01
     page.close()
+
+
+def portrait(url: str) -> None:
+    """Write the picture of the README: some pictures done, some on their way."""
+    expect.set_options(timeout=PATIENCE_MS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        page.goto(url)
+        expect(page.locator("#sampler option")).to_have_count(3)
+        for tiles, prompt in ((2, "a lemon"), (4, "a red heart")):
+            draw(page, prompt, tiles)
+        for prompt in ("a blue star", "a green leaf"):
+            page.fill("#prompt", prompt)
+            page.press("#prompt", "Enter")
+        expect(page.locator("li.tile img[alt=preview]")).to_have_count(4)
+        page.wait_for_timeout(2000)
+        taken = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+        browser.close()
+    smaller = taken.resize((900, round(taken.height * 900 / taken.width)), Image.Resampling.LANCZOS)
+    palette = smaller.quantize(160, dither=Image.Dither.NONE)
+    pictures = Path(__file__).resolve().parents[2] / "docs" / "pictures"
+    palette.save(pictures / "playground.png", optimize=True)
+
+
+if __name__ == "__main__":
+    portrait(sys.argv[1])

@@ -4,7 +4,7 @@
 #   make test ARGS="tests/app -x"    the test suite, or part of it
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint types bench clean
+.PHONY: help serve demo test test-load lint types bench clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -18,7 +18,7 @@ unexport PROMPT
 export DEMO_PROMPT := $(value PROMPT)
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
 
 $(VENV)/.made:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -46,6 +46,9 @@ demo: $(VENV)/.run ## Draw PROMPT="…" into demo.png
 
 test: $(VENV)/.dev ## Run the tests (ARGS="tests/app -x" for some of them)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-load: $(VENV)/.dev ## Run the tests that load the machine, and show what they measure
+	$(BIN)/python -m pytest -m load -s $(ARGS)
 
 lint: $(VENV)/.dev ## Check style and who imports whom
 	$(BIN)/ruff check .

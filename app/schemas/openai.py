@@ -1,6 +1,6 @@
 """OpenAI's Images API on the wire, as far as it has a meaning here."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -19,6 +19,7 @@ __all__ = [
 ]
 
 MAX_PARTIAL_IMAGES = 3
+_OUTSIDE = ("title", "description", "default")  # of a schema's choices
 _IGNORED = "Accepted and ignored"
 
 Background = Literal["transparent", "opaque"]
@@ -47,15 +48,24 @@ class GenerationOptions(BaseModel):
     complexity: str | None = Field(None, description=_IGNORED)
 
 
+def _document(schema: dict[str, Any]) -> None:
+    """Every field but the prompt may be null."""
+    schema["examples"] = [{"prompt": "a red apple", "size": "auto"}]
+    for name, field in schema["properties"].items():
+        choices = field.get("anyOf", [])
+        if name != "prompt" and {"type": "null"} not in choices:
+            kept = {key: field.pop(key) for key in _OUTSIDE if key in field}
+            schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **kept}
+
+
 class _Look(GenerationOptions):
     """The fields of a job that have other values here."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"prompt": "a red apple", "size": "auto"}]},
-    )
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_document)
 
-    size: str | None = Field(None, description="`auto`, or one of the model's sizes")
+    size: Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")] | None = Field(
+        None, description="`auto`, or one of the model's sizes"
+    )
     background: Literal["auto", "transparent", "opaque"] | None = Field(
         None, description="`opaque` is white; `auto`: the model's default"
     )

@@ -22,10 +22,13 @@ from models.train.scenes import Scene, pair, several, trio
 _GROUP_WEIGHT = {
     "flags": 0.03,
     "symbols": 0.15,
-    "people & body": 0.2,
-    "animals & nature": 2.0,
-    "food & drink": 2.0,
+    "people & body": 0.15,
+    "animals & nature": 1.3,
+    "food & drink": 1.3,
 }
+# Common things have short names ("star", "red apple"), rare ones long ("Japanese post office").
+_NAME_WEIGHT = {1: 3.0, 2: 1.5}
+_LONG_NAME_WEIGHT = 0.7
 _OTHER_STYLE = 0.1
 _SCENE_GROUPS = ("animals & nature", "food & drink", "objects", "travel & places", "activities")
 _HANDED = re.compile(r"left|right|arrow|flag|clock|text|letter|keycap|number|symbol", re.I)
@@ -117,7 +120,9 @@ class Batches:
         return iter(draws)
 
     def _weight(self, entry: Captions) -> float:
+        words = len(entry.name.removesuffix(" face").split())
         weight = _GROUP_WEIGHT.get(entry.group or "", 1.0)
+        weight *= _NAME_WEIGHT.get(words, _LONG_NAME_WEIGHT)
         favoured = self.mix.favoured
         return weight * _OTHER_STYLE if favoured and entry.style not in favoured else weight
 

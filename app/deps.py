@@ -1,5 +1,6 @@
 """What routes are given: services made once per application, and the caller of this request."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -21,7 +22,14 @@ from app.signing import Signer
 from app.storage.base import ImageStorage
 from app.storage.folder import FolderStorage
 
-__all__ = ["CallerDep", "Services", "ServicesDep", "SubmitterDep", "make_services", "own_record"]
+__all__ = [
+    "CallerDep",
+    "Services",
+    "ServicesDep",
+    "SubmitterDep",
+    "make_services",
+    "own_record",
+]
 
 
 @dataclass(frozen=True)
@@ -68,13 +76,19 @@ def get_services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(get_services)]
 
 
-async def own_record(services: Services, caller: Caller, job_id: str) -> JobRecord:
-    """The record of a job of the caller's.
+async def own_record(
+    services: Services,
+    caller: Caller,
+    job_id: str,
+    read: Callable[[str], Awaitable[JobRecord | None]] | None = None,
+) -> JobRecord:
+    """The record of a job of the caller's; `read` is another way to it than the reader's.
 
     Raises:
         JobNotFound: there is none, or it is another's.
     """
-    record = await services.reader.get(job_id) if is_job_id(job_id) else None
+    read = read or services.reader.get
+    record = await read(job_id) if is_job_id(job_id) else None
     if record is None or record.owner != caller.owner:
         raise JobNotFound(f"There is no job {job_id[:64]!r} of yours; it may have expired")
     return record

@@ -8,12 +8,13 @@ import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app import keys
 from app.jobs import scripts
@@ -28,6 +29,7 @@ _log = structlog.get_logger()
 
 _LOOK_EVERY_S = 2.0
 _TRY_AGAIN_AFTER_S = 0.5
+_READ_WITHIN_S = 5.0
 _BATCH = 200  # jobs per round trip: other requests get their turn in between
 
 
@@ -81,11 +83,13 @@ class EventHub:
 
         `known`: the record where it was just made, so that nothing is missed until it is read.
         """
-        topic = self._topics.setdefault(job_id, Topic(known))
+        topic = self._topics.setdefault(job_id, Topic())
+        if not (only_end or topic.detailed):
+            topic.record = known  # what was read so far, if anything, is without the place in line
         follower = Follower(topic, previews=previews, only_end=only_end)
         topic.followers.add(follower)
         follower.wake()
-        if topic.record is known:  # None, or not as it is now
+        if topic.record is known or topic.unwished:  # None, or not as it is now
             self._read_soon(job_id)
         try:
             yield follower
@@ -94,9 +98,19 @@ class EventHub:
             if not topic.followers:
                 del self._topics[job_id]
 
-    async def want_previews(self, job_id: str, count: int) -> None:
-        """Let the job's worker show `count` previews of each picture, or more for others."""
-        await cast(Awaitable[int], self._wish(keys=[keys.job(job_id)], args=[count]))
+    async def record(self, job_id: str) -> JobRecord | None:
+        """The record, read together with what others ask for: thousands may ask at once.
+
+        Raises:
+            RedisError: Redis is away.
+        """
+        with self.follow(job_id, only_end=True) as follower, contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_READ_WITHIN_S):
+                while not self.closed:
+                    if follower.topic.record is not None or follower.topic.gone:
+                        return follower.topic.record
+                    await follower.wait(_READ_WITHIN_S)
+        raise RedisTimeoutError("the record was not read in time")
 
     async def wait_until_terminal(self, job_id: str, timeout_s: float) -> JobRecord | None:
         """The record as soon as it is terminal, or as it is after `timeout_s`; None when gone.
@@ -179,12 +193,27 @@ class EventHub:
             records = await self._reader.many(list(topics))
             waited_for = [one for one in records if one and topics[one.id].detailed]
             lines = await outlooks(self._redis, waited_for)
+            await self._wish_for_previews(topics, records)
         except RedisError:
             self._unread.update(topics)
             raise
         views = {record.id: line for record, line in zip(waited_for, lines, strict=True)}
         for (job_id, topic), record in zip(topics.items(), records, strict=True):
             topic.read(record, views.get(job_id, Outlook()))
+
+    async def _wish_for_previews(
+        self, topics: Mapping[str, Topic], records: Sequence[JobRecord | None]
+    ) -> None:
+        """Let workers show as many previews as anybody wants."""
+        pipe = self._redis.pipeline(transaction=False)
+        for record in records:
+            if record is not None and topics[record.id].previews > record.previews:
+                args = [topics[record.id].previews]
+                await cast(
+                    Awaitable[int],
+                    self._wish(keys=[keys.job(record.id)], args=args, client=pipe),
+                )
+        await pipe.execute()
 
     async def _look(self) -> None:
         """Find what messages did not tell, and where those who wait stand in line."""

@@ -27,8 +27,8 @@ class Preview:
 class Topic:
     """The newest that is known of one job, for all who follow it."""
 
-    def __init__(self, record: JobRecord | None = None) -> None:
-        self.record = record  # None: not read yet, or gone
+    def __init__(self) -> None:
+        self.record: JobRecord | None = None  # None: not read yet, or gone
         self.outlook = Outlook()
         self.gone = False
         self.followers: set[Follower] = set()
@@ -37,6 +37,16 @@ class Topic:
     def detailed(self) -> bool:
         """Whether anybody wants more than the end."""
         return any(not follower.only_end for follower in self.followers)
+
+    @property
+    def previews(self) -> int:
+        """The most previews of each picture that anybody wants."""
+        return max((follower.previews for follower in self.followers), default=0)
+
+    @property
+    def unwished(self) -> bool:
+        """Whether the job's worker does not know yet how many that is."""
+        return self.record is not None and self.previews > self.record.previews
 
     @property
     def ended(self) -> bool:
@@ -100,7 +110,7 @@ class Follower:
         """`previews`: how many of each picture, evenly spread over its way."""
         self.topic = topic
         self.only_end = only_end
-        self._wanted = previews
+        self.previews = previews
         self._shown: dict[tuple[int, int], int] = {}  # (attempt, index) -> part of the way
         self._previews: deque[Preview] = deque(maxlen=_MOST_PREVIEWS)
         self._news = asyncio.Event()
@@ -127,9 +137,9 @@ class Follower:
     def show(self, preview: Preview) -> None:
         """Keep a preview if this follower's next one is due: others may have asked for more."""
         record = self.topic.record
-        if not self._wanted or record is None:
+        if not self.previews or record is None:
             return
-        part = preview.step * (self._wanted + 1) // record.total_steps
+        part = preview.step * (self.previews + 1) // record.total_steps
         place = (preview.attempt, preview.index)
         if part > self._shown.get(place, 0):
             self._shown[place] = part

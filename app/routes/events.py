@@ -49,13 +49,11 @@ async def follow_job(
 
     Events tell the newest state, not each one in between. A comment comes every 15 s.
     """
-    record = await own_record(services, caller, job_id)
+    record = await own_record(services, caller, job_id, services.events.record)
     if last_event_id == END and record.status.terminal:
         return Response(status_code=204)  # tells an EventSource not to come again
     if request.scope["state"].get("head"):
         return EventStream(())  # the headers alone, and at once
-    if previews:
-        await services.events.want_previews(job_id, previews)
     return EventStream(_events(services, job_id, previews, Seen.read(last_event_id)))
 
 

@@ -4,13 +4,14 @@ FastAPI's encoding, but not its route machinery: that holds two tasks and a queu
 answers before a route could still say no. Nor sse-starlette: it holds four tasks per stream.
 """
 
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from pydantic import BaseModel
 
-__all__ = ["KEEPALIVE_COMMENT", "EventStream", "encode_event"]
+__all__ = ["KEEPALIVE_COMMENT", "EventStream", "Silence", "encode_event"]
 
 KEEP_ALIVE_S = 15.0
 _HEADERS = {
@@ -18,6 +19,22 @@ _HEADERS = {
     "X-Accel-Buffering": "no",
     "Cache-Control": "no-store, no-transform",
 }
+
+
+class Silence:
+    """How long a stream may go on saying nothing before proxies take it for dead."""
+
+    def __init__(self) -> None:
+        self.broken()
+
+    def broken(self) -> None:
+        """Something was said now."""
+        self._since = time.monotonic()
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until a comment is due."""
+        return max(0.0, self._since + KEEP_ALIVE_S - time.monotonic())
 
 
 class EventStream(StreamingResponse):

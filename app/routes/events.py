@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from app.deps import CallerDep, Services, ServicesDep, own_record
 from app.documentation import problems
 from app.errors import InvalidRequest, JobNotFound, Unauthorized
-from app.event_stream import KEEP_ALIVE_S, KEEPALIVE_COMMENT, EventStream, encode_event
+from app.event_stream import KEEPALIVE_COMMENT, EventStream, Silence, encode_event
 from app.jobs.followers import Follower
 from app.present import job_objects
 from app.schemas.events import MAX_PREVIEWS, PreviewEvent, StatusEvent
@@ -60,24 +60,27 @@ async def follow_job(
 async def _events(
     services: Services, job_id: str, previews: int, seen: Seen | None
 ) -> AsyncIterator[bytes]:
-    hub = services.events
+    hub, silence = services.events, Silence()
     with hub.follow(job_id, previews=previews) as follower:
         while not hub.closed and not follower.topic.ended:
-            if not await follower.wait(KEEP_ALIVE_S):
-                yield KEEPALIVE_COMMENT
-                continue
-            for event in _news(follower, seen):
+            await follower.wait(silence.left_s)
+            now = Seen.of(follower.topic) or seen
+            news = _news(follower, now, seen)
+            seen = now  # and not what it is when a slow client has taken all this
+            if not news and not silence.left_s:
+                news = [KEEPALIVE_COMMENT]
+            for event in news:
                 yield event
-            seen = Seen.of(follower.topic) or seen
+                silence.broken()
         record = follower.topic.record
     if record is not None and record.status.terminal:
         [job] = await job_objects(services, [record])
         yield encode_event(job.status, job, END)
 
 
-def _news(follower: Follower, seen: Seen | None) -> list[bytes]:
+def _news(follower: Follower, now: Seen | None, seen: Seen | None) -> list[bytes]:
     """What has happened since `seen`; the end is not told here."""
-    record, outlook, now = follower.topic.record, follower.topic.outlook, Seen.of(follower.topic)
+    record, outlook = follower.topic.record, follower.topic.outlook
     events: list[bytes] = []
     if record is None or now is None:
         return events

@@ -17,7 +17,7 @@ from app import errors
 from app.admission import admit
 from app.deps import Services, ServicesDep, SubmitterDep
 from app.documentation import header, json_body, openai_problems
-from app.event_stream import KEEP_ALIVE_S, KEEPALIVE_COMMENT, encode_event
+from app.event_stream import KEEPALIVE_COMMENT, Silence, encode_event
 from app.generation import Generation, read_generation
 from app.hang_up import ClientGone, StreamToClient, while_connected
 from app.image_bytes import image_bytes
@@ -130,17 +130,19 @@ async def _images(
 async def _events(
     request: Request, services: Services, record: JobRecord, previews: int
 ) -> AsyncIterator[bytes]:
-    hub = services.events
+    hub, silence = services.events, Silence()
     with hub.follow(record.id, previews=previews, known=record) as follower:
         sent, over = 0, False
         while not over:
-            if not await follower.wait(KEEP_ALIVE_S):
+            if not await follower.wait(silence.left_s) or not silence.left_s:
                 yield KEEPALIVE_COMMENT
+                silence.broken()
             over = hub.closed or follower.topic.ended
             # The first picture stands for all: these events have no place for another index.
             for preview in [one for one in follower.take_previews() if one.index == 0]:
                 if sent < previews:
                     yield _partial(record, preview, sent)
+                    silence.broken()
                     sent += 1
     try:
         ended = await _succeeded(services, record, follower.topic.record)

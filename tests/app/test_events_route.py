@@ -10,10 +10,9 @@ import httpx
 import pytest
 from httpx_sse import EventSource, ServerSentEvent
 
-from app import keys
+from app import event_stream, keys
 from app.jobs.events import EventHub
 from app.jobs.record import JobStatus
-from app.routes import events as route
 from app.seen import Seen
 from tests.app.service import Serve, Service, listening
 
@@ -181,7 +180,7 @@ async def test_an_ended_job_takes_no_wish(service: Service) -> None:
 async def test_comments_keep_the_stream_open(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(route, "KEEP_ALIVE_S", 0.05)
+    monkeypatch.setattr(event_stream, "KEEP_ALIVE_S", 0.05)
     job = (await service.submit())["id"]
     async with (
         listening(service.app) as url,

@@ -11,7 +11,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from app import keys
+from app import event_stream, keys
 from app.jobs.record import JobStatus, Problem
 from tests.app.service import PNG, Serve, Service, listening, until
 
@@ -123,6 +123,25 @@ async def test_a_stream_with_partial_images(service: Service) -> None:
         assert (event.size, event.background, event.output_format) == (
             *("16x16", "transparent", "png"),
         )
+
+
+async def test_comments_come_while_steps_are_done(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Progress is no event of this API, so it does not keep the stream alive."""
+
+    async def work() -> None:
+        job = await queued(service)
+        service.take(job)
+        for step in range(1, 11):
+            service.store.progress([(job, "e1", step)])
+            await asyncio.sleep(0.03)
+        service.store.finish(job, "e1", JobStatus.CANCELED)
+
+    monkeypatch.setattr(event_stream, "KEEP_ALIVE_S", 0.1)
+    call = service.client.post("/v1/images/generations", json={"prompt": "x", "stream": True})
+    answer, _ = await asyncio.gather(call, work())
+    assert answer.text.count(": ping\n\n") >= 2
 
 
 async def test_a_stream_on_the_wire(service: Service) -> None:

@@ -13,7 +13,7 @@ from redis import exceptions as redis_errors
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from app.openai_errors import OPENAI_PATHS, openai_error
+from app.openai_errors import Form, form_of, openai_error
 from app.schemas.problems import FieldProblem, ProblemDetails
 
 __all__ = ["PROBLEMS", "ApiError", "Kind", "install", "problem_details", "problem_response"]
@@ -216,14 +216,17 @@ def problem_response(
 ) -> Response:
     """A problem on the wire, or an error of OpenAI's form where that is spoken."""
     details = problem_details(request, kind, detail, errors=errors, extra=extra)
-    openai = request.scope["path"] in OPENAI_PATHS
+    form = form_of(request.scope["path"])
+    body: dict[str, Any] = {}
+    if form is not Form.OPENAI:
+        body = details.model_dump(mode="json", by_alias=True, exclude_none=True)
+    if form is not Form.PROBLEM:
+        body |= openai_error(details).model_dump(mode="json")
     return JSONResponse(
-        openai_error(details).model_dump(mode="json")
-        if openai
-        else details.model_dump(mode="json", by_alias=True, exclude_none=True),
+        body,
         status_code=kind.status,
         headers=dict(headers or {}),
-        media_type="application/json" if openai else "application/problem+json",
+        media_type=f"application/{'' if form is Form.OPENAI else 'problem+'}json",
     )
 
 

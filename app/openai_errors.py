@@ -3,13 +3,29 @@
 The statuses stay those of the wire contract: 422, where OpenAI itself answers 400.
 """
 
+from enum import Enum, auto
+
 from app.schemas.openai import ErrorAnswer, ErrorDetails
 from app.schemas.problems import ProblemDetails
 
-__all__ = ["OPENAI_PATHS", "openai_error"]
+__all__ = ["Form", "form_of", "openai_error"]
 
-OPENAI_PATHS = ("/v1/images/generations",)
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+class Form(Enum):
+    """In which form a route tells its errors."""
+
+    PROBLEM = auto()
+    OPENAI = auto()
+    BOTH = auto()  # problems with OpenAI's `error` as a further member
+
+
+def form_of(path: str) -> Form:
+    """The form of the route at `path`."""
+    if path == "/v1/images/generations":
+        return Form.OPENAI
+    return Form.BOTH if path.startswith("/v1/models") else Form.PROBLEM
 
 
 def openai_error(problem: ProblemDetails) -> ErrorAnswer:

@@ -213,6 +213,14 @@ async def test_refusals_become_the_clients_exceptions(serve: Serve) -> None:
         assert busy.value.response.headers["retry-after"] == "5"
 
 
+async def test_an_unknown_model(service: Service) -> None:
+    async with speaking(service) as client:
+        with pytest.raises(openai.NotFoundError) as caught:
+            await client.models.retrieve("dall-e-3")
+    assert caught.value.code == "model_not_found"
+    assert caught.value.response.json()["type"] == "/problems/model-not-found"
+
+
 @pytest.mark.parametrize(
     ("status", "expected"),
     [(JobStatus.FAILED, openai.InternalServerError), (JobStatus.CANCELED, openai.ConflictError)],

@@ -45,7 +45,7 @@ demo: $(VENV)/.run ## Draw PROMPT="…" into demo.png
 	@exec $(BIN)/avocat generate --serve --output demo.png $(ARGS) -- "$$DEMO_PROMPT"
 
 test: $(VENV)/.dev ## Run the tests (ARGS="tests/app -x" for some of them)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 test-load: $(VENV)/.dev ## Run the tests that load the machine, and show what they measure
 	$(BIN)/python -m pytest -m load -s $(ARGS)

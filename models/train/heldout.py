@@ -26,8 +26,6 @@ _RELATIONS = frozenset(
         "playing",
         "made",
         "face",
-        "shaped",
-        "heart-shaped",
     }
 )
 

@@ -15,7 +15,12 @@ from models.train.heldout import HeldOut, content_words, read_heldout
 from models.train.scenes import PLACEMENTS, compose, pair, plural, several, trio
 from tests.models.conftest import COLOURS, draw
 
-HELDOUT = HeldOut((content_words("a cat inside an avocado"), content_words("a blue disc")))
+HELDOUT = HeldOut(
+    tuple(
+        content_words(prompt)
+        for prompt in ("a cat inside an avocado", "a blue disc", "a heart-shaped cookie")
+    )
+)
 
 
 @pytest.fixture
@@ -67,6 +72,8 @@ def test_no_batch_shows_what_is_held_out(batches: Batches) -> None:
         ("a cat on top of a car", False),
         ("a BLUE disc, flat style", True),
         ("a blue square", False),
+        ("a cookie", False),
+        ("a heart-shaped cookie, flat style", True),
     ],
 )
 def test_held_out_compositions_are_known_in_any_wording(caption: str, forbidden: bool) -> None:

@@ -42,7 +42,7 @@ serve: $(VENV)/.run ## Start Redis, the API and a worker (AVOCAT_PORT=… and ot
 	@exec $(BIN)/avocat serve $(ARGS)
 
 demo: $(VENV)/.run ## Draw PROMPT="…" into demo.png
-	@exec $(BIN)/avocat generate --serve --output demo.png $(ARGS) -- "$$DEMO_PROMPT"
+	@exec $(BIN)/avocat generate --serve --best-of 4 --output demo.png $(ARGS) -- "$$DEMO_PROMPT"
 
 test: $(VENV)/.dev ## Run the tests (ARGS="tests/app -x" for some of them)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)

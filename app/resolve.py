@@ -65,13 +65,17 @@ def resolve(draft: Draft, card: ModelCard) -> JobRequest:
         InvalidRequest: something is wrong; names every wrong field at once.
     """
     fields = draft.fields
+    candidates = _or(fields.best_of, fields.n)
+    if candidates < fields.n:
+        draft.refuse("best_of", f"{candidates} should be at least n = {fields.n}", "n")
     _refuse_what_is_not_built(draft)
     _refuse_what_the_model_has_not(draft, card)
     _refuse_transparency(draft, card)
-    seed = secrets.randbelow(MAX_SEED - fields.n) if fields.seed is None else fields.seed
-    if seed + fields.n - 1 > MAX_SEED:
-        most = MAX_SEED - fields.n + 1
-        draft.refuse("seed", f"With n = {fields.n} the seed is at most {most}, not {seed}", "n")
+    seed = secrets.randbelow(MAX_SEED - candidates) if fields.seed is None else fields.seed
+    if seed + candidates - 1 > MAX_SEED:
+        which = "n" if candidates == fields.n else "best_of"
+        message = f"With {which} = {candidates} the seed is at most {MAX_SEED - candidates + 1}"
+        draft.refuse("seed", f"{message}, not {seed}", "n", "best_of")
     draft.check()
     interval = fields.guidance_interval
     return JobRequest(
@@ -88,7 +92,7 @@ def resolve(draft: Draft, card: ModelCard) -> JobRequest:
         output_format=fields.output_format,
         background=_background(fields, card),
         priority=fields.priority,
-        best_of=fields.n,
+        best_of=candidates,
         cache=fields.cache,
     )
 
@@ -101,10 +105,6 @@ def _refuse_what_is_not_built(draft: Draft) -> None:
     fields = draft.fields
     if fields.webhook_url is not None:
         draft.refuse("webhook_url", "Webhooks are not available on this server; leave it out")
-    if fields.best_of is not None and fields.best_of != fields.n:
-        reason = "is not available on this server" if fields.best_of > fields.n else "is below n"
-        message = f"best_of = {fields.best_of} with n = {fields.n} {reason}; leave it out"
-        draft.refuse("best_of", message, "n")
 
 
 def _refuse_what_the_model_has_not(draft: Draft, card: ModelCard) -> None:

@@ -53,6 +53,10 @@ Output = Annotated[
 Format = Annotated[PictureFormat | None, typer.Option("--format", help="For a folder.")]
 Serve = Annotated[bool, typer.Option("--serve", help="Start a service of one's own for this.")]
 Count = Annotated[int, typer.Option("-n", min=1, max=8, help="Pictures to draw.")]
+BestOf = Annotated[
+    int | None,
+    typer.Option(min=1, max=8, help="Candidates; those nearest to the prompt are kept."),
+]
 Seed = Annotated[int | None, typer.Option(min=0, help="The same seed draws the same picture.")]
 Steps = Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps.")]
 Size = Annotated[
@@ -74,6 +78,7 @@ def generate(
     output: Output = "avocat.png",
     picture_format: Format = None,
     n: Count = 1,
+    best_of: BestOf = None,
     seed: Seed = None,
     steps: Steps = None,
     size: Size = None,
@@ -110,6 +115,7 @@ def generate(
     target = Target(output, picture_format, len(prompts))
     given = {
         "n": n,
+        "best_of": best_of,
         "seed": seed,
         "steps": steps,
         "size": size,

@@ -59,6 +59,6 @@ def _eta_s(record: JobRecord, ahead: int, stats: bytes | int | None) -> float | 
         seconds = float(json.loads(stats)["seconds_per_row_step"])
     except (ValueError, KeyError, TypeError):
         return None
-    rows = record.request.n
+    rows = max(record.request.n, record.request.best_of)
     left = rows * (record.total_steps - record.step) + ahead * rows * record.total_steps
     return round(left * seconds, 3)

@@ -101,7 +101,7 @@ class JobCreate(BaseModel):
         None, description="[from, to]: guidance acts only in this part of the trajectory"
     )
     best_of: Annotated[int, Field(ge=1, le=MAX_IMAGES), Integral] | None = Field(
-        None, description="Candidates drawn; on this server always the same as n"
+        None, description="n to 8 candidates are drawn, and the best n by CLIP score kept"
     )
     cache: bool = Field(True, description="Whether an identical earlier result may be given")
     metadata: Annotated[dict[str, str], Field(max_length=16), AfterValidator(_small)] = Field(

@@ -55,7 +55,7 @@ async def test_given_fields_are_kept(service: Service) -> None:
         "negative_prompt": "blur",
         "model": "tiny",
         "n": 3,
-        "seed": 2**53 - 3,
+        "seed": 2**53 - 4,
         "steps": 200,
         "sampler": "ddpm",
         "guidance_scale": 0,
@@ -64,7 +64,7 @@ async def test_given_fields_are_kept(service: Service) -> None:
         "background": "#ff00aa",
         "priority": "low",
         "guidance_interval": [0.1, 0.9],
-        "best_of": 3,
+        "best_of": 4,
         "cache": False,
     }
     job = await service.submit(**given, metadata={"order": "17"})

@@ -29,6 +29,7 @@ function newTile(job, index) {
 }
 
 export function update(job) {
+  if (isEnd(jobs.get(job.id)?.status) && !isEnd(job.status)) return; // an answer that the end overtook
   jobs.set(job.id, job);
   for (const tile of tiles.get(job.id) || []) show(tile, job);
 }

@@ -30,12 +30,12 @@ $(VENV)/.made:
 
 $(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "Installing Avocat into $(VENV); the first time takes a few minutes"
-	$(PIP) --editable '.[embedded,worker]'
+	$(PIP) --editable '.[embedded,worker,onnx]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "Installing Avocat and its tools into $(VENV); the first time takes a few minutes"
-	$(PIP) --editable '.[embedded,worker,train,test,lint]'
+	$(PIP) --editable '.[embedded,worker,onnx,openvino,train,test,lint]'
 	@touch $(VENV)/.run $@
 
 serve: $(VENV)/.run ## Start Redis, the API and a worker (AVOCAT_PORT=… and other settings apply)

@@ -81,6 +81,11 @@ class Settings(BaseSettings):
     slots: int = Field(16, ge=1, description="Rows a worker advances at once; a picture is one row")
     micro_batch: int = Field(2, ge=1, description="Rows of the network's fixed batch shape")
     threads: int = Field(0, ge=0, description="Threads of the network on CPU; 0: all cores")
+    runtime: Literal["auto", "eager", "compile", "onnxruntime", "openvino"] = Field(
+        "auto",
+        description="What executes the network: auto (the fastest here, measured at the first "
+        "start), eager, compile, onnxruntime or openvino",
+    )
     device: str = Field("auto", description="Device of the worker: auto, cpu, cuda or cuda:N")
     drain_grace_s: int = Field(
         30, ge=0, description="Seconds a stopping worker has to finish its rows"
@@ -114,6 +119,11 @@ class Settings(BaseSettings):
     def images_dir(self) -> Path:
         """The folder that `FolderStorage` keeps images in."""
         return self.data_dir.resolve() / "images"
+
+    @property
+    def runtimes_dir(self) -> Path:
+        """The folder that workers keep compiled networks and their measured speeds in."""
+        return self.data_dir.resolve() / "runtimes"
 
     @property
     def keys(self) -> tuple[ApiKey, ...]:

@@ -20,11 +20,13 @@ __all__ = ["MODEL_FIELD", "announce", "fingerprint", "live_models", "model_card"
 MODEL_FIELD = "model"  # of a worker's hash, beside RQ's own fields
 
 _DTYPE = "float32"
-_RUNTIME = "eager"
 
 
-def model_card(bundle: Bundle, micro_batch: int) -> ModelCard:
-    """The card of a loaded bundle, as the API reads it. `is_default` is decided when announced."""
+def model_card(bundle: Bundle, micro_batch: int, runtime: str) -> ModelCard:
+    """The card of a loaded bundle, as the API reads it. `is_default` is decided when announced.
+
+    `runtime` names what executes the network, with its version.
+    """
     config = bundle.config
     side = config.image_size
     return ModelCard(
@@ -32,7 +34,8 @@ def model_card(bundle: Bundle, micro_batch: int) -> ModelCard:
         description=config.description,
         license=config.license,
         bundle_sha256=bundle.sha256,
-        fingerprint=fingerprint(bundle, micro_batch),
+        fingerprint=fingerprint(bundle, micro_batch, runtime),
+        runtime=runtime,
         native_size=(side, side),
         sizes=tuple(f"{side * factor}x{side * factor}" for factor in config.upscales),
         channels=4 if config.channels == 4 else 3,
@@ -48,13 +51,13 @@ def model_card(bundle: Bundle, micro_batch: int) -> ModelCard:
     )
 
 
-def fingerprint(bundle: Bundle, micro_batch: int) -> str:
+def fingerprint(bundle: Bundle, micro_batch: int, runtime: str) -> str:
     """Name all that decides the bits of a picture beside its recipe, as 32 hex digits."""
     parts = {
         "bundle": bundle.sha256,
         "micro_batch": micro_batch,
         "dtype": _DTYPE,
-        "runtime": _RUNTIME,
+        "runtime": runtime,
         "torch": torch.__version__,
         "device": _device_class(bundle.context.device),
     }

@@ -11,6 +11,7 @@ from app.storage.folder import FolderStorage
 from models.bundle import load_bundle
 from worker.card import model_card
 from worker.runner import Runner
+from worker.runtimes.choice import with_runtime
 
 __all__ = ["make_runner", "resolve_device"]
 
@@ -22,7 +23,7 @@ def make_runner(settings: Settings, redis: Redis, name: str, device: str) -> Run
 
     Raises:
         BundleError: the bundle is missing, damaged, or of another kind.
-        ValueError: the device does not exist.
+        ValueError: the device or the runtime does not exist here.
     """
     chosen = resolve_device(device)
     threads = settings.threads or len(os.sched_getaffinity(0))
@@ -30,7 +31,14 @@ def make_runner(settings: Settings, redis: Redis, name: str, device: str) -> Run
     torch.backends.cudnn.benchmark = False  # it would choose other kernels from run to run
     torch.backends.cudnn.deterministic = True
     bundle = load_bundle(settings.bundle, chosen)
-    card = model_card(bundle, settings.micro_batch)
+    bundle, runtime = with_runtime(
+        bundle,
+        wanted=settings.runtime,
+        rows=settings.micro_batch,
+        threads=threads,
+        cache=settings.runtimes_dir,
+    )
+    card = model_card(bundle, settings.micro_batch, f"{runtime.name} {runtime.version}")
     _log.info(
         "bundle loaded",
         model=card.name,
@@ -38,6 +46,8 @@ def make_runner(settings: Settings, redis: Redis, name: str, device: str) -> Run
         threads=threads,
         slots=settings.slots,
         micro_batch=settings.micro_batch,
+        runtime=card.runtime,
+        forward_ms=round(1000 * runtime.seconds, 2),
         fingerprint=card.fingerprint,
     )
     storage = FolderStorage(settings.images_dir)

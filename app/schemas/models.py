@@ -20,6 +20,7 @@ class ModelObject(BaseModel):
     license: str
     bundle_sha256: str
     fingerprint: str
+    runtime: str
     native_size: str
     sizes: list[str]
     channels: int

@@ -28,6 +28,7 @@ from models.bundle import Bundle, load_bundle
 from tests.models.tiny import build_tiny_bundle
 from tests.worker.parts import slowed
 from worker.runner import Runner
+from worker.runtimes.choice import Measured
 
 DEADLINE_S = 60.0
 
@@ -160,7 +161,7 @@ def start_worker(
 
     def start(bundle: Bundle = shared_bundle, storage: Any = None, **changes: Any) -> WorkerThread:
         chosen = settings.model_copy(update=changes)
-        card = model_card(bundle, chosen.micro_batch)
+        card = model_card(bundle, chosen.micro_batch, "eager 1")
         place = storage or FolderStorage(chosen.images_dir)
         name = f"thread-{len(started)}"
         worker = WorkerThread(Runner(connect(redis_url), bundle, card, place, chosen, name))
@@ -181,9 +182,14 @@ def run_main(
     from worker import start
     from worker.__main__ import main
 
-    load = start.load_bundle
-    start.load_bundle = lambda path, device: slowed(load(path, device), step_s)
-    os.environ.update(environment)
+    execute = start.with_runtime
+
+    def slowly(bundle: Bundle, **how: Any) -> tuple[Bundle, Measured]:
+        executed, measured = execute(bundle, **how)
+        return slowed(executed, step_s), measured
+
+    start.with_runtime = slowly
+    os.environ.update({"AVOCAT_RUNTIME": "eager"} | environment)
     sys.exit(main(arguments))
 
 

@@ -14,7 +14,7 @@ from worker.card import announce, fingerprint, live_models, model_card
 
 @pytest.fixture
 def card(shared_bundle: Bundle) -> ModelCard:
-    return model_card(shared_bundle, 2)
+    return model_card(shared_bundle, 2, "eager 1")
 
 
 def announced(client: redis.Redis) -> dict[str, bool]:
@@ -36,15 +36,19 @@ def test_the_card_says_what_the_bundle_can(card: ModelCard) -> None:
 
 
 def test_the_fingerprint_names_what_decides_the_bits(shared_bundle: Bundle) -> None:
-    usual = fingerprint(shared_bundle, 2)
-    assert usual == fingerprint(shared_bundle, 2)
-    others = {fingerprint(shared_bundle, 4), fingerprint(replace(shared_bundle, sha256="0"), 2)}
+    usual = fingerprint(shared_bundle, 2, "eager 1")
+    assert usual == fingerprint(shared_bundle, 2, "eager 1")
+    others = {
+        fingerprint(shared_bundle, 4, "eager 1"),
+        fingerprint(shared_bundle, 2, "eager 2"),
+        fingerprint(replace(shared_bundle, sha256="0"), 2, "eager 1"),
+    }
     torch.set_num_threads(2)
     try:
-        others.add(fingerprint(shared_bundle, 2))
+        others.add(fingerprint(shared_bundle, 2, "eager 1"))
     finally:
         torch.set_num_threads(1)
-    assert len(others | {usual}) == 4
+    assert len(others | {usual}) == 5
 
 
 def test_the_first_model_is_the_default(client: redis.Redis, card: ModelCard) -> None:

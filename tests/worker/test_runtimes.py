@@ -1,0 +1,115 @@
+"""Ways to execute the network: the same pictures, the fastest chosen, the choice kept."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.bundle import Bundle
+from models.unet import Denoiser
+from tests.worker.test_engine import alone, drain, random_spec
+from worker.engine import Engine
+from worker.runtimes import choice
+from worker.runtimes.choice import Measured, with_runtime
+from worker.runtimes.networks import BUILDERS, Plan, available
+
+RUNTIMES = ["eager", "onnxruntime", "openvino"]
+ROWS = 2
+
+
+@pytest.fixture
+def lively(shared_bundle: Bundle) -> Bundle:
+    """The tiny bundle with every weight at work: a new network starts as the identity."""
+    dice = torch.Generator().manual_seed(0)
+    network = type(shared_bundle.denoiser.network)(shared_bundle.config.denoiser)
+    for weight in network.parameters():
+        weight.data = torch.randn(weight.shape, generator=dice) * 0.05
+    network.eval().requires_grad_(False)
+    denoiser = Denoiser(network, shared_bundle.schedule, shared_bundle.config.parameterisation)
+    return replace(shared_bundle, denoiser=denoiser)
+
+
+def executed(bundle: Bundle, wanted: str, cache: Path) -> tuple[Bundle, Measured]:
+    if wanted not in (*available(torch.device("cpu")), "auto"):
+        pytest.skip(f"{wanted} is not installed")
+    return with_runtime(bundle, wanted=wanted, rows=ROWS, threads=1, cache=cache)
+
+
+@pytest.mark.parametrize("wanted", RUNTIMES)
+def test_rows_are_exact_in_every_runtime(lively: Bundle, wanted: str, tmp_path: Path) -> None:
+    bundle, measured = executed(lively, wanted, tmp_path)
+    assert (measured.name, measured.difference < 1e-4) == (wanted, True)
+    dice = random.Random(7)
+    specs = [random_spec(bundle, str(i), dice) for i in range(9)]
+    together = Engine(bundle, slots=5, micro_batch=ROWS)
+    together.admit(specs)
+    pictures = drain(together)
+    for one in specs:
+        assert torch.equal(pictures[f"{one.job}/0"], alone(bundle, one, ROWS))
+        eager = alone(lively, one, ROWS)
+        assert torch.allclose(pictures[f"{one.job}/0"], eager, atol=1e-3)
+
+
+def fake(difference: float) -> type[nn.Module]:
+    """A runtime that is not slower than nothing, and wrong by `difference`."""
+
+    class Fake(nn.Module):
+        def __init__(self, plan: Plan) -> None:
+            super().__init__()
+            self.network = plan.network
+            self.known: dict[int, Tensor] = {}
+
+        def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+            if len(x) not in self.known:
+                self.known[len(x)] = self.network(x, timestep, context) + difference
+            return self.known[len(x)]
+
+    return Fake
+
+
+def offer(monkeypatch: pytest.MonkeyPatch, difference: float) -> None:
+    offered = {"eager": BUILDERS["eager"], "openvino": fake(difference)}
+    monkeypatch.setattr(choice, "BUILDERS", offered)
+    monkeypatch.setattr(choice, "available", lambda device: list(offered))
+    monkeypatch.setattr(choice, "_version", lambda name: "1")
+
+
+def test_the_fastest_is_chosen_and_the_choice_is_kept(
+    lively: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(monkeypatch, difference=0.0)
+    assert executed(lively, "auto", tmp_path)[1].name == "openvino"
+    monkeypatch.setattr(choice, "_measure", lambda *_: pytest.fail("it was measured again"))
+    bundle, measured = executed(lively, "auto", tmp_path)
+    assert measured.name == "openvino"
+    assert type(bundle.denoiser.network).__name__ == "Fake"
+
+
+def test_another_picture_is_never_chosen(
+    lively: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(monkeypatch, difference=0.01)
+    assert executed(lively, "auto", tmp_path)[1].name == "eager"
+    with pytest.raises(ValueError, match=r"differs from eager by 0\.01"):
+        with_runtime(lively, wanted="openvino", rows=ROWS, threads=1, cache=tmp_path)
+
+
+def test_a_runtime_that_is_not_here_is_named(
+    lively: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "available", lambda device: ["eager"])
+    with pytest.raises(ValueError, match="'openvino' cannot run here; these can: auto, eager"):
+        with_runtime(lively, wanted="openvino", rows=ROWS, threads=1, cache=tmp_path)
+
+
+def test_a_read_only_or_damaged_cache_does_no_harm(lively: Bundle, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert executed(lively, "auto", file / "below")[1].difference < 1e-4
+    _, first = executed(lively, "eager", tmp_path)
+    [kept] = tmp_path.glob("*.json")
+    kept.write_text('[{"name": "eager"')
+    assert executed(lively, "eager", tmp_path)[1].name == first.name

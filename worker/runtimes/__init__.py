@@ -1,0 +1,1 @@
+"""Runtimes: ways to execute the denoiser's network, behind the network's own contract."""

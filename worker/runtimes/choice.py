@@ -1,0 +1,163 @@
+"""Chooses the runtime of a worker: the fastest that paints the same pictures, by measuring.
+
+What was measured is kept in the data folder: the runtime is part of the fingerprint, another one
+gives other bits, and chance must not choose between two starts.
+"""
+
+import hashlib
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+import structlog
+import torch
+from torch import Tensor, nn
+
+from models.bundle import Bundle
+from models.unet import Denoiser, UNet
+from worker.runtimes.networks import BUILDERS, Plan, available, example
+
+__all__ = ["Measured", "with_runtime"]
+
+_log = structlog.get_logger()
+
+_TOLERANCE = 1e-3  # largest difference to eager, of an output of order 1
+_ROUNDS = 15
+_ENOUGH = 1.05  # a runtime must be so many times as fast as eager to be worth it
+_MINUTES_TO_BUILD = {"compile"}  # only by name
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A runtime on this machine."""
+
+    name: str
+    version: str  # of the package that executes
+    seconds: float  # median of one forward of the fixed batch
+    difference: float  # largest, absolute, to eager in float32
+
+
+def with_runtime(
+    bundle: Bundle, *, wanted: str, rows: int, threads: int, cache: Path
+) -> tuple[Bundle, Measured]:
+    """The bundle with its network executed by `wanted`, or by the best there is (`auto`).
+
+    Raises:
+        ValueError: there is no such runtime here, or it does not give what eager gives.
+    """
+    network, device = bundle.denoiser.network, bundle.context.device
+    if not isinstance(network, UNet):
+        raise TypeError(f"the network is a {type(network).__name__}: it has a runtime already")
+    names = available(device)
+    if wanted not in ("auto", *names):
+        raise ValueError(f"runtime {wanted!r} cannot run here; these can: auto, {', '.join(names)}")
+    if wanted == "auto":
+        names = [name for name in names if name not in _MINUTES_TO_BUILD]
+    else:
+        names = ["eager", wanted] if wanted != "eager" else ["eager"]
+    cache = _writable(cache)
+    known = cache / f"{_key(bundle, names, rows, threads)}.json"
+    plan = Plan(network, rows, threads, cache / f"{bundle.sha256[:32]}-{rows}.onnx")
+    measured = _read(known)
+    if measured is None:
+        measured = _measure(plan, names, example(network, rows, device))
+        _write(known, measured)
+    chosen = _best(measured) if wanted == "auto" else _named(measured, wanted)
+    for one in measured:
+        _log.info("runtime measured", chosen=one is chosen, **asdict(one))
+    executed = BUILDERS[chosen.name](plan)
+    denoiser = Denoiser(executed, bundle.schedule, bundle.denoiser.parameterisation).eval()
+    return replace(bundle, denoiser=denoiser.to(device)), chosen
+
+
+@torch.inference_mode()
+def _measure(
+    plan: Plan, names: Sequence[str], arguments: tuple[Tensor, Tensor, Tensor]
+) -> list[Measured]:
+    """Time the runtimes by turns, so that a busy moment hits all of them alike."""
+    built: dict[str, nn.Module] = {name: BUILDERS[name](plan) for name in names}
+    outputs = {name: one(*arguments).clone() for name, one in built.items()}
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(_ROUNDS):
+        for name, one in built.items():
+            _wait(arguments[0])
+            began = time.perf_counter()
+            one(*arguments)
+            _wait(arguments[0])
+            times[name].append(time.perf_counter() - began)
+    return [
+        Measured(
+            name,
+            _version(name),
+            statistics.median(times[name]),
+            float((outputs[name] - outputs["eager"]).abs().max()),
+        )
+        for name in names
+    ]
+
+
+def _wait(tensor: Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
+
+
+def _best(measured: Sequence[Measured]) -> Measured:
+    eager = _named(measured, "eager")
+    same = [one for one in measured if one.difference <= _TOLERANCE]
+    fastest = min(same, key=lambda one: one.seconds)
+    return fastest if fastest.seconds * _ENOUGH < eager.seconds else eager
+
+
+def _named(measured: Sequence[Measured], name: str) -> Measured:
+    [found] = [one for one in measured if one.name == name]
+    if not found.difference <= _TOLERANCE:
+        raise ValueError(
+            f"runtime {name!r} differs from eager by {found.difference:.3g}, more than {_TOLERANCE}"
+        )
+    return found
+
+
+def _version(name: str) -> str:
+    return metadata.version({"eager": "torch", "compile": "torch"}.get(name, name))
+
+
+def _key(bundle: Bundle, names: Sequence[str], rows: int, threads: int) -> str:
+    """Names all that the measurement depends on."""
+    device = bundle.context.device
+    machine = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else torch.backends.cpu.get_cpu_capability()
+    )
+    versions = [[name, _version(name)] for name in names]
+    parts = json.dumps([bundle.sha256, versions, rows, threads, machine])
+    return hashlib.sha256(parts.encode()).hexdigest()[:32]
+
+
+def _writable(cache: Path) -> Path:
+    """The folder itself, or one that lasts as long as the machine is up where it is read-only."""
+    with suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+        if os.access(cache, os.W_OK):
+            return cache
+    return Path(tempfile.mkdtemp(prefix="avocat-runtimes-"))
+
+
+def _read(file: Path) -> list[Measured] | None:
+    try:
+        return [Measured(**entry) for entry in json.loads(file.read_text("utf-8"))]
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _write(file: Path, measured: Sequence[Measured]) -> None:
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps([asdict(one) for one in measured], indent=2), "utf-8")
+    part.replace(file)

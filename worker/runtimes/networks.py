@@ -1,0 +1,145 @@
+"""Ways to execute the denoiser's network, each a module of the network's own contract.
+
+All take one batch shape, `rows`, for that is what keeps a row's result apart from its neighbours'.
+"""
+
+import importlib.util
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from models.layers import channels_last
+from models.unet import UNet
+
+__all__ = ["BUILDERS", "Plan", "available", "example"]
+
+
+_OPSET = 17
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a runtime is built for: `rows` of one batch, `threads` on CPU.
+
+    `onnx` is a file that need not be there yet; it holds this network for this many rows.
+    """
+
+    network: UNet
+    rows: int
+    threads: int
+    onnx: Path
+
+
+Builder = Callable[[Plan], nn.Module]
+
+
+class _OnnxRuntime(nn.Module):
+    """The network in an ONNX Runtime session on CPU."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = plan.threads
+        options.inter_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(
+            _onnx(plan), options, providers=["CPUExecutionProvider"]
+        )
+
+    def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        feeds = {"x": x.numpy(), "timestep": timestep.numpy(), "context": context.numpy()}
+        [out] = self._session.run(None, feeds)
+        return torch.from_numpy(out)
+
+
+class _OpenVino(nn.Module):
+    """The network in an OpenVINO request on CPU, in float32."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        import openvino
+
+        core = openvino.Core()
+        # From ONNX and not by its own converter, which has crashed beside torch.
+        model = core.read_model(_onnx(plan))
+        options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": plan.threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+        }
+        self._request = core.compile_model(model, "CPU", options).create_infer_request()
+
+    def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        self._request.infer([x.numpy(), timestep.numpy(), context.numpy()], share_inputs=True)
+        # A copy: the request writes its next answer into the same memory.
+        return torch.from_numpy(self._request.get_output_tensor(0).data.copy())
+
+
+def _eager(plan: Plan) -> nn.Module:
+    return channels_last(plan.network)
+
+
+def _compiled(plan: Plan) -> nn.Module:
+    return torch.compile(plan.network, dynamic=False)  # type: ignore[return-value]
+
+
+BUILDERS: Final[Mapping[str, Builder]] = {
+    "eager": _eager,
+    "compile": _compiled,
+    "onnxruntime": _OnnxRuntime,
+    "openvino": _OpenVino,
+}
+_NEEDS = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
+
+
+def available(device: torch.device) -> list[str]:
+    """Names of the runtimes that can be built here: their packages are there, the device fits."""
+    return [
+        name
+        for name in BUILDERS
+        if name not in _NEEDS
+        or (device.type == "cpu" and all(importlib.util.find_spec(one) for one in _NEEDS[name]))
+    ]
+
+
+def example(network: UNet, rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Arguments as the engine gives them: noise, timesteps spread over the way, contexts."""
+    config = network.config
+    dice = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, config.channels, config.image_size, config.image_size, generator=dice)
+    context = nn.functional.normalize(
+        torch.randn(rows, config.context_width, generator=dice), dim=1
+    )
+    timestep = torch.linspace(0, 999, rows).long()
+    return x.to(device), timestep.to(device), context.to(device)
+
+
+def _onnx(plan: Plan) -> str:
+    """Path of the network as ONNX for exactly `rows` rows, written where it is not there."""
+    if plan.onnx.exists():
+        return str(plan.onnx)
+    with tempfile.NamedTemporaryFile(dir=plan.onnx.parent, suffix=".part") as part:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about tracing; the result is checked against eager
+            torch.onnx.export(
+                plan.network,
+                example(plan.network, plan.rows, torch.device("cpu")),
+                part.name,
+                input_names=["x", "timestep", "context"],
+                output_names=["out"],
+                opset_version=_OPSET,
+                dynamo=False,  # the other exporter needs one more package
+            )
+        shutil.copyfile(part.name, f"{part.name}.whole")
+        os.replace(f"{part.name}.whole", plan.onnx)  # never half of it
+    return str(plan.onnx)

@@ -12,6 +12,8 @@ from app.jobs import submit
 from app.jobs.ids import new_job_id
 from app.jobs.models import ModelCard
 from app.jobs.record import JobRecord, JobRequest
+from app.jobs.repeats import repeat_key
+from app.repeats import submit_or_answer
 from app.resolve import Draft, resolve
 from app.schemas.jobs import JobCreate
 
@@ -22,7 +24,7 @@ _FULL_RETRY_S = "5"
 
 @dataclass(frozen=True)
 class Admission:
-    """A job that is in the queue: `record` as it was made, unless it is a `replayed` one."""
+    """A job that was taken in: `record` as it was made, unless it is a `replayed` one."""
 
     job_id: str
     record: JobRecord
@@ -41,12 +43,13 @@ async def admit(
     idempotency_key: str | None = None,
     previews: int = 0,
 ) -> Admission:
-    """Resolve and enqueue; `previews` of each picture are wanted on its way.
+    """Resolve and enqueue, or answer from storage; `previews` of each picture are wanted.
 
     Raises:
         ApiError: something is wrong with the request, or there is no room for it.
     """
-    resolved = resolve(draft, await _card(services, draft))
+    card = await _card(services, draft)
+    resolved = resolve(draft, card)
     caller.require_priority(resolved.priority)
     record = _new_record(services, caller.owner, resolved, draft.fields.metadata, previews)
     unique = (
@@ -54,8 +57,17 @@ async def admit(
         if idempotency_key is not None
         else None
     )
-    outcome = await services.submitter.submit(record, unique)
+    repeats = _repeats(draft, record, card)
+    outcome, record = await submit_or_answer(services, record, unique, repeats)
     return Admission(_admitted(outcome), record)
+
+
+def _repeats(draft: Draft, record: JobRecord, card: ModelCard) -> str | None:
+    """Where jobs with the same pictures are found; a seed drawn just now has none."""
+    fields = draft.fields
+    if not fields.cache or fields.seed is None or not card.fingerprint:
+        return None
+    return repeat_key(record.owner, record.request, card.fingerprint)
 
 
 async def _card(services: Services, draft: Draft) -> ModelCard:
@@ -117,3 +129,4 @@ def _admitted(outcome: submit.Outcome) -> str:
                 headers=retry,
                 extra={"violated-policies": ["concurrency"]},
             )
+    raise ValueError(f"a submission ended in {outcome!r}")

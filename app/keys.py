@@ -23,6 +23,7 @@ __all__ = [
     "owner_active",
     "owner_jobs",
     "rate",
+    "repeat",
     "rq_canceled",
     "rq_job",
     "rq_queue",
@@ -73,6 +74,11 @@ def owner_active(owner: str) -> str:
 def idempotency(owner: str, key: str) -> str:
     """String: JSON {"body_sha256", "job_id"}; expires after `idempotency_ttl_s`."""
     return f"avocat:idem:{owner}:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def repeat(owner: str, digest: str) -> str:
+    """String: id of the owner's newest job with the pictures of `digest`; expires with it."""
+    return f"avocat:repeat:{owner}:{digest}"
 
 
 def rate(owner: str) -> str:

@@ -42,6 +42,7 @@ def _job_object(record: JobRecord, outlook: Outlook, urls: Sequence[str]) -> Job
         eta_seconds=outlook.eta_s,
         images=[_image(image, url) for image, url in zip(record.images, urls, strict=True)],
         attempts=record.attempts,
+        cached=record.cached,
         warnings=list(record.warnings),
         error=JobError(**record.error.model_dump()) if record.error is not None else None,
         metadata=record.metadata,

@@ -14,6 +14,7 @@ from app.jobs.models import ModelCard
 from app.keys import MODELS, RQ_WORKERS
 from models.bundle import Bundle
 from models.samplers import SAMPLERS
+from worker.encoding import encoder_version
 
 __all__ = ["MODEL_FIELD", "announce", "fingerprint", "live_models", "model_card"]
 
@@ -59,6 +60,7 @@ def fingerprint(bundle: Bundle, micro_batch: int, runtime: str) -> str:
         "dtype": _DTYPE,
         "runtime": runtime,
         "torch": torch.__version__,
+        "encoder": encoder_version(),
         "device": _device_class(bundle.context.device),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

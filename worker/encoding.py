@@ -2,13 +2,13 @@
 
 from io import BytesIO
 
-from PIL import Image
+from PIL import Image, features
 from PIL.ExifTags import IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
-from worker.recipe import Recipe
+from app.jobs.recipe import PNG_TEXT, PNG_XMP, Recipe
 
-__all__ = ["CONTENT_TYPES", "SUFFIXES", "encode", "on_background"]
+__all__ = ["CONTENT_TYPES", "SUFFIXES", "encode", "encoder_version", "on_background"]
 
 CONTENT_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 SUFFIXES = {"png": "png", "webp": "webp", "jpeg": "jpg"}
@@ -33,6 +33,12 @@ def encode(picture: Image.Image, recipe: Recipe) -> bytes:
             xmp, exif = recipe.as_xmp().encode(), _exif(recipe)
             shown.save(out, "JPEG", quality=_JPEG_QUALITY, subsampling=0, xmp=xmp, exif=exif)
     return out.getvalue()
+
+
+def encoder_version() -> str:
+    """Names what turns pixels into bytes: other versions may compress otherwise."""
+    parts = ("pil", "zlib", "zlib_ng", "webp", "libjpeg_turbo")
+    return " ".join(f"{part} {features.version(part)}" for part in parts)
 
 
 def on_background(picture: Image.Image, background: str, *, alpha: bool = True) -> Image.Image:
@@ -65,8 +71,8 @@ def _colour(background: str) -> tuple[int, int, int]:
 def _png_texts(recipe: Recipe) -> PngInfo:
     texts = PngInfo()
     texts.add_text("parameters", recipe.as_parameters())
-    texts.add_text("avocat", recipe.as_json())
-    texts.add_itxt("XML:com.adobe.xmp", recipe.as_xmp())
+    texts.add_text(PNG_TEXT, recipe.as_json())
+    texts.add_itxt(PNG_XMP, recipe.as_xmp())
     return texts
 
 

@@ -10,13 +10,13 @@ from PIL import Image
 from torch import Tensor
 
 from app.jobs.models import ModelCard
+from app.jobs.recipe import Recipe
 from app.jobs.record import JobRecord, StoredImage
 from app.storage.base import ImageStorage, StorageError
 from models.bundle import Bundle
 from models.pictures import to_picture
 from worker.encoding import CONTENT_TYPES, SUFFIXES, encode
 from worker.prompts import Order, Prompts
-from worker.recipe import Recipe
 
 __all__ = ["Results", "image_names"]
 
@@ -38,6 +38,11 @@ class Results:
         self._prompts = prompts
         self._card = card
         self._storage = storage
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all pictures stored here."""
+        return self._card.fingerprint
 
     def store(
         self, record: JobRecord, execution: str, order: Order, rows: Mapping[int, Tensor]

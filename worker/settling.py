@@ -5,7 +5,8 @@ Every write may be repeated after a lost connection, and is refused once another
 
 from redis import Redis
 
-from app.jobs.record import JobStatus, Problem
+from app.jobs.record import JobRecord, JobStatus, Problem
+from app.jobs.repeats import repeat_key
 from app.jobs.store import JobStore
 from worker import problems
 from worker.flights import Ending, Flight
@@ -74,17 +75,20 @@ class Settling:
         return True
 
     def _finish(self, flight: Flight, status: JobStatus, problem: Problem | None = None) -> bool:
-        images = flight.images if status is JobStatus.SUCCEEDED else ()
-        warnings = flight.order.warnings if flight.order is not None else ()
+        record, succeeded = flight.record, status is JobStatus.SUCCEEDED
         written = self._store.finish(
-            flight.record.id,
+            record.id,
             flight.token,
             status,
-            images=images,
-            warnings=warnings,
+            images=flight.images if succeeded else (),
+            warnings=flight.order.warnings if flight.order is not None else (),
             error=problem,
+            repeats=self._repeats(record) if succeeded else None,
         )
         return written or self._written_before(flight, status)
+
+    def _repeats(self, record: JobRecord) -> str:
+        return repeat_key(record.owner, record.request, self._results.fingerprint)
 
     def _written_before(self, flight: Flight, status: JobStatus) -> bool:
         """Whether it was this execution that ended the job, and only the answer got lost."""

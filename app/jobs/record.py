@@ -105,6 +105,7 @@ class JobRecord(_Frozen):
     worker: str | None = None
     cancel_requested: bool = False
     previews: int = 0  # of each picture, which somebody wants to see while it is drawn
+    cached: bool = False  # never drawn: its images are those of an earlier job
     images: tuple[StoredImage, ...] = ()
     warnings: tuple[str, ...] = ()
     error: Problem | None = None

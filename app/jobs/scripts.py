@@ -6,7 +6,7 @@ settings of the API's. Scripts build the owner's keys from `OWNER_PREFIX`.
 
 from app.keys import CANCELS, EVENTS, IMAGE_EXPIRY, OWNER_PREFIX, WAKEUPS
 
-__all__ = ["CANCEL", "FINISH", "PROGRESS", "RATE", "REQUEUE", "START", "SUBMIT", "WISH"]
+__all__ = ["ANSWER", "CANCEL", "FINISH", "PROGRESS", "RATE", "REQUEUE", "START", "SUBMIT", "WISH"]
 
 # announce(id, status): one status event.
 # close(key, id, status, now): make a job terminal; returns when it expires.
@@ -32,33 +32,54 @@ local function close(key, id, status, now)
 end
 """
 
+# made_before(key, id, idempotency, body): how a submission ends that came before, or nil.
+# remember(idempotency, body, id, ttl): let the next one with this key find the job.
+_SUBMISSION = """
+local function made_before(key, id, idempotency, body)
+  if redis.call('EXISTS', key) == 1 then return {'accepted', id} end  -- our own retry
+  local known = body ~= '' and redis.call('GET', idempotency)
+  if not known then return nil end
+  known = cjson.decode(known)
+  local record = string.sub(key, 1, -1 - string.len(id)) .. known.job_id
+  if redis.call('EXISTS', record) == 0 then return nil end
+  if known.body_sha256 == body then return {'replayed', known.job_id} end
+  return {'mismatch', known.job_id}
+end
+
+local function remember(idempotency, body, id, ttl)
+  if body == '' then return end
+  redis.call('SET', idempotency, cjson.encode({body_sha256 = body, job_id = id}), 'EX', ttl)
+end
+"""
+# offer(repeats, id, expires_at): let a later request for the same pictures find them.
+_OFFER = """
+local function offer(repeats, id, expires_at)
+  redis.call('SET', repeats, id)
+  redis.call('EXPIREAT', repeats, math.ceil(tonumber(expires_at)))
+end
+"""
+
 SUBMIT = (
     _SHARED
+    + _SUBMISSION
     + f"""
 -- KEYS[1] job record   KEYS[2] owner's jobs   KEYS[3] owner's active set
 -- KEYS[4] idempotency record   KEYS[5] RQ job   KEYS[6] RQ's set of queues
--- KEYS[7] RQ queue to push to   KEYS[8..] all RQ queues, for the cap
+-- KEYS[7] RQ queue to push to   KEYS[8] repeats   KEYS[9..] all RQ queues, for the cap
 -- ARGV[1] job id   ARGV[2] created_at   ARGV[3] sha256 of the body, '' without idempotency key
 -- ARGV[4] idempotency ttl in s   ARGV[5] queue cap   ARGV[6] cap of active jobs
--- ARGV[7] queue name   ARGV[8] number of record arguments, then those, then the RQ job's
--- Returns {{outcome, detail}}: accepted | replayed (job id) | mismatch | full | busy
+-- ARGV[7] queue name   ARGV[8] '1' where an earlier job's pictures would do
+-- ARGV[9] number of record arguments, then those, then the RQ job's
+-- Returns {{outcome, detail}}: accepted | replayed (job id) | mismatch | repeats (job id) | full
+-- | busy
 local id = ARGV[1]
-if redis.call('EXISTS', KEYS[1]) == 1 then return {{'accepted', id}} end  -- our own retry
-
-if ARGV[3] ~= '' then
-  local known = redis.call('GET', KEYS[4])
-  if known then
-    known = cjson.decode(known)
-    local record = string.sub(KEYS[1], 1, -1 - string.len(id)) .. known.job_id
-    if redis.call('EXISTS', record) == 1 then
-      if known.body_sha256 == ARGV[3] then return {{'replayed', known.job_id}} end
-      return {{'mismatch', known.job_id}}
-    end
-  end
-end
+local before = made_before(KEYS[1], id, KEYS[4], ARGV[3])
+if before then return before end
+local same = ARGV[8] == '1' and redis.call('GET', KEYS[8])
+if same then return {{'repeats', same}} end
 
 local waiting = 0
-for i = 8, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[i]) end
+for i = 9, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[i]) end
 if waiting >= tonumber(ARGV[5]) then return {{'full', tostring(waiting)}} end
 
 local cap = tonumber(ARGV[6])
@@ -73,19 +94,43 @@ if redis.call('SCARD', KEYS[3]) >= cap then
   if active >= cap then return {{'busy', tostring(active)}} end
 end
 
-local last = 8 + tonumber(ARGV[8])
-redis.call('HSET', KEYS[1], unpack(ARGV, 9, last))
+local last = 9 + tonumber(ARGV[9])
+redis.call('HSET', KEYS[1], unpack(ARGV, 10, last))
 redis.call('HSET', KEYS[5], unpack(ARGV, last + 1))
 redis.call('ZADD', KEYS[2], ARGV[2], id)
 redis.call('PERSIST', KEYS[2])
 redis.call('SADD', KEYS[3], id)
-if ARGV[3] ~= '' then
-  redis.call('SET', KEYS[4], cjson.encode({{body_sha256 = ARGV[3], job_id = id}}), 'EX', ARGV[4])
-end
+remember(KEYS[4], ARGV[3], id, ARGV[4])
 redis.call('SADD', KEYS[6], KEYS[7])
 redis.call('RPUSH', KEYS[7], id)
 announce(id, 'queued')
 redis.call('PUBLISH', '{WAKEUPS}', ARGV[7])
+return {{'accepted', id}}
+"""
+)
+
+ANSWER = (
+    _SHARED
+    + _SUBMISSION
+    + _OFFER
+    + f"""
+-- A job that has its pictures from the start; it passes no queue and meets no cap.
+-- KEYS[1] job record   KEYS[2] owner's jobs   KEYS[3] idempotency record   KEYS[4] repeats
+-- ARGV[1] job id   ARGV[2] created_at   ARGV[3] sha256 of the body, '' without idempotency key
+-- ARGV[4] idempotency ttl in s   ARGV[5] number of record arguments, then those
+-- then the names of its images
+-- Returns {{outcome, detail}}: accepted | replayed (job id) | mismatch
+local id = ARGV[1]
+local before = made_before(KEYS[1], id, KEYS[3], ARGV[3])
+if before then return before end
+local last = 5 + tonumber(ARGV[5])
+redis.call('HSET', KEYS[1], unpack(ARGV, 6, last))
+redis.call('ZADD', KEYS[2], ARGV[2], id)
+remember(KEYS[3], ARGV[3], id, ARGV[4])
+-- Its end, as every other job's.
+local expires_at = close(KEYS[1], id, 'succeeded', ARGV[2])
+offer(KEYS[4], id, expires_at)
+for i = last + 1, #ARGV do redis.call('ZADD', '{IMAGE_EXPIRY}', expires_at, ARGV[i]) end
 return {{'accepted', id}}
 """
 )
@@ -181,8 +226,9 @@ return 1
 
 FINISH = (
     _SHARED
+    + _OFFER
     + f"""
--- KEYS[1] job record
+-- KEYS[1] job record   KEYS[2] repeats, where its images may answer the next such request
 -- ARGV[1] job id   ARGV[2] execution, '' for a job that no worker holds
 -- ARGV[3] status   ARGV[4] now   ARGV[5] images as JSON   ARGV[6] warnings as JSON
 -- ARGV[7] error as JSON or ''   ARGV[8..] names of the images
@@ -195,6 +241,7 @@ redis.call('HSET', KEYS[1], 'images', ARGV[5], 'warnings', ARGV[6])
 if ARGV[7] ~= '' then redis.call('HSET', KEYS[1], 'error', ARGV[7]) end
 if ARGV[3] == 'succeeded' then redis.call('HSET', KEYS[1], 'step', now[3]) end
 local expires_at = close(KEYS[1], ARGV[1], ARGV[3], ARGV[4])
+if KEYS[2] then offer(KEYS[2], ARGV[1], expires_at) end
 for i = 8, #ARGV do redis.call('ZADD', '{IMAGE_EXPIRY}', expires_at, ARGV[i]) end
 return 1
 """

@@ -75,8 +75,11 @@ class JobStore:
         images: Sequence[StoredImage] = (),
         warnings: Sequence[str] = (),
         error: Problem | None = None,
+        repeats: str | None = None,
     ) -> bool:
         """End a running job of this execution; `execution=None` ends a job still queued.
+
+        `repeats`: the key (`repeat_key`) under which its images answer the next such request.
 
         Returns:
             False when another execution has it or it is over: delete your images then.
@@ -94,7 +97,8 @@ class JobStore:
             error.model_dump_json() if error is not None else "",
             *(image.name for image in images),
         ]
-        return bool(self._finish(keys=[keys.job(job_id)], args=args))
+        named = [keys.job(job_id)] if repeats is None else [keys.job(job_id), repeats]
+        return bool(self._finish(keys=named, args=args))
 
     def requeue(self, job_id: str, execution: str) -> bool:
         """Give a running job of this execution back to the queue (RQ's side is the caller's)."""

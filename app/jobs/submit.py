@@ -21,6 +21,7 @@ __all__ = [
     "IdempotencyMismatch",
     "Outcome",
     "QueueFull",
+    "Repeats",
     "Replayed",
     "Submitter",
     "TooManyActive",
@@ -50,6 +51,13 @@ class Replayed:
 
 
 @dataclass(frozen=True)
+class Repeats:
+    """Nothing is submitted: this job has the pictures already."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
 class IdempotencyMismatch:
     """The key was used with another body."""
 
@@ -68,7 +76,7 @@ class TooManyActive:
     active: int
 
 
-Outcome = Accepted | Replayed | IdempotencyMismatch | QueueFull | TooManyActive
+Outcome = Accepted | Replayed | IdempotencyMismatch | Repeats | QueueFull | TooManyActive
 
 
 class Submitter:
@@ -77,6 +85,7 @@ class Submitter:
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self._settings = settings
         self._submit = redis.register_script(scripts.SUBMIT)
+        self._answer = redis.register_script(scripts.ANSWER)
         self._cancel = redis.register_script(scripts.CANCEL)
         self._rq_jobs = RqJobs(
             timeout_s=settings.job_timeout_s,
@@ -84,23 +93,49 @@ class Submitter:
             max_attempts=settings.max_attempts,
         )
 
-    async def submit(self, record: JobRecord, idempotency: Idempotency | None = None) -> Outcome:
+    async def submit(
+        self,
+        record: JobRecord,
+        idempotency: Idempotency | None = None,
+        repeats: str | None = None,
+    ) -> Outcome:
         """Admit, record and enqueue a job, or say why not; all or nothing.
 
-        Safe to send twice: a record that exists already counts as accepted.
+        `repeats`: the key (`repeat_key`) of jobs whose pictures would do as well. Safe to send
+        twice: a record that exists already counts as accepted.
         """
         fields = [text for field in to_hash(record).items() for text in field]
-        key = idempotency.key if idempotency is not None else ""
-        args = [
-            *(record.id, f"{record.created_at:.6f}"),
-            idempotency.body_sha256 if idempotency is not None else "",
-            *(self._settings.idempotency_ttl_s, self._settings.queue_cap),
-            *(self._settings.max_active_jobs_per_key, record.request.priority),
-            *(len(fields), *fields, *self._rq_jobs.hset_args(record)),
+        args: list[str | int | bytes] = [
+            *_start(record, idempotency, self._settings.idempotency_ttl_s),
+            *(self._settings.queue_cap, self._settings.max_active_jobs_per_key),
+            *(record.request.priority, "" if repeats is None else "1"),
+            len(fields),
+            *fields,
+            *self._rq_jobs.hset_args(record),
         ]
-        reply = await cast(
-            Awaitable[list[bytes]], self._submit(keys=_submit_keys(record, key), args=args)
-        )
+        named = _submit_keys(record, idempotency, repeats or "")
+        reply = await cast(Awaitable[list[bytes]], self._submit(keys=named, args=args))
+        return _outcome(reply[0].decode(), reply[1].decode())
+
+    async def answer(
+        self, record: JobRecord, idempotency: Idempotency | None, repeats: str
+    ) -> Outcome:
+        """Record a job that has succeeded already; later repeats find its pictures.
+
+        Safe to send twice, as `submit` is.
+        """
+        fields = [text for field in to_hash(record).items() for text in field]
+        args: list[str | int] = [
+            *_start(record, idempotency, self._settings.idempotency_ttl_s),
+            len(fields),
+            *fields,
+            *(image.name for image in record.images),
+        ]
+        named = [
+            *(keys.job(record.id), keys.owner_jobs(record.owner)),
+            *(_idempotency_key(record, idempotency), repeats),
+        ]
+        reply = await cast(Awaitable[list[bytes]], self._answer(keys=named, args=args))
         return _outcome(reply[0].decode(), reply[1].decode())
 
     async def cancel(self, record: JobRecord) -> JobStatus | None:
@@ -123,11 +158,21 @@ class Submitter:
         return JobStatus(status.decode()) if status is not None else None
 
 
-def _submit_keys(record: JobRecord, idempotency_key: str) -> list[str]:
+def _start(record: JobRecord, idempotency: Idempotency | None, ttl_s: int) -> list[str | int]:
+    """The first arguments of both scripts."""
+    body = idempotency.body_sha256 if idempotency is not None else ""
+    return [record.id, f"{record.created_at:.6f}", body, ttl_s]
+
+
+def _idempotency_key(record: JobRecord, idempotency: Idempotency | None) -> str:
+    return keys.idempotency(record.owner, idempotency.key if idempotency is not None else "")
+
+
+def _submit_keys(record: JobRecord, idempotency: Idempotency | None, repeats: str) -> list[str]:
     return [
         *(keys.job(record.id), keys.owner_jobs(record.owner), keys.owner_active(record.owner)),
-        *(keys.idempotency(record.owner, idempotency_key), keys.rq_job(record.id)),
-        *(keys.RQ_QUEUES, keys.rq_queue(record.request.priority)),
+        *(_idempotency_key(record, idempotency), keys.rq_job(record.id)),
+        *(keys.RQ_QUEUES, keys.rq_queue(record.request.priority), repeats),
         *(keys.rq_queue(queue) for queue in keys.QUEUES),
     ]
 
@@ -138,6 +183,8 @@ def _outcome(word: str, detail: str) -> Outcome:
             return Accepted(detail)
         case "replayed":
             return Replayed(detail)
+        case "repeats":
+            return Repeats(detail)
         case "mismatch":
             return IdempotencyMismatch()
         case "full":

@@ -43,7 +43,8 @@ _POLL = {"Retry-After": header("Poll hint in seconds, while the job is not termi
     responses={
         202: {"description": "The job is queued", "headers": _ANSWER_HEADERS | _POLL},
         200: {
-            "description": "The job ended within `Prefer: wait`, or was made before",
+            "description": "The job ended within `Prefer: wait`, was answered from storage, "
+            "or was made before",
             "model": JobObject,
             "headers": _ANSWER_HEADERS | _REPLAY_HEADERS | _POLL,
         },
@@ -91,8 +92,9 @@ async def submit_job(
 
 async def _current(services: Services, admission: Admission, wait_s: int | None) -> JobRecord:
     """The job as the answer shows it: just made, made before, or ended within the wait."""
-    if not wait_s and not admission.replayed:
-        return admission.record
+    made = admission.record
+    if not admission.replayed and (not wait_s or made.status.terminal):
+        return made
     current = await services.events.wait_until_terminal(admission.job_id, wait_s or 0)
     if current is None:  # expired just now
         raise errors.Unavailable(

@@ -185,6 +185,7 @@ class JobObject(BaseModel):
     eta_seconds: float | None = Field(description="A rough estimate; null when unknown")
     images: list[ImageObject] = Field(description="Empty until succeeded, then complete")
     attempts: int
+    cached: bool = Field(False, description="Whether its images are those of an earlier job")
     warnings: list[str]
     error: JobError | None
     metadata: dict[str, str]

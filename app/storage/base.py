@@ -33,6 +33,16 @@ class ImageStorage(Protocol):
         """
         ...
 
+    def copy(self, name: str, to: str) -> None:
+        """Store the image under a further name; each of the two is deleted by itself.
+
+        Raises:
+            ValueError: one of them is not an image name.
+            FileNotFoundError: there is no image `name`.
+            StorageError: it could not be stored; nothing is left under `to`.
+        """
+        ...
+
     def delete(self, name: str) -> bool:
         """Remove an image; whether there was one."""
         ...

@@ -15,6 +15,7 @@ import redis
 from app import keys
 from app.jobs.models import ModelCard
 from app.jobs.record import JobRecord, JobStatus, StoredImage
+from app.jobs.repeats import repeat_key
 from app.jobs.store import JobStore
 from app.main import create_app
 from app.server import Server
@@ -24,6 +25,7 @@ from app.storage.folder import FolderStorage
 CARD = ModelCard(
     name="tiny",
     bundle_sha256="ab" * 32,
+    fingerprint="f" * 32,
     native_size=(16, 16),
     sizes=("16x16", "32x32"),
     default_sampler="dpmpp_2m",
@@ -82,7 +84,10 @@ class Service:
         ]
         for image in images:
             self.storage.write(image.name, data)
-        assert self.store.finish(job_id, execution, JobStatus.SUCCEEDED, images=images)
+        repeats = repeat_key(record.owner, record.request, CARD.fingerprint)
+        assert self.store.finish(
+            job_id, execution, JobStatus.SUCCEEDED, images=images, repeats=repeats
+        )
         return images
 
 

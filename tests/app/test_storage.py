@@ -29,6 +29,26 @@ def test_delete(tmp_path: Path) -> None:
         storage.read(NAME)
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_copy_outlives_its_original(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    storage, other = FolderStorage(tmp_path), NAME.replace("abc", "def")
+
+    def no_links(*_: object) -> None:
+        raise OSError(31, "Too many links")
+
+    storage.write(NAME, b"one")
+    if not links:
+        monkeypatch.setattr("app.storage.folder.os.link", no_links)
+    storage.copy(NAME, other)
+    same = storage.path(NAME).samefile(storage.path(other))
+    storage.delete(NAME)
+    assert (storage.read(other), same) == (b"one", links)
+    with pytest.raises(FileNotFoundError):
+        storage.copy(NAME, other)
+
+
 @pytest.mark.parametrize(
     "name", ["../x.png", "a/b.png", ".png", "x.gif", "x.png\n", "x.png/..", "\x00.png", "x", ""]
 )

@@ -15,7 +15,7 @@ from tests.integration.service import Service
 pytestmark = pytest.mark.slow
 
 # Long enough to be seen on its way.
-SLOW = {"steps": 120, "sampler": "ddpm", "seed": 11}
+SLOW = {"steps": 120, "sampler": "ddpm", "seed": 11, "cache": False}
 
 
 def picture(data: bytes) -> Image.Image:

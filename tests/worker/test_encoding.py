@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from PIL.ExifTags import IFD, Base
 
+from app.jobs.recipe import Recipe
 from worker.encoding import encode, on_background
-from worker.recipe import Recipe
 
 ODD = 'a "cat" & <dog> 🥑 \u202eRTL\u202c \ud800 \x00 é'
 

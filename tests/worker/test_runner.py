@@ -12,7 +12,9 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from app import keys
+from app.jobs.models import ModelCard
 from app.jobs.record import JobStatus
+from app.jobs.repeats import repeat_key
 from app.jobs.store import JobStore
 from app.settings import Settings
 from app.storage.folder import FolderStorage
@@ -39,6 +41,18 @@ def test_a_job_becomes_images(jobs: Any, start_worker: Start, settings: Settings
     assert all(-1 <= (image.clip_score or -2) <= 1 for image in record.images)
     storage = FolderStorage(settings.images_dir)
     assert all(len(storage.read(image.name)) == image.bytes for image in record.images)
+
+
+def test_a_job_can_be_found_by_what_it_drew(
+    jobs: Any, start_worker: Start, client: redis.Redis
+) -> None:
+    start_worker()
+    job, failed = jobs.submit(seed=5), jobs.submit(seed=5, size="1x1")
+    records = [jobs.ended(job), jobs.ended(failed)]
+    card = ModelCard.model_validate_json(client.hget(keys.MODELS, "tiny") or b"")
+    names = [repeat_key(one.owner, one.request, card.fingerprint) for one in records]
+    assert client.mget(names) == [job.encode(), None]
+    assert 50 < client.ttl(names[0]) <= 61
 
 
 def test_bytes_are_the_same_alone_and_among_strangers(jobs: Any, start_worker: Start) -> None:

@@ -1,7 +1,8 @@
-"""The recipe of a picture: all that is needed to make the same bytes again."""
+"""The recipe of a picture: all that is needed to make the same bytes again; written and read."""
 
 import json
 from typing import Self
+from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
 from pydantic import BaseModel, ConfigDict
@@ -10,17 +11,23 @@ from app import __version__
 from app.jobs.models import ModelCard
 from app.jobs.record import JobRequest, OutputFormat, Sampler
 
-__all__ = ["Recipe"]
+__all__ = ["PNG_TEXT", "PNG_XMP", "Recipe", "recipe_in_xmp"]
+
+# Keywords of a PNG's texts: the recipe as JSON, and the XMP packet.
+PNG_TEXT = "avocat"
+PNG_XMP = "XML:com.adobe.xmp"
 
 # IPTC's term for pictures made by a trained model: what platforms look for to label them.
 _DIGITAL_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+_NAMESPACE = "urn:avocat:recipe"
+_MOST_CHARACTERS = 65536  # of a recipe; 1000 characters of each prompt need far less
 _XMP = """\
 <?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
 <rdf:Description rdf:about=""
  xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
  xmlns:xmp="http://ns.adobe.com/xap/1.0/"
- xmlns:avocat="urn:avocat:recipe"
+ xmlns:avocat="{namespace}"
  Iptc4xmpExt:DigitalSourceType="{source}"
  xmp:CreatorTool={tool}
  avocat:recipe={recipe}/>
@@ -31,7 +38,7 @@ _XMP = """\
 class Recipe(BaseModel):
     """Equal recipes with equal fingerprints give equal bytes; so no time, job or index in here."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     prompt: str
     negative_prompt: str | None
@@ -58,6 +65,17 @@ class Recipe(BaseModel):
             fingerprint=card.fingerprint,
         )
 
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """A recipe from `as_json`; what it says may be anything and is to be checked.
+
+        Raises:
+            ValueError: it is no recipe.
+        """
+        if len(text) > _MOST_CHARACTERS:
+            raise ValueError(f"{len(text)} characters are more than any recipe has")
+        return cls.model_validate_json(text)
+
     def as_json(self) -> str:
         """ASCII JSON: everything else is escaped, so that it fits into any metadata field."""
         return json.dumps(self.model_dump(), ensure_ascii=True, separators=(",", ":"))
@@ -83,7 +101,22 @@ class Recipe(BaseModel):
     def as_xmp(self) -> str:
         """An XMP packet: the mark of a generated picture, and the recipe."""
         tool, recipe = quoteattr(f"Avocat {self.version}"), quoteattr(self.as_json())
-        return _XMP.format(source=_DIGITAL_SOURCE, tool=tool, recipe=recipe)
+        return _XMP.format(source=_DIGITAL_SOURCE, namespace=_NAMESPACE, tool=tool, recipe=recipe)
+
+
+def recipe_in_xmp(packet: bytes) -> str | None:
+    """The JSON of the recipe in an XMP packet, as an attribute or, as other programs write it, an
+    element; None where there is none."""
+    name = f"{{{_NAMESPACE}}}recipe"
+    try:
+        text = packet.decode()
+        if "<!" in text:  # XMP has no document type, and so no entities that could grow
+            return None
+        root = ElementTree.fromstring(text)  # noqa: S314 - see above
+    except (ValueError, ElementTree.ParseError):
+        return None
+    found = next((node.get(name) for node in root.iter() if node.get(name)), None)
+    return found or root.findtext(f".//{name}")
 
 
 def _printable(text: str) -> str:

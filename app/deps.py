@@ -1,7 +1,8 @@
 """What routes are given: services made once per application, and the caller of this request."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -46,6 +47,8 @@ class Services:
     limiter: RateLimiter
     signer: Signer
     storage: ImageStorage
+    # Few pictures are decoded at a time, so that they take little memory.
+    decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
 
 
 def make_services(settings: Settings) -> Services:

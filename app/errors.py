@@ -92,7 +92,7 @@ class BodyTooLarge(ApiError):
 
 
 class UnsupportedMediaType(ApiError):
-    """The body says it is something else than JSON."""
+    """The body says it is something else than the route reads."""
 
 
 class RangeNotSatisfiable(ApiError):
@@ -160,7 +160,7 @@ PROBLEMS: Mapping[type[ApiError], Kind] = {
     ImageNotFound: Kind(404, "image-not-found", "No such image"),
     ModelNotFound: Kind(404, "model-not-found", "No such model"),
     BodyTooLarge: Kind(413, "body-too-large", "The body is too large"),
-    UnsupportedMediaType: Kind(415, "unsupported-media-type", "The body must be JSON"),
+    UnsupportedMediaType: Kind(415, "unsupported-media-type", "The body is of another kind"),
     RangeNotSatisfiable: Kind(416, "range-not-satisfiable", "No such range"),
     InvalidRequest: Kind(422, "invalid-request", "The request is not valid"),
     IdempotencyKeyReused: Kind(422, "idempotency-key-reused", "The Idempotency-Key is taken"),

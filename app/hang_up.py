@@ -9,9 +9,11 @@ from starlette.types import Receive
 
 from app.event_stream import EventStream
 
-__all__ = ["ClientGone", "StreamToClient", "while_connected"]
+__all__ = ["HUNG_UP", "ClientGone", "StreamToClient", "while_connected"]
 
 T = TypeVar("T")
+
+HUNG_UP = 499  # nginx's word for it; nobody reads it
 
 
 class ClientGone(Exception):

@@ -3,7 +3,7 @@
 import re
 import secrets
 import time
-from collections.abc import MutableMapping
+from collections.abc import Container, MutableMapping
 from typing import Any
 
 import structlog
@@ -100,14 +100,19 @@ class HeadAsGet:
 
 
 class BodyLimit:
-    """Refuses bodies over `max_bytes`, announced or not; hands on whole ones."""
+    """Refuses bodies over `max_bytes`, announced or not; hands on whole ones.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    Routes at the paths `elsewhere` read their bodies, and hold to a limit, by themselves.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, elsewhere: Container[str] = ()) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._elsewhere = elsewhere
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
+        bodiless = scope["type"] != "http" or scope["method"] in ("GET", "HEAD")
+        if bodiless or scope["path"] in self._elsewhere:
             await self._app(scope, receive, send)
             return
         body = await self._read(receive)

@@ -8,7 +8,14 @@ from starlette.datastructures import Headers
 from app.errors import InvalidRequest, UnsupportedMediaType
 from app.schemas.problems import FieldProblem
 
-__all__ = ["KEY_PATTERN", "MAX_WAIT_S", "idempotency_key", "preferred_wait_s", "require_json"]
+__all__ = [
+    "KEY_PATTERN",
+    "MAX_WAIT_S",
+    "idempotency_key",
+    "preferred_wait_s",
+    "require_json",
+    "require_picture",
+]
 
 MAX_WAIT_S = 60
 _MOST_KEY_CHARACTERS = 255
@@ -70,5 +77,25 @@ def require_json(headers: Headers) -> None:
         name, _, value = parameter.partition("=")
         if name.strip() == "charset" and value.strip(' "') not in ("utf-8", "utf8"):
             raise UnsupportedMediaType(f"charset {value[:40]!r} should be utf-8")
+    _require_uncompressed(headers, "plain JSON")
+
+
+def require_picture(headers: Headers) -> str:
+    """The media type of a picture's file: `image/png` or `image/webp`.
+
+    Raises:
+        UnsupportedMediaType: the body is announced as something else, or as nothing.
+    """
+    given = headers.get("content-type", "")
+    media_type = given.partition(";")[0].strip().lower()
+    if media_type not in ("image/png", "image/webp"):
+        raise UnsupportedMediaType(
+            f"Content-Type {given[:100]!r} should be image/png or image/webp"
+        )
+    _require_uncompressed(headers, "the file as it is")
+    return media_type
+
+
+def _require_uncompressed(headers: Headers, wanted: str) -> None:
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
-        raise UnsupportedMediaType("Compressed bodies are not read; send plain JSON")
+        raise UnsupportedMediaType(f"Compressed bodies are not read; send {wanted}")

@@ -19,10 +19,10 @@ from app.deps import Services, ServicesDep, SubmitterDep
 from app.documentation import header, json_body, openai_problems
 from app.event_stream import KEEPALIVE_COMMENT, Silence, encode_event
 from app.generation import Generation, read_generation
-from app.hang_up import ClientGone, StreamToClient, while_connected
+from app.hang_up import HUNG_UP, ClientGone, StreamToClient
 from app.image_bytes import image_bytes
 from app.jobs.followers import Preview
-from app.jobs.record import JobRecord, JobStatus
+from app.jobs.record import JobRecord
 from app.json_body import read_json
 from app.middleware import add_header
 from app.openai_errors import openai_error
@@ -34,14 +34,12 @@ from app.schemas.openai import (
     Images,
     PartialImageEvent,
 )
+from app.synchronous import wait_for_pictures, with_pictures
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
-# OpenAI's client would submit the same again, although the job had its tries or still goes on.
-_NO_RETRY = {"X-Should-Retry": "false"}
-_HUNG_UP = 499  # nginx's word for it; nobody reads it
 _DONE = format_sse_event(data_str="[DONE]")
 
 
@@ -74,43 +72,15 @@ async def generate_images(
     admission = await admit(services, caller, asked.draft, previews=previews)
     record = admission.record
     add_header(request, "X-Job-Id", record.id)
-    cancel = partial(services.submitter.cancel, record)
     if asked.options.stream:
+        cancel = partial(services.submitter.cancel, record)
         return StreamToClient(_events(request, services, record, previews), on_hang_up=cancel)
-    timeout_s = services.settings.sync_timeout_s
-    waiting = services.events.wait_until_terminal(record.id, timeout_s)
     try:
-        ended = await while_connected(request, waiting)
+        ended = await wait_for_pictures(request, services, record)
     except ClientGone:
-        await cancel()
-        return Response(status_code=_HUNG_UP)
-    answer = await _images(request, services, asked, await _succeeded(services, record, ended))
+        return Response(status_code=HUNG_UP)
+    answer = await _images(request, services, asked, ended)
     return JSONResponse(answer.model_dump(mode="json", exclude_none=True))
-
-
-async def _succeeded(services: Services, made: JobRecord, now: JobRecord | None) -> JobRecord:
-    """The job's record now, if it has pictures.
-
-    Raises:
-        ApiError: it has none.
-    """
-    if now is None or (services.events.closed and not now.status.terminal):
-        await services.submitter.cancel(made)  # the client will submit it again
-        detail = "The server is about to restart; try again"
-        raise errors.Unavailable(detail, headers={"Retry-After": "1"})
-    match now.status:
-        case JobStatus.SUCCEEDED:
-            return now
-        case JobStatus.FAILED:
-            detail = now.error.detail if now.error is not None else "The job has failed"
-            raise errors.JobFailed(detail, headers=_NO_RETRY)
-        case JobStatus.CANCELED:
-            raise errors.JobCanceled(f"The job {made.id} was canceled", headers=_NO_RETRY)
-    raise errors.JobNotFinished(
-        f"The job {made.id} has not ended within {services.settings.sync_timeout_s} s; "
-        f"it goes on: see /v1/jobs/{made.id}",
-        headers=_NO_RETRY,
-    )
 
 
 async def _images(
@@ -145,7 +115,7 @@ async def _events(
                     silence.broken()
                     sent += 1
     try:
-        ended = await _succeeded(services, record, follower.topic.record)
+        ended = await with_pictures(services, record, follower.topic.record)
         for image in ended.images:
             data = _base64(await image_bytes(services, image))
             event = CompletedEvent(b64_json=data, **_look(ended))

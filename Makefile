@@ -4,7 +4,7 @@
 #   make test ARGS="tests/app -x"    the test suite, or part of it
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test test-load lint types bench clean
+.PHONY: help serve demo test test-load lint types bench bench-quick clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -18,7 +18,7 @@ unexport PROMPT
 export DEMO_PROMPT := $(value PROMPT)
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
 
 $(VENV)/.made:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -35,7 +35,9 @@ $(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "Installing Avocat and its tools into $(VENV); the first time takes a few minutes"
-	$(PIP) --editable '.[embedded,worker,onnx,openvino,train,test,lint]'
+	$(PIP) --editable '.[embedded,worker,onnx,openvino,train,test,lint,bench]'
+	@# Alone: with its own dependencies uvicorn would serve our API by another loop than installed.
+	$(PIP) --no-deps litserve pyzmq
 	@touch $(VENV)/.run $@
 
 serve: $(VENV)/.run ## Start Redis, the API and a worker (AVOCAT_PORT=… and other settings apply)
@@ -58,8 +60,11 @@ lint: $(VENV)/.dev ## Check style and who imports whom
 types: $(VENV)/.dev ## Check types
 	$(BIN)/mypy
 
-bench: $(VENV)/.run ## Measure jobs per second and latency through the whole service
-	$(BIN)/python -m benchmarks.service $(ARGS)
+bench: $(VENV)/.dev ## Measure everything on an idle machine: ≤ 15 minutes, kept in docs/performance.md
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-quick: $(VENV)/.dev ## The same in ≤ 2 minutes, rough figures, nothing kept
+	$(BIN)/python -m benchmarks --quick $(ARGS)
 
 clean: ## Remove the virtual environment and caches; data/ and bundles/ stay
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,76 +1,131 @@
-"""Jobs per second and latency through the whole service, with 1, 4 and 16 jobs in flight.
+"""The whole service, HTTP in and PNG out, against the bare engine on the same jobs."""
 
-python -m benchmarks.service --jobs 32
-"""
-
-import argparse
-import json
-import statistics
+import os
+import random
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Final
 
 import httpx
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from app.commands.own_service import own_service
+from app.jobs.record import JobRequest
+from benchmarks.results import Result, interleaved, ratios, result
+from benchmarks.subject import Plan, executed, mixed, row_specs
+from models.bundle import Bundle
+from worker.engine import Engine
 
-IN_FLIGHT = (1, 4, 16)
+__all__ = ["bodies", "measure"]
+
+ROUND_S: Final = 10.0  # of work for each side
+SMALLEST, LARGEST = 8, 200  # jobs in a round; fewer than one key may have active
+MOST_IMAGES = 2
+POLL_S = 0.1
+ASKING = 4  # connections that submit
 
 
-def latency_s(http: httpx.Client, seed: int, fields: dict[str, object]) -> float:
-    """Seconds from submission to the finished job, as a client sees it."""
-    started = time.perf_counter()
-    body = {"prompt": "a red apple", "seed": seed, "cache": False} | fields
-    job = http.post("/v1/jobs", json=body, headers={"Prefer": "wait=60"}).raise_for_status().json()
-    while job["finished_at"] is None:
-        time.sleep(0.05)
-        job = http.get(f"/v1/jobs/{job['id']}").raise_for_status().json()
+def measure(plan: Plan) -> list[Result]:
+    """Jobs a second of the service ÷ those of the engine, all jobs there from the start."""
+    bundle, chosen = executed(plan)
+    requests = _requests(plan, bundle)
+    pictures = sum(request.n for request in requests)
+    with (
+        _settings(plan, chosen.name),
+        own_service() as url,
+        httpx.Client(base_url=url, timeout=60.0) as http,
+    ):
+        sides = {
+            "service": lambda: through_http(http, requests),
+            "engine": _bare(plan, bundle, requests),
+        }
+        found = interleaved(sides, plan.seconds)
+    return [
+        result(
+            f"whole service ÷ bare engine, {len(requests)} mixed jobs at once",
+            ratios(found["engine"], found["service"]),
+            unit="share",
+            at_least=0.95,
+            command=plan.command,
+        ),
+        result(
+            "pictures through the service, mixed jobs of 10 to 50 steps",
+            [pictures / seconds for seconds in found["service"]],
+            unit="pictures/s",
+            at_least=None,
+            command=plan.command,
+        ),
+    ]
+
+
+def _requests(plan: Plan, bundle: Bundle) -> list[JobRequest]:
+    """As many jobs as keep the engine busy for a round, by the time of a few."""
+    dice = random.Random(5)
+    requests = [mixed(dice, most_images=MOST_IMAGES) for _ in range(LARGEST)]
+    few = requests[:SMALLEST]
+    seconds = _bare(plan, bundle, few)()
+    rounds_s = min(ROUND_S, plan.seconds / 8)
+    return requests[: min(LARGEST, max(SMALLEST, round(SMALLEST * rounds_s / seconds)))]
+
+
+def _bare(plan: Plan, bundle: Bundle, requests: Sequence[JobRequest]) -> Callable[[], float]:
+    def run() -> float:
+        began = time.perf_counter()
+        engine = Engine(bundle, plan.settings.slots, plan.settings.micro_batch)
+        for number, request in enumerate(requests):
+            engine.admit(row_specs(bundle, request, f"{number}"))
+        while not engine.idle:
+            engine.step()
+        return time.perf_counter() - began
+
+    return run
+
+
+def through_http(http: httpx.Client, requests: Sequence[JobRequest]) -> float:
+    """Seconds from the first submission until the last image is here."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(ASKING) as pool:
+        jobs = list(pool.map(lambda body: _submitted(http, body), bodies(requests)))
+    for job in jobs:  # one after the other: the client needs the processor as little as can be
+        for image in _ended(http, job)["images"]:
+            http.get(image["url"]).raise_for_status().read()
+    return time.perf_counter() - began
+
+
+def bodies(requests: Sequence[JobRequest]) -> Iterator[dict[str, Any]]:
+    """The requests as a client sends them, in the default model and its native size."""
+    fields = {"prompt", "n", "seed", "steps", "sampler", "guidance_scale", "cache"}
+    for request in requests:
+        yield request.model_dump(include=fields)
+
+
+def _submitted(http: httpx.Client, body: dict[str, Any]) -> str:
+    job = http.post("/v1/jobs", json=body).raise_for_status().json()
+    return str(job["id"])
+
+
+def _ended(http: httpx.Client, job_id: str) -> dict[str, Any]:
+    while True:
+        job: dict[str, Any] = http.get(f"/v1/jobs/{job_id}").raise_for_status().json()
+        if job["finished_at"] is not None:
+            break
+        time.sleep(POLL_S)
     if job["status"] != "succeeded":
-        raise RuntimeError(f"job {job['id']} {job['status']}: {job['error']}")
-    return time.perf_counter() - started
+        raise RuntimeError(f"job {job_id} {job['status']}: {job['error']}")
+    return job
 
 
-def measure(
-    http: httpx.Client, in_flight: int, jobs: int, fields: dict[str, object]
-) -> dict[str, float]:
-    """One row of figures."""
-    started = time.perf_counter()
-    with ThreadPoolExecutor(in_flight) as pool:
-        found = sorted(pool.map(lambda seed: latency_s(http, seed, fields), range(jobs)))
-    took_s = time.perf_counter() - started
-    return {
-        "in_flight": in_flight,
-        "jobs_per_s": jobs / took_s,
-        "p50_s": statistics.median(found),
-        "p95_s": found[min(len(found) - 1, int(0.95 * len(found)))],
-    }
-
-
-def main() -> None:
-    """Start a service, warm it up, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--jobs", type=int, default=32, help="jobs per measurement")
-    parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
-    parser.add_argument("--json", action="store_true", help="one JSON line per measurement")
-    options = parser.parse_args()
-    fields = {"steps": options.steps} if options.steps else {}
-    with own_service() as url, httpx.Client(base_url=url, timeout=120) as http:
-        latency_s(http, 0, fields)
-        with Progress(console=Console(stderr=True)) as bar:
-            rows = [
-                measure(http, in_flight, options.jobs, fields)
-                for in_flight in bar.track(IN_FLIGHT, description="measuring")
-            ]
-    if options.json:
-        print("\n".join(map(json.dumps, rows)))
-        return
-    table = Table("in flight", "jobs/s", "p50 s", "p95 s", title=f"{options.jobs} jobs each")
-    for row in rows:
-        table.add_row(str(row["in_flight"]), *(f"{row[k]:.2f}" for k in list(row)[1:]))
-    Console().print(table)
-
-
-if __name__ == "__main__":
-    main()
+@contextmanager
+def _settings(plan: Plan, runtime: str) -> Iterator[None]:
+    """The service reads its settings from the environment: those of the plan, the same runtime."""
+    named = ("bundle", "device", "slots", "micro_batch", "threads")
+    values = {name: getattr(plan.settings, name) for name in named} | {"runtime": runtime}
+    given = {f"AVOCAT_{name.upper()}": str(value) for name, value in values.items()}
+    before = dict(os.environ)
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,60 @@
+"""One forward of the denoiser's network: the runtime that a worker chooses against plain torch."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+from benchmarks.results import Result, interleaved, ratios, result
+from benchmarks.subject import Plan, executed, loaded, seconds_of
+from models.unet import UNet
+from worker.runtimes.networks import example
+
+__all__ = ["forwards", "measure", "plain"]
+
+
+@torch.inference_mode()
+def measure(plan: Plan) -> list[Result]:
+    """How many times as fast it is, with the M rows of a worker's micro-batch."""
+    rows = plan.settings.micro_batch
+    bundle, chosen = executed(plan)
+    network = network_of(loaded(plan.settings).denoiser.network)
+    calls = forwards(plan, rows, {"plain": plain(network), "chosen": bundle.denoiser.network})
+    timed = {name: partial(seconds_of, call, plan.device) for name, call in calls.items()}
+    found = interleaved(timed, plan.seconds)
+    return [
+        result(
+            f"forward of {rows} rows: {chosen.name} ÷ eager contiguous float32",
+            ratios(found["plain"], found["chosen"]),
+            unit="times as fast",
+            at_least=2.0,
+            command=plan.command,
+        )
+    ]
+
+
+def network_of(module: nn.Module) -> UNet:
+    """The bundle's own network.
+
+    Raises:
+        TypeError: a runtime has taken its place.
+    """
+    if not isinstance(module, UNet):
+        raise TypeError(f"the network is a {type(module).__name__}, not a UNet")
+    return module
+
+
+def plain(network: UNet) -> UNet:
+    """A copy as torch lays a network out by default: NCHW."""
+    return copy.deepcopy(network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
+
+
+def forwards(
+    plan: Plan, rows: int, networks: dict[str, nn.Module]
+) -> dict[str, Callable[[], object]]:
+    """Calls of the networks with the same `rows` rows."""
+    network = network_of(loaded(plan.settings).denoiser.network)
+    arguments = example(network, rows, plan.device)
+    return {name: partial(one, *arguments) for name, one in networks.items()}

@@ -7,6 +7,7 @@ from app.commands.jobs import jobs
 from app.commands.models import PASS_THROUGH, evaluate, train
 from app.commands.serve import api, serve, worker
 from app.commands.settings import settings
+from app.commands.verify import verify
 
 __all__ = ["cli", "main"]
 
@@ -33,6 +34,7 @@ def about() -> None:
 
 cli.command(short_help="Start the whole service on this machine.")(serve)
 cli.command(short_help="Draw a picture for a prompt.")(generate)
+cli.command(short_help="Draw a picture again from its file, and compare.")(verify)
 cli.add_typer(jobs, short_help="List, show and cancel jobs.")
 cli.command(short_help="Run the API alone.")(api)
 cli.command(short_help="Run one worker alone.")(worker)

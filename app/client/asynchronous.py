@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import aclosing
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -11,10 +12,10 @@ from httpx_sse import EventSource, ServerSentEvent
 
 from app.client import calls
 from app.client.calls import Answer, Call, Listen, NextSent, Pause, Send, Step
-from app.client.connection import http_options, id_of, new_request
+from app.client.connection import bytes_of, http_options, id_of, new_request
 from app.client.events import Event
 from app.client.retries import Retries
-from app.client.types import Image, Job, JobFields, Model, Picture
+from app.client.types import Image, Job, JobFields, Model, Picture, Verification
 
 __all__ = ["AsyncAvocat"]
 
@@ -99,6 +100,12 @@ class AsyncAvocat:
     async def download(self, image: Image) -> bytes:
         """The bytes of a picture."""
         return await self._run(calls.download(image, self._retries))
+
+    async def verify(
+        self, picture: Picture | bytes | str | Path, *, timeout_s: float = 300.0
+    ) -> Verification:
+        """Let the service draw a PNG or WebP again from the recipe inside; a text is a path."""
+        return await self._run(calls.verify(bytes_of(picture), timeout_s, self._retries))
 
     async def models(self) -> Sequence[Model]:
         """The models that can be drawn with."""

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from app.client.errors import JobCanceled, JobFailed, JobTimeout, Unreachable, problem_error
 from app.client.events import Ended, Event, changes, read_event
 from app.client.retries import Retries, retry_after_s
-from app.client.types import Image, Job, JobFields, Model, Picture
+from app.client.types import Image, Job, JobFields, Model, Picture, Verification
 from app.jobs.record import JobStatus
 from app.schemas.jobs import JobList
 from app.schemas.models import ModelList
@@ -44,6 +44,8 @@ class Send:
     json: Mapping[str, Any] | None = None
     params: Params | None = None
     headers: Headers = field(default_factory=dict)
+    content: bytes | None = None
+    timeout_s: float | None = None  # in place of the client's
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,20 @@ def page(status: str | None, limit: int, cursor: str | None, retries: Retries) -
 def models(retries: Retries) -> Call[list[Model]]:
     """All models that are served."""
     return (yield from _model(ModelList, Send("GET", "/v1/models"), retries)).data
+
+
+def verify(data: bytes, timeout_s: float, retries: Retries) -> Call[Verification]:
+    """Whether a picture is what its recipe gives."""
+    headers = {"Content-Type": _media_type(data)}
+    send = Send("POST", "/v1/verify", headers=headers, content=data, timeout_s=timeout_s)
+    return (yield from _model(Verification, send, retries))
+
+
+def _media_type(data: bytes) -> str:
+    """By the first bytes; what is neither is for the service to refuse."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    return "image/webp" if data[8:12] == b"WEBP" else "application/octet-stream"
 
 
 def download(image: Image, retries: Retries) -> Call[bytes]:

@@ -1,15 +1,16 @@
 """How both clients speak HTTP."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from app import __version__
 from app.client.calls import HEARTBEAT_S, Listen, Send
-from app.client.types import Job
+from app.client.types import Job, Picture
 
-__all__ = ["DEFAULT_SERVER", "http_options", "id_of", "new_request"]
+__all__ = ["DEFAULT_SERVER", "bytes_of", "http_options", "id_of", "new_request"]
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 # Three heartbeats missed: the connection is lost.
@@ -39,10 +40,23 @@ def new_request(http: httpx.Client | httpx.AsyncClient, step: Send | Listen) -> 
             "GET", step.path, params=step.params, headers=step.headers, timeout=_STREAM_TIMEOUT
         )
     return http.build_request(
-        step.method, step.path, json=step.json, params=step.params, headers=step.headers
+        step.method,
+        step.path,
+        json=step.json,
+        content=step.content,
+        params=step.params,
+        headers=step.headers,
+        timeout=http.timeout if step.timeout_s is None else step.timeout_s,
     )
 
 
 def id_of(job: Job | str) -> str:
     """A job's id, from the job or the id."""
     return job if isinstance(job, str) else job.id
+
+
+def bytes_of(picture: Picture | bytes | str | Path) -> bytes:
+    """A picture's file, from the file's name where that is given; raises OSError."""
+    if isinstance(picture, (str, Path)):
+        return Path(picture).read_bytes()
+    return picture.data if isinstance(picture, Picture) else picture

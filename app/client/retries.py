@@ -30,9 +30,7 @@ class Retries:
 
     def pause_s(self, tried: int, answer: httpx.Response | httpx.TransportError) -> float | None:
         """Seconds to wait after `tried` tries ended in `answer`; None: do not try again."""
-        if tried > self.count or (
-            isinstance(answer, httpx.Response) and answer.status_code not in _PASSING
-        ):
+        if tried > self.count or (isinstance(answer, httpx.Response) and not _passes(answer)):
             return None
         longest = min(self.most_s, self.first_s * 2 ** (tried - 1))
         jitter = random.uniform(0, longest)  # noqa: S311 (spreads clients, guards nothing)
@@ -41,6 +39,12 @@ class Retries:
             return jitter
         # On top of what was asked for: else all clients that were refused come back at once.
         return asked + min(jitter, 1.0) if asked <= self.patience_s else None
+
+
+def _passes(answer: httpx.Response) -> bool:
+    """Whether another try may end otherwise; the service knows where that would be in vain."""
+    in_vain = answer.headers.get("X-Should-Retry", "").lower() == "false"
+    return answer.status_code in _PASSING and not in_vain
 
 
 def retry_after_s(response: httpx.Response) -> float | None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -11,10 +12,10 @@ from httpx_sse import EventSource, ServerSentEvent
 
 from app.client import calls
 from app.client.calls import Answer, Call, Listen, NextSent, Pause, Send, Step
-from app.client.connection import http_options, id_of, new_request
+from app.client.connection import bytes_of, http_options, id_of, new_request
 from app.client.events import Event
 from app.client.retries import Retries
-from app.client.types import Image, Job, JobFields, Model, Picture
+from app.client.types import Image, Job, JobFields, Model, Picture, Verification
 
 __all__ = ["Avocat"]
 
@@ -98,6 +99,12 @@ class Avocat:
     def download(self, image: Image) -> bytes:
         """The bytes of a picture."""
         return self._run(calls.download(image, self._retries))
+
+    def verify(
+        self, picture: Picture | bytes | str | Path, *, timeout_s: float = 300.0
+    ) -> Verification:
+        """Let the service draw a PNG or WebP again from the recipe inside; a text is a path."""
+        return self._run(calls.verify(bytes_of(picture), timeout_s, self._retries))
 
     def models(self) -> Sequence[Model]:
         """The models that can be drawn with."""

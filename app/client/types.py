@@ -9,8 +9,9 @@ from app.schemas.jobs import ImageObject as Image
 from app.schemas.jobs import JobObject as Job
 from app.schemas.models import ModelObject as Model
 from app.schemas.problems import ProblemDetails as Problem
+from app.schemas.verification import Verification
 
-__all__ = ["Image", "Job", "JobFields", "Model", "Picture", "Problem"]
+__all__ = ["Image", "Job", "JobFields", "Model", "Picture", "Problem", "Verification"]
 
 
 class JobFields(TypedDict, total=False):

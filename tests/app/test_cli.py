@@ -28,7 +28,7 @@ def run(*arguments: str, env: Mapping[str, str] | None = None) -> str:
     return ended.output
 
 
-@pytest.mark.parametrize("command", ["serve", "generate", "worker", "api", "settings"])
+@pytest.mark.parametrize("command", ["serve", "generate", "verify", "worker", "api", "settings"])
 def test_help_teaches_by_example(command: str) -> None:
     text = run(command, "--help")
     assert "Example" in text

@@ -25,6 +25,7 @@ ROUTES = {
     ("get", "/v1/jobs/{job_id}/events"),
     ("get", "/v1/images/{name}"),
     ("post", OPENAI),
+    ("post", "/v1/verify"),
     ("get", "/v1/models"),
     ("get", "/v1/models/{name}"),
 }

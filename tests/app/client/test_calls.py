@@ -149,3 +149,20 @@ def test_bytes_are_compared_with_the_sha256() -> None:
     assert Play(good).run(calls.download(image, RETRIES)) == b"hi"
     with pytest.raises(Unreachable, match="sha256"):
         Play(bad).run(calls.download(image, RETRIES))
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"\x89PNG\r\n\x1a\n...", "image/png"),
+        (b"RIFF\0\0\0\0WEBPVP8L", "image/webp"),
+        (b"\xff\xd8\xff", "application/octet-stream"),
+    ],
+)
+def test_a_picture_is_sent_as_what_it_is(data: bytes, kind: str) -> None:
+    said = {"verdict": "different", "reason": "x", "recipe": None, "fingerprint": None}
+    play = Play(httpx.Response(200, json=said | {"job_id": None}))
+    assert play.run(calls.verify(data, 99.0, RETRIES)).verdict == "different"
+    [step] = play.asked
+    assert isinstance(step, Send)
+    assert (step.headers["Content-Type"], step.content, step.timeout_s) == (kind, data, 99.0)

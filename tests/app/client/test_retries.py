@@ -32,6 +32,11 @@ def test_what_does_not_pass_is_not_tried_again(status: int) -> None:
     assert Retries().pause_s(1, httpx.Response(status)) is None
 
 
+def test_what_the_service_calls_vain_is_not_tried_again() -> None:
+    answer = httpx.Response(504, headers={"X-Should-Retry": "false"})
+    assert Retries().pause_s(1, answer) is None
+
+
 def test_retry_after_may_be_a_date() -> None:
     in_a_minute = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
     found = retry_after_s(httpx.Response(503, headers={"Retry-After": in_a_minute}))

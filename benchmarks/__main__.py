@@ -42,8 +42,8 @@ BENCHMARKS: Final = {
     "gemm": _Times(30, 4),
     "diffusers_loop": _Times(60, 6),
     "bookkeeping": _Times(30, 3),
-    "service": _Times(120, 12),
-    "load": _Times(300, 30),
+    "service": _Times(120, 10),
+    "load": _Times(300, 20),
     "submission": _Times(50, 6),
 }
 

@@ -25,7 +25,7 @@ from worker.engine import Engine
 
 __all__ = ["measure", "peer_network"]
 
-STEPS: Final = 10
+STEPS: Final = 5
 GUIDANCE_SCALE: Final = 3.0
 _GROUPS = 8  # of the norms, as in our network
 

@@ -22,7 +22,7 @@ def measure(plan: Plan) -> list[Result]:
     bundle, chosen = executed(plan)
     network = network_of(loaded(plan.settings).denoiser.network)
     calls = forwards(plan, rows, {"plain": plain(network), "chosen": bundle.denoiser.network})
-    timed = {name: partial(seconds_of, call, plan.device) for name, call in calls.items()}
+    timed = {name: partial(seconds_of, call, plan) for name, call in calls.items()}
     found = interleaved(timed, plan.seconds)
     return [
         result(

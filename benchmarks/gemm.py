@@ -25,10 +25,10 @@ def measure(plan: Plan) -> list[Result]:
     bundle, chosen = executed(plan, ROWS)
     network = network_of(loaded(plan.settings).denoiser.network)
     call = forwards(plan, ROWS, {"forward": bundle.denoiser.network})["forward"]
-    sides = {"forward": partial(seconds_of, call, plan.device)}
+    sides = {"forward": partial(seconds_of, call, plan)}
     for side in SIDES:
         product = partial(torch.mm, *_squares(side, plan.device))
-        sides[f"{side}"] = partial(seconds_of, product, plan.device)
+        sides[f"{side}"] = partial(seconds_of, product, plan)
     found = interleaved(sides, plan.seconds)
     flops = flops_of(network, ROWS)
     peaks = [

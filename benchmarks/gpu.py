@@ -30,7 +30,7 @@ from models.sampling import sample
 from worker.engine import Engine
 from worker.runtimes.networks import example
 
-__all__ = ["COMMAND", "measure"]
+__all__ = ["COMMAND", "measure", "one_by_one", "together"]
 
 COMMAND: Final = "python -m benchmarks.gpu"
 SIDES: Final = (4096, 8192, 16384)  # of the bf16 products; the best one counts
@@ -97,7 +97,7 @@ def _shares(plan: Plan, bundle: Bundle, seconds: float) -> list[Line]:
     for side in sides:
         first, second = torch.randn(2, side, side, device=plan.device, dtype=torch.bfloat16)
         calls[f"{side}"] = partial(torch.mm, first, second)
-    timed = {name: partial(seconds_of, call, plan.device) for name, call in calls.items()}
+    timed = {name: partial(seconds_of, call, plan) for name, call in calls.items()}
     found = interleaved(timed, seconds)
     peaks = [
         max(2 * side**3 / seconds for side, seconds in zip(sides, turn, strict=True))
@@ -112,7 +112,7 @@ def _shares(plan: Plan, bundle: Bundle, seconds: float) -> list[Line]:
 
 
 def _loads(plan: Plan, bundle: Bundle, seconds: float) -> list[Line]:
-    ours, alone = partial(_together, plan, bundle), partial(_one_by_one, plan)
+    ours, alone = partial(together, plan, bundle), partial(one_by_one, plan)
     rate = 4 / max(alone(at_once(random.Random(0), 4)))
     ours(at_once(random.Random(0), 4))  # what is done only once
     span = seconds / ROUNDS / 5  # of each burst and load
@@ -144,7 +144,7 @@ def _loads(plan: Plan, bundle: Bundle, seconds: float) -> list[Line]:
     ]
 
 
-def _together(plan: Plan, bundle: Bundle, jobs: Sequence[Arrival]) -> list[float]:
+def together(plan: Plan, bundle: Bundle, jobs: Sequence[Arrival]) -> list[float]:
     """The engine, which takes each job in before the step that follows its arrival."""
     engine = Engine(bundle, plan.settings.slots, plan.settings.micro_batch)
     ends: dict[int, float] = {}
@@ -163,7 +163,7 @@ def _together(plan: Plan, bundle: Bundle, jobs: Sequence[Arrival]) -> list[float
     return [ends[number] - job.at_s for number, job in enumerate(jobs)]
 
 
-def _one_by_one(plan: Plan, jobs: Sequence[Arrival]) -> list[float]:
+def one_by_one(plan: Plan, jobs: Sequence[Arrival]) -> list[float]:
     """The jobs in the order they came, each drawn alone, in the runtime that is best for that."""
     bundle, _ = executed(plan, rows=1)
     side = bundle.config.image_size

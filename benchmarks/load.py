@@ -18,7 +18,7 @@ from benchmarks.results import Result, ratios, result
 from benchmarks.sides import Avocat, OneByOne, Side, StaticBatches, running
 from benchmarks.subject import Plan, executed
 
-__all__ = ["latencies", "measure"]
+__all__ = ["ended", "latencies", "measure"]
 
 OVERLOAD, BUSY = 1.2, 0.8  # of the capacity of one job at a time
 MOST_ROUNDS, ROUND_S = 3, 60.0
@@ -113,10 +113,15 @@ def latencies(side: Side, jobs: Sequence[Arrival], deadline_s: float = START_S) 
         time.sleep(max(0.0, due - time.time()))
         asked.append((side.ask(job.request, due), due))
     until = time.monotonic() + deadline_s
-    return [_end(side, job, until) - due for job, due in asked]
+    return [ended(side, job, until) - due for job, due in asked]
 
 
-def _end(side: Side, job: str, until: float) -> float:
+def ended(side: Side, job: str, until: float) -> float:
+    """Wait for the end of a job; its unix time.
+
+    Raises:
+        TimeoutError: it has not ended at `until`, in monotonic seconds.
+    """
     while (end := side.ended_at(job)) is None:
         if time.monotonic() > until:
             raise TimeoutError(f"job {job} did not end")

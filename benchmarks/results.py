@@ -81,23 +81,18 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Call all sides in turn, in alternating order, for about `seconds` and `least` rounds or more.
 
-    Each call returns what it measured; the first round of all is not counted.
+    Each call returns what it measured; that of a first round is not counted.
     """
+    until = time.perf_counter() + seconds
     for side in sides.values():
         side()
     found: dict[str, list[float]] = {name: [] for name in sides}
-    for order in _rounds(list(sides), seconds, least):
-        for name in order:
-            found[name].append(sides[name]())
-    return found
-
-
-def _rounds(names: list[str], seconds: float, least: int) -> Iterator[list[str]]:
-    """Orders, until another round would go beyond the time."""
     began, done = time.perf_counter(), 0
-    while done < least or (time.perf_counter() - began) * (done + 1) / done <= seconds:
-        yield names if done % 2 == 0 else names[::-1]
+    while done < least or time.perf_counter() + (time.perf_counter() - began) / done <= until:
+        for name in list(sides)[:: 1 if done % 2 == 0 else -1]:
+            found[name].append(sides[name]())
         done += 1
+    return found
 
 
 def machine(device: str | None = None) -> str:

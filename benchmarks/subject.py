@@ -137,20 +137,19 @@ def row_specs(bundle: Bundle, request: JobRequest, job: str) -> list[RowSpec]:
     return [replace(first, index=i, seed=request.seed + i) for i in range(request.n)]
 
 
-def seconds_of(
-    call: Callable[[], object], device: torch.device, block_s: float = _BLOCK_S
-) -> float:
+def seconds_of(call: Callable[[], object], plan: Plan) -> float:
     """Mean seconds of one call, over a block of them; one more before it is not counted.
 
     A block, because threads of the side measured before may still spin for a while.
     """
     call()
-    _wait(device)
+    _wait(plan.device)
+    block_s = min(_BLOCK_S, plan.seconds / 20)
     began, calls = time.perf_counter(), 0
     while calls == 0 or time.perf_counter() - began < block_s:
         call()
         calls += 1
-    _wait(device)
+    _wait(plan.device)
     return (time.perf_counter() - began) / calls
 
 

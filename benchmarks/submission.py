@@ -133,17 +133,19 @@ def _block(redis: Redis, card: ModelCard, port: int, path: str, seconds: float) 
     """Requests a second, in a Redis that holds nothing but the model's card."""
     redis.flushdb()
     announce(redis, card)
-    return asyncio.run(post_for(port, path, seconds)) / seconds
+    return asyncio.run(post_for(port, path, seconds))
 
 
-async def post_for(port: int, path: str, seconds: float) -> int:
-    """Requests answered with 202 in that time, over connections that are kept.
+async def post_for(port: int, path: str, seconds: float) -> float:
+    """Requests answered with 202 per second for about that time, over connections that are kept.
 
     Raises:
         RuntimeError: an answer was another one.
     """
-    until = time.perf_counter() + seconds
-    return sum(await asyncio.gather(*(_post(port, path, until) for _ in range(CONNECTIONS))))
+    began = time.perf_counter()
+    shares = (_post(port, path, began + seconds) for _ in range(CONNECTIONS))
+    answered = sum(await asyncio.gather(*shares))
+    return answered / (time.perf_counter() - began)
 
 
 async def _post(port: int, path: str, until: float) -> int:
@@ -153,7 +155,7 @@ async def _post(port: int, path: str, until: float) -> int:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answered = 0
     try:
-        while time.perf_counter() < until:
+        while answered == 0 or time.perf_counter() < until:
             writer.write(request)
             answer = await reader.readuntil(b"\r\n\r\n")
             body = await reader.readexactly(_length(answer))

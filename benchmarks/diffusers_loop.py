@@ -4,6 +4,7 @@ The peer is `StableDiffusionPipeline` itself, its prompts embedded and its laten
 a `UNet2DConditionModel` of about as many parameters as our denoiser, which paints the same pixels.
 """
 
+import importlib
 import time
 import warnings
 from collections.abc import Callable
@@ -78,11 +79,8 @@ def _size(config: UNetConfig, base: int) -> int:
 
 
 def _unet(config: UNetConfig, base: int) -> Any:
-    declare_missing_operators()  # diffusers imports transformers, and that torchvision
-    from diffusers import UNet2DConditionModel
-
     plain = len(config.multipliers) - 1
-    return UNet2DConditionModel(
+    return _diffusers().UNet2DConditionModel(
         sample_size=config.image_size,
         in_channels=config.channels,
         out_channels=config.channels,
@@ -94,6 +92,12 @@ def _unet(config: UNetConfig, base: int) -> Any:
         attention_head_dim=8,
         norm_num_groups=_GROUPS,
     )
+
+
+def _diffusers() -> Any:
+    """The package, which has no types; it imports transformers, and that torchvision."""
+    declare_missing_operators()
+    return importlib.import_module("diffusers")
 
 
 def _peer_flops(config: UNetConfig, peer: Any, rows: int) -> int:
@@ -159,16 +163,15 @@ def _theirs(peer: Any, bundle: Bundle, device: torch.device) -> Callable[[], flo
 
 
 def _pipeline(peer: Any) -> Any:
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
-
+    diffusers = _diffusers()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of parts that it is not given
-        pipeline = StableDiffusionPipeline(
+        pipeline = diffusers.StableDiffusionPipeline(
             vae=None,
             text_encoder=None,
             tokenizer=None,
             unet=peer,
-            scheduler=DDIMScheduler(
+            scheduler=diffusers.DDIMScheduler(
                 prediction_type="v_prediction",
                 clip_sample=False,
                 timestep_spacing="trailing",

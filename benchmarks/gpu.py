@@ -122,7 +122,6 @@ def _loads(plan: Plan, bundle: Bundle, seconds: float) -> list[Line]:
         dice = random.Random(number)
         few = at_once(dice, max(4, round(rate * span)))
         capacity = len(few) / max(alone(few))
-        rate = max(rate, capacity)
         many = at_once(dice, max(4 * plan.settings.slots, len(few)))
         saturated.append(len(many) / max(ours(many)))
         throughput.append(saturated[-1] / capacity)

@@ -59,7 +59,7 @@ def ended_at(redis: Redis, job_id: str) -> float | None:
     job = Job.fetch(job_id, connection=redis, serializer=JSONSerializer)
     if job.is_failed:
         raise RuntimeError(f"the peer's job failed: {job.latest_result()}")
-    return float(job.return_value()) if job.is_finished else None
+    return float(str(job.return_value())) if job.is_finished else None
 
 
 def paint(text: str) -> float:

@@ -92,8 +92,13 @@ def _servers() -> list[tuple[str, list[str], str]]:
 def _serving(command: list[str], redis_url: str, data_dir: Path) -> Iterator[int]:
     """Run a server on a free port; the port, once it answers."""
     port = _free_port()
-    limits = {"QUEUE_CAP": NO_LIMIT, "MAX_ACTIVE_JOBS_PER_KEY": NO_LIMIT, "LOG_LEVEL": "warning"}
-    values = {"REDIS_URL": redis_url, "DATA_DIR": data_dir} | limits
+    limits = {
+        "QUEUE_CAP": NO_LIMIT,
+        "MAX_ACTIVE_JOBS_PER_KEY": NO_LIMIT,
+        "RATE_LIMIT_PER_MINUTE": 0,
+    }
+    open_to_all = {"API_KEYS": "", "LOG_LEVEL": "warning"}
+    values = {"REDIS_URL": redis_url, "DATA_DIR": data_dir} | limits | open_to_all
     given = {f"AVOCAT_{name}": str(value) for name, value in values.items()}
     process = subprocess.Popen(
         [*command, "--host", "127.0.0.1", "--port", f"{port}"],

@@ -68,12 +68,20 @@ def test_the_gpu_loads_end_all_jobs(plan: Plan) -> None:
         assert min(found) > 0
 
 
+def environment(bundle_path: Path) -> dict[str, str]:
+    return os.environ | {"AVOCAT_BUNDLE": str(bundle_path), "AVOCAT_THREADS": "1"}
+
+
 @pytest.mark.load
-def test_all_of_them_run(bundle_path: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"AVOCAT_BUNDLE": str(bundle_path), "AVOCAT_THREADS": "1"}
+def test_all_of_them_run(bundle_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "--show", "--seconds", "2"]
     shown = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=280
+        command,
+        cwd=REPOSITORY,
+        env=environment(bundle_path),
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
     assert shown.returncode == 0, shown.stderr
     assert all(f"{name}: " in shown.stderr for name in BENCHMARKS)
@@ -86,7 +94,7 @@ def test_results_of_a_gpu_script_can_be_read(bundle_path: Path, tmp_path: Path) 
     subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", "--output", file, *small],
         cwd=REPOSITORY,
-        env=os.environ | {"AVOCAT_BUNDLE": str(bundle_path)},
+        env=environment(bundle_path),
         check=True,
         timeout=280,
     )

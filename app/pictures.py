@@ -50,12 +50,19 @@ def read_picture(file: IO[bytes], media_type: str, most_pixels: int) -> Picture:
             frames = getattr(image, "n_frames", 1)
             return Picture(*image.size, frames, _recipe(image), pixels)
     except Exception as fault:  # decoders raise many kinds
-        raise UnreadablePicture(str(fault) or type(fault).__name__) from fault
+        reason = str(fault) or type(fault).__name__
+    raise UnreadablePicture(reason)  # out here it does not keep what was decoded
 
 
-def differing_pixels(one: Image.Image, other: Image.Image) -> int:
-    """How many pixels of two RGBA pictures of one size differ."""
-    bands = ImageChops.difference(one, other).split()
+def differing_pixels(one: Picture, other: Picture) -> int:
+    """How many pixels of two pictures of one size differ.
+
+    Raises:
+        ValueError: the pixels of one were not decoded.
+    """
+    if one.pixels is None or other.pixels is None:
+        raise ValueError("a picture has more pixels than were decoded")
+    bands = ImageChops.difference(one.pixels, other.pixels).split()
     same = reduce(ImageChops.lighter, bands).histogram()[0]
     return one.width * one.height - same
 

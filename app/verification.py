@@ -5,7 +5,9 @@ service writes into its own picture decides whether the claim holds.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from io import BytesIO
+from typing import IO
 
 from anyio import to_thread
 from fastapi import Request
@@ -25,7 +27,7 @@ from app.resolve import Draft, resolve
 from app.schemas.verification import Verdict, Verification
 from app.synchronous import wait_for_pictures
 
-__all__ = ["most_pixels", "verify"]
+__all__ = ["PictureFile", "verify"]
 
 # What a recipe says of a job; the rest says what drew it.
 _ASKED = {
@@ -34,25 +36,55 @@ _ASKED = {
 }
 
 
-def most_pixels(cards: Mapping[str, ModelCard]) -> int:
-    """Of the largest picture that any model draws: what has more needs no decoding."""
-    sizes = [size.split("x") for card in cards.values() for size in card.sizes]
-    return max((int(width) * int(height) for width, height in sizes), default=0)
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture as it was sent, decoded only when looked at: many may wait for their jobs."""
+
+    file: IO[bytes]
+    media_type: str
+
+    async def look(self, services: Services, most_pixels: int) -> Picture:
+        """Decode it.
+
+        Raises:
+            UnreadablePicture: it cannot be.
+        """
+        async with services.decoding:
+            return await to_thread.run_sync(read_picture, self.file, self.media_type, most_pixels)
+
+
+@dataclass(frozen=True)
+class _Claim:
+    recipe: Recipe
+    draft: Draft
 
 
 async def verify(
-    request: Request, services: Services, caller: Caller, picture: Picture
+    request: Request, services: Services, caller: Caller, sent: PictureFile
 ) -> Verification:
     """The verdict on a picture; draws it again where that can tell anything.
 
     Raises:
+        UnreadablePicture: the file is no whole picture.
         ApiError: there is no room for the job, or it has no picture in time.
         ClientGone: the client has hung up.
     """
+    claim = await _claim(services, sent)
+    if isinstance(claim, Verification):
+        return claim
+    made = (await admit(services, caller, claim.draft)).record
+    add_header(request, "X-Job-Id", made.id)
+    ended = await wait_for_pictures(request, services, made)
+    return await _compare(services, sent, ended, claim.recipe)
+
+
+async def _claim(services: Services, sent: PictureFile) -> _Claim | Verification:
+    """What is to be drawn, or the verdict where nothing has to be."""
+    cards = await services.cards.all()
+    picture = await sent.look(services, _most_pixels(cards))
     recipe = picture.recipe
     if recipe is None:
         return _verdict("unverifiable", "The picture carries no recipe that can be read", None)
-    cards = await services.cards.all()
     card = next((one for one in cards.values() if one.fingerprint == recipe.fingerprint), None)
     if card is None:
         return _verdict("unverifiable", _why_not_here(cards, recipe), recipe)
@@ -64,10 +96,13 @@ async def verify(
         return _verdict("unverifiable", reason, recipe)
     if (visible := _visible_difference(picture, recipe)) is not None:
         return _verdict("different", visible, recipe)
-    made = (await admit(services, caller, draft)).record
-    add_header(request, "X-Job-Id", made.id)
-    ended = await wait_for_pictures(request, services, made)
-    return _compare(picture, await _drawn(services, ended), recipe, made.id)
+    return _Claim(recipe, draft)
+
+
+def _most_pixels(cards: Mapping[str, ModelCard]) -> int:
+    """Of the largest picture that any model draws: what has more needs no decoding."""
+    sizes = [size.split("x") for card in cards.values() for size in card.sizes]
+    return max((int(width) * int(height) for width, height in sizes), default=0)
 
 
 def _draft(recipe: Recipe, card: ModelCard) -> Draft:
@@ -100,31 +135,28 @@ def _visible_difference(picture: Picture, recipe: Recipe) -> str | None:
         return f"The picture is {size}, and its recipe gives {recipe.size}"
     if picture.frames != 1:
         return f"The file has {picture.frames} pictures, and its recipe gives one"
-    if picture.pixels is None:
-        return f"The picture is {size}, more than any model here draws"
     return None
 
 
-async def _drawn(services: Services, ended: JobRecord) -> Picture:
+async def _compare(
+    services: Services, sent: PictureFile, ended: JobRecord, recipe: Recipe
+) -> Verification:
     [image] = ended.images
-    data = await image_bytes(services, image)
-    most = image.width * image.height
-    return await to_thread.run_sync(read_picture, BytesIO(data), image.content_type, most)
-
-
-def _compare(sent: Picture, drawn: Picture, recipe: Recipe, job_id: str) -> Verification:
-    claimed, true = (
-        one.model_dump(exclude={"version"}) if one is not None else {}
-        for one in (recipe, drawn.recipe)
-    )
-    wrong = [name for name, value in claimed.items() if true.get(name) != value]
-    if wrong:  # also where several kinds of workers serve the model, and another one took the job
+    file = BytesIO(await image_bytes(services, image))
+    pixels = image.width * image.height
+    drawn = await PictureFile(file, image.content_type).look(services, pixels)
+    if wrong := _untrue(recipe, drawn.recipe):
+        # Also where several kinds of workers serve the model, and another one took the job.
         reason = f"What drew it again writes another recipe: {', '.join(wrong)}"
-        return _verdict("unverifiable", reason, recipe, job_id)
-    if sent.pixels is None or drawn.pixels is None:
-        raise ValueError("pixels are compared that were not decoded")
-    count = differing_pixels(sent.pixels, drawn.pixels)
-    of = sent.width * sent.height
+        return _verdict("unverifiable", reason, recipe, ended.id)
+    count = differing_pixels(await sent.look(services, pixels), drawn)
     if count:
-        return _verdict("different", f"{count} of {of} pixels differ", recipe, job_id)
-    return _verdict("identical", f"All {of} pixels are those its recipe gives", recipe, job_id)
+        return _verdict("different", f"{count} of {pixels} pixels differ", recipe, ended.id)
+    return _verdict("identical", f"All {pixels} pixels are as its recipe has it", recipe, ended.id)
+
+
+def _untrue(claimed: Recipe, drawn: Recipe | None) -> list[str]:
+    """Names of what the picture's own recipe has otherwise; the version does not matter."""
+    true = drawn.model_dump() if drawn is not None else {}
+    claims = claimed.model_dump(exclude={"version"})
+    return [name for name, value in claims.items() if true.get(name) != value]

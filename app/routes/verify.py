@@ -3,7 +3,6 @@
 import tempfile
 from typing import IO
 
-from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 
@@ -11,17 +10,17 @@ from app import errors
 from app.deps import ServicesDep, SubmitterDep
 from app.documentation import header, problems
 from app.hang_up import HUNG_UP, ClientGone
-from app.pictures import UnreadablePicture, read_picture
+from app.pictures import UnreadablePicture
 from app.request_headers import require_picture
 from app.schemas.problems import FieldProblem
 from app.schemas.verification import Verification
-from app.verification import most_pixels, verify
+from app.verification import PictureFile, verify
 
 __all__ = ["PATH", "router"]
 
 PATH = "/v1/verify"
 MAX_BYTES = 8 * 2**20
-_IN_MEMORY_BYTES = 2**18  # more of a body waits on disk: many may be sent at once
+_IN_MEMORY_BYTES = 2**16  # more of a body waits on disk: many may be sent at once
 # A client that sends too much gets its answer only once it has been listened to, up to here.
 _DRAINED_BYTES = MAX_BYTES + 2**20
 
@@ -55,24 +54,16 @@ async def verify_picture(
     another model, runtime or kind of device than this service has.
     """
     media_type = require_picture(request.headers)
-    cards = await services.cards.all()
     with tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES) as file:
         try:
             await _receive(request, file)
-            async with services.decoding:
-                picture = await to_thread.run_sync(
-                    read_picture, file, media_type, most_pixels(cards)
-                )
-        except ClientDisconnect:
+            return await verify(request, services, caller, PictureFile(file, media_type))
+        except (ClientDisconnect, ClientGone):
             return Response(status_code=HUNG_UP)
         except UnreadablePicture as fault:
             problem = FieldProblem(pointer="", message=f"Not a whole {media_type} file: {fault}")
             detail = "The picture cannot be read; send the file as it was fetched"
-            raise errors.InvalidRequest(detail, errors=[problem]) from fault
-    try:
-        return await verify(request, services, caller, picture)
-    except ClientGone:
-        return Response(status_code=HUNG_UP)
+            raise errors.InvalidRequest(detail, errors=[problem]) from None
 
 
 async def _receive(request: Request, file: IO[bytes]) -> None:

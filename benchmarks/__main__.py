@@ -50,7 +50,10 @@ BENCHMARKS: Final = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what was asked for; 0 if all could be measured."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.names if name not in BENCHMARKS]:
+        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     if options.merge:
         _keep(page.read(options.merge), PICTURES)
         return 0

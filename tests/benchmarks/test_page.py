@@ -90,6 +90,14 @@ def test_results_of_another_machine_are_merged(kept: Path) -> None:
     assert (kept / "benchmarks.png").exists()
 
 
+def test_an_unknown_name_is_answered_with_those_there_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        program.main(["forwards"])
+    assert "there is no forwards; there are forward, gemm, " in capsys.readouterr().err
+
+
 def test_figures_of_a_busy_machine_are_not_kept(
     kept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

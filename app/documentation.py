@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from app.errors import INTERNAL, PROBLEMS, ApiError, Kind
 from app.errors import Unavailable as _Unavailable
+from app.examples import EXAMPLES
 from app.schemas.jobs import JobCreate
 from app.schemas.openai import ErrorAnswer, ImageGeneration
 from app.schemas.problems import ProblemDetails
@@ -73,6 +74,8 @@ def _build(app: FastAPI, key_needed: bool) -> dict[str, Any]:
     schemas = components.setdefault("schemas", {})
     for model in (JobCreate, ProblemDetails, ImageGeneration, ErrorAnswer):
         schemas |= _definitions(model)
+    for name, example in EXAMPLES.items():
+        schemas[name]["examples"] = [example]
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own; never sent here
         schemas.pop(name, None)
     components["securitySchemes"] = {

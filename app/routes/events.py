@@ -9,6 +9,7 @@ from app.deps import CallerDep, Services, ServicesDep, own_record
 from app.documentation import problems
 from app.errors import InvalidRequest, JobNotFound, Unauthorized
 from app.event_stream import KEEPALIVE_COMMENT, EventStream, Silence, encode_event
+from app.examples import EVENTS
 from app.jobs.followers import Follower
 from app.present import job_objects
 from app.schemas.events import MAX_PREVIEWS, PreviewEvent, StatusEvent
@@ -26,7 +27,10 @@ router = APIRouter(prefix="/v1", tags=["Jobs"])
     summary="Follow a job by events",
     response_class=EventStream,
     responses={
-        200: {"description": "Server-sent events; the stream ends with the job"},
+        200: {
+            "description": "Server-sent events; the stream ends with the job",
+            "content": {"text/event-stream": {"example": EVENTS}},
+        },
         204: {"description": "`Last-Event-ID` was that of the end: nothing will follow"},
         **problems(Unauthorized, JobNotFound, InvalidRequest),
     },

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from app.jobs.recipe import Recipe
 
@@ -13,20 +13,6 @@ Verdict = Literal["identical", "different", "unverifiable"]
 
 class Verification(BaseModel):
     """Whether a picture is what its recipe gives."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "verdict": "unverifiable",
-                    "reason": "The picture carries no recipe that can be read",
-                    "recipe": None,
-                    "fingerprint": None,
-                    "job_id": None,
-                }
-            ]
-        }
-    )
 
     verdict: Verdict
     reason: str = Field(description="One sentence for people")

@@ -7,9 +7,13 @@ from typing import Any
 import httpx
 import pytest
 import redis
+from pydantic import BaseModel
 
 from app import keys
+from app.examples import EXAMPLES
 from app.main import create_app
+from app.routes import health
+from app.schemas import jobs, models, openai, problems, verification
 from app.settings import Settings
 from tests.app.service import CARD, serving
 
@@ -74,6 +78,33 @@ def test_every_route_documents_its_problems(document: Any) -> None:
             if status >= "400":
                 form = "application/json" if path == OPENAI else "application/problem+json"
                 assert list(response["content"]) == [form], (path, status)
+
+
+SCHEMAS: list[type[BaseModel]] = [
+    *(jobs.JobObject, jobs.JobList, models.ModelObject, models.ModelList, openai.Images),
+    *(openai.ErrorAnswer, verification.Verification, problems.ProblemDetails),
+    *(health.Health, health.Readiness),
+]
+
+
+def test_every_answer_has_an_example_of_its_schema(document: Any) -> None:
+    shown = {name for name, schema in document["components"]["schemas"].items()
+             if "examples" in schema}  # fmt: skip
+    assert {schema.__name__ for schema in SCHEMAS} == set(EXAMPLES)
+    for schema in SCHEMAS:
+        [example] = document["components"]["schemas"][schema.__name__]["examples"]
+        again = schema.model_validate(example).model_dump(mode="json", by_alias=True)
+        assert set(again) == set(example)
+    for method, path, operation in operations(document):
+        for status, response in operation["responses"].items():
+            for media_type, content in response.get("content", {}).items():
+                reference = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
+                if "json" in media_type:
+                    assert reference in shown, (method, path, status)
+        body = operation.get("requestBody", {}).get("content", {}).get("application/json")
+        assert body is None or body["schema"]["$ref"].rpartition("/")[2] in shown
+    stream = document["paths"]["/v1/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]
+    assert stream["text/event-stream"]["example"].startswith("event: status\n")
 
 
 def test_submission_documents_every_row_of_the_error_table(document: Any) -> None:

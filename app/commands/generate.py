@@ -68,6 +68,9 @@ Guidance = Annotated[float | None, typer.Option(help="0 to 20: how closely to fo
 Negative = Annotated[str | None, typer.Option(help="What to steer away from.")]
 Background = Annotated[str | None, typer.Option(help="transparent, white or #rrggbb.")]
 Model = Annotated[str | None, typer.Option(help="Name of the model, if there are several.")]
+Cache = Annotated[
+    bool, typer.Option("--cache/--no-cache", help="Whether pictures drawn before may be given.")
+]
 Preview = Annotated[
     bool, typer.Option("--preview/--no-preview", help="Show pictures in a terminal with colours.")
 ]
@@ -87,6 +90,7 @@ def generate(
     negative_prompt: Negative = None,
     background: Background = None,
     model: Model = None,
+    cache: Cache = True,
     server: Server = DEFAULT_SERVER,
     api_key: ApiKey = None,
     serve: Serve = False,
@@ -124,6 +128,7 @@ def generate(
         "negative_prompt": negative_prompt,
         "background": background,
         "model": model,
+        "cache": None if cache else False,
         "output_format": target.picture_format,
     }
     fields = cast(JobFields, {name: value for name, value in given.items() if value is not None})

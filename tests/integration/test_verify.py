@@ -96,3 +96,8 @@ async def test_one_pixel_is_found(service: Service, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in both.stdout.splitlines()]
     assert [line["verdict"] for line in lines] == ["identical", "different"]
     assert avocat("verify", str(whole), *server).returncode == 0
+    for option in ("--cache", "--no-cache"):
+        out = ("-o", str(tmp_path / "cat.png"), "--size", "16x16", option, "--json", *server)
+        made = avocat("generate", "a cat", "--seed", "1", "--steps", "3", *out)
+        assert json.loads(made.stdout)["cached"] is (option == "--cache")
+        assert (tmp_path / "cat.png").read_bytes() == picture.data

@@ -16,6 +16,7 @@ from app.jobs.repeats import repeat_key
 from app.repeats import submit_or_answer
 from app.resolve import Draft, resolve
 from app.schemas.jobs import JobCreate
+from app.webhooks.targets import Refused
 
 __all__ = ["Admission", "admit"]
 
@@ -49,6 +50,7 @@ async def admit(
         ApiError: something is wrong with the request, or there is no room for it.
     """
     card = await _card(services, draft)
+    _refuse_webhook(services, draft)
     resolved = resolve(draft, card)
     caller.require_priority(resolved.priority)
     record = _new_record(services, caller.owner, resolved, draft.fields.metadata, previews)
@@ -60,6 +62,16 @@ async def admit(
     repeats = _repeats(draft, record, card)
     outcome, record = await submit_or_answer(services, record, unique, repeats)
     return Admission(_admitted(outcome), record)
+
+
+def _refuse_webhook(services: Services, draft: Draft) -> None:
+    """Note what is wrong with the address; what it resolves to is judged when it is called."""
+    if draft.fields.webhook_url is None:
+        return
+    try:
+        services.targets.check_url(draft.fields.webhook_url)
+    except Refused as fault:
+        draft.refuse("webhook_url", str(fault))
 
 
 def _repeats(draft: Draft, record: JobRecord, card: ModelCard) -> str | None:

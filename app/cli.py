@@ -8,6 +8,7 @@ from app.commands.models import PASS_THROUGH, evaluate, train
 from app.commands.serve import api, serve, worker
 from app.commands.settings import settings
 from app.commands.verify import verify
+from app.commands.webhook_secret import webhook_secret
 
 __all__ = ["cli", "main"]
 
@@ -41,6 +42,7 @@ cli.command(short_help="Run one worker alone.")(worker)
 cli.command(context_settings=PASS_THROUGH, short_help="Train a model on your pictures.")(train)
 cli.command(context_settings=PASS_THROUGH, short_help="Measure a model.")(evaluate)
 cli.command(short_help="List every setting and its value.")(settings)
+cli.command(short_help="Print what receivers verify webhooks with.")(webhook_secret)
 
 
 def main() -> None:

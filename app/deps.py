@@ -22,6 +22,8 @@ from app.settings import Settings
 from app.signing import Signer
 from app.storage.base import ImageStorage
 from app.storage.folder import FolderStorage
+from app.webhooks.signing import WebhookSecrets
+from app.webhooks.targets import Targets
 
 __all__ = [
     "CallerDep",
@@ -47,6 +49,8 @@ class Services:
     limiter: RateLimiter
     signer: Signer
     storage: ImageStorage
+    targets: Targets
+    webhook_secrets: WebhookSecrets
     # Few pictures are decoded at a time, so that they take little memory.
     decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
 
@@ -68,6 +72,8 @@ def make_services(settings: Settings) -> Services:
             redis, key.get_secret_value() if key is not None else None, settings.image_url_ttl_s
         ),
         storage=FolderStorage(settings.images_dir),
+        targets=Targets.parse(settings.webhook_allow),
+        webhook_secrets=WebhookSecrets(redis, settings.webhook_keys),
     )
 
 

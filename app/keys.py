@@ -18,6 +18,9 @@ __all__ = [
     "SIGNING_KEY",
     "STATS",
     "WAKEUPS",
+    "WEBHOOKS_DUE",
+    "WEBHOOK_ATTEMPTS",
+    "WEBHOOK_SECRET",
     "idempotency",
     "job",
     "owner_active",
@@ -45,6 +48,12 @@ STATS = "avocat:stats"
 IMAGE_EXPIRY = "avocat:images:expiry"
 # string: the key of image URL signatures where the settings give none.
 SIGNING_KEY = "avocat:signing-key"
+
+# zset: job id -> unix seconds at which its webhook is due; hash: job id -> calls so far.
+WEBHOOKS_DUE = "avocat:webhooks:due"
+WEBHOOK_ATTEMPTS = "avocat:webhooks:attempts"
+# string: base64 of the key of webhook signatures where the settings give none.
+WEBHOOK_SECRET = "avocat:webhooks:secret"  # noqa: S105 - where it is, not what
 
 # Channels. CANCELS: a job id. WAKEUPS: a queue name. EVENTS: JSON, one of
 # {"kind": "status", "job_id", "status"}, {"kind": "progress", "steps": {job id: [attempt, step]}},

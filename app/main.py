@@ -10,6 +10,7 @@ from app.deps import make_services
 from app.middleware import BodyLimit, HeadAsGet, RequestContext
 from app.routes import events, health, images, jobs, models, openai, pages, submit, verify
 from app.settings import Settings
+from app.webhooks.assembly import make_dispatcher
 
 __all__ = ["create_app"]
 
@@ -23,13 +24,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings = Settings()
         logs.configure(settings.log_level, settings.log_json)
     services = make_services(settings)
+    dispatcher = make_dispatcher(services)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await services.events.start()
+        await dispatcher.start()
         try:
             yield
         finally:
+            await dispatcher.close()
             await services.events.close()
             await services.redis.aclose()
 

@@ -68,7 +68,6 @@ def resolve(draft: Draft, card: ModelCard) -> JobRequest:
     candidates = _or(fields.best_of, fields.n)
     if candidates < fields.n:
         draft.refuse("best_of", f"{candidates} should be at least n = {fields.n}", "n")
-    _refuse_what_is_not_built(draft)
     _refuse_what_the_model_has_not(draft, card)
     _refuse_transparency(draft, card)
     seed = secrets.randbelow(MAX_SEED - candidates) if fields.seed is None else fields.seed
@@ -94,17 +93,12 @@ def resolve(draft: Draft, card: ModelCard) -> JobRequest:
         priority=fields.priority,
         best_of=candidates,
         cache=fields.cache,
+        webhook_url=fields.webhook_url,
     )
 
 
 def _or(value: T | None, default: T) -> T:
     return default if value is None else value
-
-
-def _refuse_what_is_not_built(draft: Draft) -> None:
-    fields = draft.fields
-    if fields.webhook_url is not None:
-        draft.refuse("webhook_url", "Webhooks are not available on this server; leave it out")
 
 
 def _refuse_what_the_model_has_not(draft: Draft, card: ModelCard) -> None:

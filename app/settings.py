@@ -7,6 +7,8 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import app
+from app.webhooks.signing import parse_secrets
+from app.webhooks.targets import Targets
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -55,6 +57,21 @@ class Settings(BaseSettings):
     )
     image_url_ttl_s: int = Field(
         3600, ge=1, description="Seconds for which a signed image URL is valid"
+    )
+    webhook_secrets: SecretStr = Field(
+        SecretStr(""),
+        description="Comma-separated `whsec_…` keys that sign webhooks, all of them each call; "
+        "empty: one drawn once and kept in Redis, shown by `avocat webhook-secret`",
+    )
+    webhook_allow: str = Field(
+        "",
+        description="Hosts, addresses and networks that webhooks may call although they are not "
+        "public or without TLS, comma-separated",
+    )
+    webhook_retry_s: float = Field(
+        5,
+        gt=0,
+        description="Seconds before a webhook is called again; three times as many each time",
     )
     retention_s: int = Field(
         86400, ge=1, description="Seconds for which a finished job and its images are kept"
@@ -106,6 +123,8 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _keys_are_readable(self) -> Self:
         parse_api_keys(self.api_keys.get_secret_value())
+        parse_secrets(self.webhook_secrets.get_secret_value())
+        Targets.parse(self.webhook_allow)
         return self
 
     @property
@@ -124,6 +143,11 @@ class Settings(BaseSettings):
     def runtimes_dir(self) -> Path:
         """The folder that workers keep compiled networks and their measured speeds in."""
         return self.data_dir.resolve() / "runtimes"
+
+    @property
+    def webhook_keys(self) -> tuple[bytes, ...]:
+        """The keys of webhook signatures; none means that one is drawn."""
+        return parse_secrets(self.webhook_secrets.get_secret_value())
 
     @property
     def keys(self) -> tuple[ApiKey, ...]:

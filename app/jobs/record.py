@@ -51,6 +51,7 @@ class JobRequest(_Frozen):
     priority: Priority = "normal"
     best_of: int = 1
     cache: bool = True
+    webhook_url: str | None = None  # told of the end
 
     @property
     def width(self) -> int:

@@ -4,7 +4,7 @@ Records keep what a script needs to close them (`owner`, `retention_s`), so work
 settings of the API's. Scripts build the owner's keys from `OWNER_PREFIX`.
 """
 
-from app.keys import CANCELS, EVENTS, IMAGE_EXPIRY, OWNER_PREFIX, WAKEUPS
+from app.keys import CANCELS, EVENTS, IMAGE_EXPIRY, OWNER_PREFIX, WAKEUPS, WEBHOOKS_DUE
 
 __all__ = ["ANSWER", "CANCEL", "FINISH", "PROGRESS", "RATE", "REQUEUE", "START", "SUBMIT", "WISH"]
 
@@ -17,7 +17,7 @@ local function announce(id, status)
 end
 
 local function close(key, id, status, now)
-  local kept = redis.call('HMGET', key, 'owner', 'retention_s')
+  local kept = redis.call('HMGET', key, 'owner', 'retention_s', 'request')
   local owner, retention = '{OWNER_PREFIX}' .. kept[1], tonumber(kept[2])
   local expires_at = string.format('%.6f', tonumber(now) + retention)
   redis.call('HSET', key, 'status', status, 'finished_at', now, 'expires_at', expires_at)
@@ -26,6 +26,10 @@ local function close(key, id, status, now)
   -- With nothing active left, every listed job expires within the retention.
   if redis.call('SCARD', owner .. ':active') == 0 then
     redis.call('EXPIRE', owner .. ':jobs', math.ceil(retention) + 60)
+  end
+  -- An empty answer of cjson is a userdata, so only text is an address.
+  if type(cjson.decode(kept[3] or '{{}}').webhook_url) == 'string' then
+    redis.call('ZADD', '{WEBHOOKS_DUE}', now, id)
   end
   announce(id, status)
   return expires_at

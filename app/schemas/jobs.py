@@ -15,10 +15,11 @@ from pydantic_core import PydanticCustomError
 from app.jobs.record import JobStatus, OutputFormat, Priority, Sampler
 from app.schemas.text import MAX_CHARACTERS, PROMPT_PATTERN, check_prompt
 
-__all__ = ["MAX_IMAGES", "MAX_SEED", "JobCreate", "JobList", "JobListQuery", "JobObject"]
+__all__ = ["MAX_IMAGES", "MAX_SEED", "JobCreate", "JobList", "JobListQuery", "JobObject", "Time"]
 
 MAX_SEED = 2**53 - 1  # the largest integer that JSON carries safely
 MAX_IMAGES = 8
+MAX_URL_CHARACTERS = 2048
 MAX_METADATA_BYTES = 4096
 CURSOR_PATTERN = r"^[0-9]{1,16}-[0-7][0-9A-HJKMNP-TV-Z]{25}$"
 
@@ -94,8 +95,8 @@ class JobCreate(BaseModel):
         Field(None, description="transparent, white or #rrggbb; absent: the model's default")
     )
     priority: Priority = Field("normal", description="high needs a key that allows it")
-    webhook_url: str | None = Field(
-        None, description="Not available on this server: any address is refused"
+    webhook_url: Annotated[str, Field(max_length=MAX_URL_CHARACTERS)] | None = Field(
+        None, description="https URL that is told of the job's end, see Webhooks"
     )
     guidance_interval: Annotated[tuple[Share, Share], BeforeValidator(_pair)] | None = Field(
         None, description="[from, to]: guidance acts only in this part of the trajectory"
@@ -131,6 +132,7 @@ class ResolvedRequest(BaseModel):
     guidance_interval: tuple[float, float]
     best_of: int
     cache: bool
+    webhook_url: str | None
 
 
 class Progress(BaseModel):

@@ -161,7 +161,7 @@ async def test_422_names_all_wrong_fields_at_once(service: Service) -> None:
         "guidance_scale": 20.5,
         "size": "17x17",
         "background": "#12345",
-        "webhook_url": "https://example.org/",
+        "webhook_url": "http://example.org/",
         "guidance_interval": [0.9, 0.1],
         "cache": 1,
         "metadata": {"a": 1},
@@ -212,7 +212,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"metadata": {str(i): "x" for i in range(17)}}, "/metadata"),
     ({"metadata": {"a": "é" * 2048}}, "/metadata"),
     ({"metadata": []}, "/metadata"),
-    ({"webhook_url": "https://example.org/"}, "/webhook_url"),
+    ({"webhook_url": "https://example.org/" + "x" * 2048}, "/webhook_url"),
 ]
 
 

@@ -47,6 +47,7 @@ async def test_every_field_is_resolved(service: Service) -> None:
         "guidance_interval": [0.0, 1.0],
         "best_of": 1,
         "cache": True,
+        "webhook_url": None,
     }
 
 
@@ -66,6 +67,7 @@ async def test_given_fields_are_kept(service: Service) -> None:
         "guidance_interval": [0.1, 0.9],
         "best_of": 4,
         "cache": False,
+        "webhook_url": "https://example.org/hook?of=me",
     }
     job = await service.submit(**given, metadata={"order": "17"})
     assert {name: job["request"][name] for name in given} == given

@@ -27,7 +27,7 @@ def test_table_of_settings_is_that_of_the_code() -> None:
 
 
 def test_every_avocat_command_exists_and_is_named() -> None:
-    named = set(re.findall(r"\bavocat ([a-z]+)", README.read_text()))
+    named = set(re.findall(r"\bavocat ([a-z-]+)", README.read_text()))
     assert named == set(get_command(cli).commands)
 
 

@@ -17,5 +17,6 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Iterator[Service]:
     """A service that tests may load but must leave running."""
-    with Service(tmp_path_factory.mktemp("service") / "data", tiny_bundle) as running:
+    folder = tmp_path_factory.mktemp("service") / "data"
+    with Service(folder, tiny_bundle, webhook_allow="127.0.0.1") as running:
         yield running

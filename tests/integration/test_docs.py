@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.service import Service, environment
+from tests.integration.service import Service, avocat, environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ADDRESS = "http://127.0.0.1:8000"
@@ -37,6 +37,8 @@ def test_examples_run(service: Service, tmp_path: Path, document: str, language:
     code = program(document, language, service)
     (tmp_path / "avocat").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m app.cli "$@"\n')
     (tmp_path / "avocat").chmod(0o755)
+    secret = avocat("webhook-secret", data_dir=service.settings["data_dir"])
+    (tmp_path / "webhook-secret.txt").write_text(secret.stdout)
     command = {
         "sh": ["bash", "-euo", "pipefail", "-c", code],
         "python": [sys.executable, "-c", code],

@@ -34,6 +34,7 @@ JOB: dict[str, Any] = {
         "guidance_interval": [0.0, 1.0],
         "best_of": 1,
         "cache": True,
+        "webhook_url": None,
     },
     "progress": {"step": 0, "total_steps": 8, "fraction": 0.0},
     "queue_position": 2,

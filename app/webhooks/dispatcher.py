@@ -1,0 +1,137 @@
+"""Delivers webhooks in the background of an API process."""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+import structlog
+from redis.exceptions import RedisError
+
+from app.jobs.reader import JobReader
+from app.jobs.record import JobRecord
+from app.schemas.jobs import JobObject
+from app.webhooks.call import Answer, Caller
+from app.webhooks.deliveries import Deliveries, Due
+
+__all__ = ["Dispatcher"]
+
+_log = structlog.get_logger()
+
+_LOOK_EVERY_S = 0.5
+_TRY_AGAIN_AFTER_S = 2.0  # after Redis was away
+_HOLD_S = 60.0  # longer than any call
+_AT_ONCE = 32
+_AT_ONCE_PER_HOST = 8  # a slow receiver must leave room for the others
+_HOST_BUSY_S = 1.0
+_LATER = 3.0  # each wait is so many times the one before
+_LONGEST_WAIT_S = 6 * 3600.0
+_GIVE_UP_AFTER_S = 86400.0
+
+Present = Callable[[JobRecord], Awaitable[JobObject]]
+
+
+class Dispatcher:
+    """Takes what is due, calls, and takes note of the answer."""
+
+    def __init__(
+        self,
+        deliveries: Deliveries,
+        reader: JobReader,
+        caller: Caller,
+        present: Present,
+        first_wait_s: float,
+    ) -> None:
+        """`present` gives the wire form of a record; nothing runs before `start`."""
+        self._deliveries = deliveries
+        self._reader = reader
+        self._caller = caller
+        self._present = present
+        self._first_wait_s = first_wait_s
+        self._hosts: Counter[str] = Counter()
+        self._calls: set[asyncio.Task[None]] = set()
+        self._running: asyncio.Task[None] | None = None
+        self._closed = False  # redis-py may swallow a cancellation while it connects
+
+    async def start(self) -> None:
+        """Deliver in the background until `close`."""
+        self._running = asyncio.create_task(self._run(), name="webhooks")
+
+    async def close(self) -> None:
+        """Stop; calls under way are broken off, and their deliveries are due again at once."""
+        self._closed = True
+        tasks = [*self._calls, *([self._running] if self._running is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._caller.close()
+
+    async def _run(self) -> None:
+        while not self._closed:
+            try:
+                room = _AT_ONCE - len(self._calls)
+                due = await self._deliveries.take(room, _HOLD_S) if room else []
+            except (RedisError, OSError):
+                await asyncio.sleep(_TRY_AGAIN_AFTER_S)
+                continue
+            for one in due:
+                task = asyncio.create_task(self._guarded(one))
+                self._calls.add(task)
+                task.add_done_callback(self._calls.discard)
+            if not due:
+                await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def _guarded(self, due: Due) -> None:
+        try:
+            await self._deliver(due)
+        except (RedisError, OSError):
+            pass  # it is due again when the hold ends
+        except asyncio.CancelledError:
+            with contextlib.suppress(RedisError, OSError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._deliveries.again(due.job_id, 0.0, tried=False)
+            raise
+        except Exception:  # one bad delivery must not end the others, nor come back at once
+            _log.exception("webhook broke", job=due.job_id)
+
+    async def _deliver(self, due: Due) -> None:
+        record = await self._reader.get(due.job_id)
+        if record is None or record.request.webhook_url is None:  # expired with its pictures
+            await self._deliveries.done(due.job_id)
+            return
+        host = urlsplit(record.request.webhook_url).netloc
+        if self._hosts[host] >= _AT_ONCE_PER_HOST:
+            await self._deliveries.again(due.job_id, _HOST_BUSY_S, tried=False)
+            return
+        self._hosts[host] += 1
+        try:
+            answer = await self._caller.call(
+                record.request.webhook_url, await self._present(record)
+            )
+        finally:
+            self._hosts[host] -= 1
+            if not self._hosts[host]:
+                del self._hosts[host]
+        await self._note(record, due, host, answer)
+
+    async def _note(self, record: JobRecord, due: Due, host: str, answer: Answer) -> None:
+        told = _log.bind(job=record.id, host=host, attempt=due.attempts + 1, answer=answer.reason)
+        if answer.delivered:
+            await self._deliveries.done(record.id)
+            told.info("webhook delivered")
+            return
+        wait_s = max(self._wait_s(due.attempts), answer.retry_after_s or 0.0)
+        ended = record.finished_at or record.created_at
+        if answer.final or time.time() + wait_s > ended + _GIVE_UP_AFTER_S:
+            await self._deliveries.done(record.id)
+            told.warning("webhook given up")
+            return
+        await self._deliveries.again(record.id, wait_s)
+        told.info("webhook not delivered, trying again", in_s=round(wait_s, 1))
+
+    def _wait_s(self, attempts: int) -> float:
+        wait_s = min(self._first_wait_s * _LATER ** min(attempts, 20), _LONGEST_WAIT_S)
+        return wait_s * random.uniform(0.8, 1.2)  # noqa: S311 - not all at once after an outage

@@ -1,0 +1,76 @@
+"""Signatures of webhooks, as Standard Webhooks has them (github.com/standard-webhooks)."""
+
+import asyncio
+import base64
+import binascii
+import secrets
+from collections.abc import Awaitable, Sequence
+from datetime import UTC, datetime
+from typing import cast
+
+from redis.asyncio import Redis
+from standardwebhooks import Webhook
+
+from app import keys
+
+__all__ = ["SECRET_PREFIX", "WebhookSecrets", "parse_secrets"]
+
+SECRET_PREFIX = "whsec_"  # noqa: S105 - of every secret
+_FEWEST_BYTES = 16
+_DRAWN_BYTES = 32
+
+
+def parse_secrets(text: str) -> tuple[bytes, ...]:
+    """Keys of comma-separated secrets, each `whsec_` and base64.
+
+    Raises:
+        ValueError: an entry has another form or is too short; secrets are not quoted.
+    """
+    entries = [entry.strip() for entry in text.split(",") if entry.strip()]
+    return tuple(_key(entry, at) for at, entry in enumerate(entries, start=1))
+
+
+def _key(secret: str, at: int) -> bytes:
+    try:
+        key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
+    except binascii.Error:
+        key = b""
+    if not secret.startswith(SECRET_PREFIX) or len(key) < _FEWEST_BYTES:
+        raise ValueError(
+            f"webhook_secrets: entry {at} should be {SECRET_PREFIX} and at least "
+            f"{_FEWEST_BYTES} bytes as base64"
+        )
+    return key
+
+
+class WebhookSecrets:
+    """The keys that sign: from the settings, or one drawn once and kept in Redis.
+
+    With several, each signs, so that receivers can change from one to the next at leisure.
+    """
+
+    def __init__(self, redis: Redis, given: Sequence[bytes]) -> None:
+        self._redis = redis
+        self._keys = tuple(given)
+        self._lock = asyncio.Lock()
+
+    async def sign(self, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+        """The three headers of a message."""
+        at, text = datetime.fromtimestamp(timestamp, UTC), body.decode()
+        return {
+            "webhook-id": message_id,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": " ".join(
+                [Webhook(key).sign(message_id, at, text) for key in await self.keys()]
+            ),
+        }
+
+    async def keys(self) -> tuple[bytes, ...]:
+        """The keys; drawn when none are there yet."""
+        async with self._lock:
+            if not self._keys:
+                drawn = base64.b64encode(secrets.token_bytes(_DRAWN_BYTES))
+                await self._redis.set(keys.WEBHOOK_SECRET, drawn, nx=True)
+                kept = await cast(Awaitable[bytes], self._redis.get(keys.WEBHOOK_SECRET))
+                self._keys = (base64.b64decode(kept),)
+            return self._keys

@@ -1,36 +1,62 @@
 # Two images from one file:
 #   docker build --target api -t avocat-api .         the HTTP service, without torch
 #   docker build --target worker -t avocat-worker .   what draws, with the bundled model
+# Pin the base by digest: --build-arg PYTHON_IMAGE=python:3.11-slim@sha256:…
 ARG PYTHON_IMAGE=python:3.11-slim
 
 FROM ${PYTHON_IMAGE} AS build
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 RUN python -m venv /opt/avocat
 COPY constraints.txt pyproject.toml README.md LICENSE NOTICE ./
 COPY app app
 
 FROM build AS build-api
-RUN /opt/avocat/bin/pip install --no-cache-dir -c constraints.txt .
+RUN --mount=type=cache,target=/root/.cache/pip \
+    /opt/avocat/bin/pip install -c constraints.txt .
 
 FROM build AS build-worker
-# Where to find the torch build you want (CPU or CUDA): "--find-links DIR" or an index; empty: pip's own choice.
+# Which build of torch: `cpu`, or a CUDA one as `cu128`; it is the name of an index of PyTorch's.
+ARG TORCH_BUILD=cpu
+ARG TORCH_INDEX=https://download.pytorch.org/whl
+# Where that index is not reached: PIP_EXTRA_ARGS="--find-links DIR", and TORCH_INDEX= empty.
 ARG PIP_EXTRA_ARGS=""
 COPY models models
 COPY worker worker
 COPY bundles bundles
-RUN /opt/avocat/bin/pip install --no-cache-dir -c constraints.txt ${PIP_EXTRA_ARGS} ".[worker]"
+# PIP_EXTRA_ARGS is several words.
+# hadolint ignore=SC2086
+RUN --mount=type=cache,target=/root/.cache/pip \
+    /opt/avocat/bin/pip install -c constraints.txt ${PIP_EXTRA_ARGS} \
+    ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}/${TORCH_BUILD}"} ".[worker,onnx]"
 
 FROM ${PYTHON_IMAGE} AS base
-RUN useradd --system --uid 10001 --home-dir /data avocat \
+ARG VERSION=0.1.0
+ARG REVISION=""
+LABEL org.opencontainers.image.title="Avocat" \
+    org.opencontainers.image.description="Self-hosted text-to-image web service" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}"
+# tini hands signals on and takes in orphans, under every runtime and not with `--init` alone;
+# its version is that of the base image's release.
+# hadolint ignore=DL3008
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
+    --mount=type=cache,target=/var/lib/apt/lists,sharing=locked \
+    apt-get update && apt-get install -y --no-install-recommends tini \
+    && useradd --system --uid 10001 --home-dir /data avocat \
     && install -d -o avocat -g avocat /data
+# Nothing is written but /data and /tmp: the root file system may be read-only.
 ENV PATH=/opt/avocat/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     AVOCAT_DATA_DIR=/data \
     AVOCAT_LOG_JSON=true
 WORKDIR /data
 VOLUME /data
-USER avocat
+USER 10001
+ENTRYPOINT ["tini", "--", "avocat"]
 
 FROM base AS api
 COPY --from=build-api /opt/avocat /opt/avocat
@@ -38,11 +64,9 @@ ENV AVOCAT_HOST=0.0.0.0
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s CMD \
     ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
-ENTRYPOINT ["avocat"]
 CMD ["api"]
 
 FROM base AS worker
 COPY --from=build-worker /opt/avocat /opt/avocat
-STOPSIGNAL SIGTERM
-ENTRYPOINT ["avocat"]
+HEALTHCHECK --interval=15s --timeout=10s --start-period=300s CMD ["python", "-m", "worker.healthy"]
 CMD ["worker"]

@@ -4,7 +4,7 @@
 #   make test ARGS="tests/app -x"    the test suite, or part of it
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test test-load lint types bench bench-quick clean
+.PHONY: help serve demo test test-load containers-test lint types bench bench-quick clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -51,6 +51,9 @@ test: $(VENV)/.dev ## Run the tests (ARGS="tests/app -x" for some of them)
 
 test-load: $(VENV)/.dev ## Run the tests that load the machine, and show what they measure
 	$(BIN)/python -m pytest -m load -s $(ARGS)
+
+containers-test: ## Build both images and run the compose file, where there is a container engine
+	@bash deploy/containers-test.sh
 
 lint: $(VENV)/.dev ## Check style and who imports whom
 	$(BIN)/ruff check .

@@ -1,0 +1,130 @@
+"""nginx with the project's own configuration, before real API replicas and a real worker."""
+
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+
+from tests.integration.service import AVOCAT, environment, wait_until
+
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx"
+START_DEADLINE_S = 120.0
+
+
+class Gateway:
+    """Replicas, a worker and nginx on loopback, sharing one Redis and one data folder."""
+
+    def __init__(self, folder: Path, redis_url: str, bundle: Path, replicas: int = 2) -> None:
+        self.folder = folder
+        self.settings: dict[str, str | Path] = {
+            "redis_url": redis_url,
+            "data_dir": folder / "data",
+            "bundle": bundle,
+        }
+        self.ports = [free_port() for _ in range(replicas)]
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.replicas: dict[int, subprocess.Popen[bytes]] = {}
+
+    @contextmanager
+    def running(self) -> Iterator["Gateway"]:
+        """Start all parts; end them in the opposite order."""
+        with ExitStack() as stack:
+            self.worker = self._part("worker")
+            stack.callback(end, self.worker)
+            stack.callback(lambda: [end(replica) for replica in self.replicas.values()])
+            for port in self.ports:
+                self.replicas[port] = self._part("api", "--port", str(port))
+            for port in self.ports:
+                self.await_answer(f"http://127.0.0.1:{port}/readyz")
+            nginx = self._start(nginx_command(self._configure()))
+            stack.callback(end, nginx, signal.SIGQUIT)
+            self.await_answer(f"{self.url}/readyz")
+            yield self
+
+    def restart(self, port: int, signum: signal.Signals = signal.SIGTERM) -> None:
+        """End one replica as an upgrade does, and start it again."""
+        end(self.replicas[port], signum)
+        self.replicas[port] = self._part("api", "--port", str(port))
+        self.await_answer(f"http://127.0.0.1:{port}/healthz")
+
+    def await_answer(self, url: str) -> None:
+        """Wait until this URL is answered with success."""
+        wait_until(lambda: answers(url), START_DEADLINE_S, f"an answer of {url}: {self.log}")
+
+    @property
+    def log(self) -> str:
+        """What the parts said so far."""
+        return (self.folder / "log").read_text(errors="replace")
+
+    def _part(self, *arguments: str) -> subprocess.Popen[bytes]:
+        return self._start([*AVOCAT, *arguments])
+
+    def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
+        with (self.folder / "log").open("ab") as log:
+            return subprocess.Popen(command, env=environment(self.settings), stdout=log, stderr=log)
+
+    def _configure(self) -> Path:
+        return configure(self.folder / "nginx", self.port, self.ports)
+
+
+def configure(folder: Path, port: int, replicas: list[int]) -> Path:
+    """The shipped nginx.conf, moved to this port and folder; the upstream is of loopback."""
+    folder.mkdir()
+    moved = (CONFIGURATION / "nginx.conf").read_text()
+    changes = {
+        "listen 8080": f"listen 127.0.0.1:{port}",
+        "/tmp/": f"{folder}/",  # noqa: S108 - of the container
+        "worker_rlimit_nofile 65536;": "",  # raising limits may not be allowed here
+        "worker_connections 16384": "worker_connections 1000",
+        "access_log /dev/stdout": f"access_log {folder}/access.log",
+        "error_log /dev/stderr": f"error_log {folder}/error.log",
+    }
+    for shipped, here in changes.items():
+        if shipped not in moved:
+            raise ValueError(f"{shipped!r} should be in nginx.conf")
+        moved = moved.replace(shipped, here)
+    (folder / "nginx.conf").write_text(moved)
+    upstream = (CONFIGURATION / "upstream.conf").read_text()
+    head, rest = upstream[upstream.index("upstream api") :].split("    server api:8000 resolve ")
+    options, tail = rest.split(";", 1)
+    servers = "".join(f"    server 127.0.0.1:{replica} {options};" for replica in replicas)
+    (folder / "upstream.conf").write_text(head + servers + tail)
+    return folder / "nginx.conf"
+
+
+def nginx_command(configuration: Path, *more: str) -> list[str]:
+    """nginx in the foreground with this file."""
+    early = ("-e", str(configuration.parent / "error.log"))
+    return [NGINX or "nginx", *early, "-c", str(configuration), "-g", "daemon off;", *more]
+
+
+def answers(url: str) -> bool:
+    """Whether the URL is answered with success."""
+    try:
+        return httpx.get(url, timeout=5).is_success
+    except httpx.TransportError:
+        return False
+
+
+def end(process: subprocess.Popen[bytes], signum: signal.Signals = signal.SIGTERM) -> None:
+    """Send the signal and wait; a process that stays is killed, and that is a failure."""
+    process.send_signal(signum)
+    try:
+        process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens at now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

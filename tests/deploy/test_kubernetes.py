@@ -1,0 +1,136 @@
+"""The Kubernetes overlays, rendered offline and held against Kubernetes' own schemas."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from app import keys
+
+OVERLAYS = Path(__file__).parents[2] / "deploy" / "kubernetes" / "overlays"
+KUBERNETES = "1.32"
+WORKLOADS = {("Deployment", "api"), ("Deployment", "worker"), ("StatefulSet", "redis")}
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("kubectl") is None, reason="there is no kubectl here to render with"
+)
+
+Objects = dict[tuple[str, str], dict[str, Any]]
+
+
+@pytest.fixture(scope="module", params=["cpu", "gpu"])
+def overlay(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def objects(overlay: str) -> Objects:
+    return render(overlay)
+
+
+def render(overlay: str) -> Objects:
+    """The overlay's objects by kind and name."""
+    rendered = subprocess.run(
+        ["kubectl", "kustomize", OVERLAYS / overlay], capture_output=True, text=True, check=False
+    )
+    assert rendered.returncode == 0, rendered.stderr
+    documents = yaml.safe_load_all(rendered.stdout)
+    return {(each["kind"], each["metadata"]["name"]): each for each in documents}
+
+
+def faults(document: dict[str, Any]) -> str | None:
+    """What the schema says against an object, unknown fields included."""
+    try:
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    except kubernetes_validate.ValidationError as fault:
+        return str(fault.message)
+    return None
+
+
+def pods(objects: Objects) -> Iterator[tuple[str, dict[str, Any]]]:
+    for kind, name in WORKLOADS:
+        yield name, objects[kind, name]["spec"]["template"]["spec"]
+
+
+def test_every_object_is_as_kubernetes_wants_it(objects: Objects) -> None:
+    known = {at: each for at, each in objects.items() if at != ("ScaledObject", "worker")}
+    assert len(known) == len(objects) - 1, "KEDA's own kind has no schema in Kubernetes"
+    assert {at: faults(each) for at, each in known.items() if faults(each)} == {}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("spec", "replica"),
+        ("spec", "template", "spec", "securityContexts"),
+        ("spec", "template", "spec", "containers", 0, "readynessProbe"),
+    ],
+)
+def test_a_misspelt_field_is_caught(path: tuple[str | int, ...]) -> None:
+    worker = deepcopy(render("cpu")["Deployment", "worker"])
+    place: Any = worker
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = {}
+    fault = faults(worker)
+    assert fault is not None
+    assert str(path[-1]) in fault
+
+
+def test_workers_are_scaled_by_the_queues_that_rq_uses(objects: Objects) -> None:
+    scaled = objects["ScaledObject", "worker"]["spec"]
+    assert scaled["scaleTargetRef"] == {"name": "worker"}
+    lists = [trigger["metadata"]["listName"] for trigger in scaled["triggers"]]
+    assert lists == [keys.rq_queue(queue) for queue in keys.QUEUES]
+    assert "replicas" not in objects["Deployment", "worker"]["spec"]  # KEDA's to set
+    address = scaled["triggers"][0]["metadata"]["address"]
+    assert address == f"redis.{objects['Service', 'redis']['metadata']['namespace']}.svc:6379"
+
+
+def test_pods_meet_the_restricted_standard(objects: Objects) -> None:
+    namespace = objects["Namespace", "avocat"]["metadata"]
+    assert namespace["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    for name, pod in pods(objects):
+        assert pod["securityContext"]["runAsNonRoot"] is True, name
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        for container in pod["containers"]:
+            rights = container["securityContext"]
+            assert rights["allowPrivilegeEscalation"] is False, name
+            assert rights["readOnlyRootFilesystem"] is True, name
+            assert rights["capabilities"] == {"drop": ["ALL"]}, name
+
+
+def test_no_service_variable_is_taken_for_a_setting(objects: Objects) -> None:
+    assert all(pod["enableServiceLinks"] is False for _, pod in pods(objects))
+
+
+def test_secrets_are_named_and_not_held(objects: Objects) -> None:
+    assert not [name for kind, name in objects if kind == "Secret"]
+    for name in ("api", "worker"):
+        (container,) = objects["Deployment", name]["spec"]["template"]["spec"]["containers"]
+        sources = container["envFrom"]
+        assert sources[-1] == {"secretRef": {"name": "avocat"}}  # the last one prevails
+
+
+def test_what_selects_pods_finds_them(objects: Objects) -> None:
+    labels = [
+        objects[at]["spec"]["template"]["metadata"]["labels"].items() for at in sorted(WORKLOADS)
+    ]
+    for (kind, name), each in objects.items():
+        if kind in ("Service", "PodDisruptionBudget", "Deployment", "StatefulSet"):
+            selector = each["spec"]["selector"]
+            wanted = selector.get("matchLabels", selector)
+            assert [wanted.items() <= found for found in labels].count(True) == 1, (kind, name)
+
+
+def test_a_gpu_is_asked_for_where_one_is_meant() -> None:
+    for overlay, gpus in (("cpu", None), ("gpu", 1)):
+        pod = render(overlay)["Deployment", "worker"]["spec"]["template"]["spec"]
+        limits = pod["containers"][0]["resources"]["limits"]
+        assert limits.get("nvidia.com/gpu") == gpus

@@ -13,6 +13,7 @@ from app.errors import JobNotFound, QuotaExceeded
 from app.jobs.connection import connect_async
 from app.jobs.events import EventHub
 from app.jobs.ids import is_job_id
+from app.jobs.outlook import Outlooks
 from app.jobs.reader import JobReader, ModelCards
 from app.jobs.record import JobRecord
 from app.jobs.submit import Submitter
@@ -46,6 +47,7 @@ class Services:
     submitter: Submitter
     cards: ModelCards
     events: EventHub
+    outlooks: Outlooks
     limiter: RateLimiter
     signer: Signer
     storage: ImageStorage
@@ -58,6 +60,7 @@ class Services:
 def make_services(settings: Settings) -> Services:
     """Build all services on one Redis client."""
     redis = connect_async(settings.resolved_redis_url)
+    outlooks = Outlooks(redis)
     key = settings.signing_key
     return Services(
         settings=settings,
@@ -66,7 +69,8 @@ def make_services(settings: Settings) -> Services:
         reader=JobReader(redis),
         submitter=Submitter(redis, settings),
         cards=ModelCards(redis),
-        events=EventHub(redis),
+        events=EventHub(redis, outlooks),
+        outlooks=outlooks,
         limiter=RateLimiter(redis, settings.rate_limit_per_minute),
         signer=Signer(
             redis, key.get_secret_value() if key is not None else None, settings.image_url_ttl_s

@@ -15,12 +15,14 @@ __all__ = [
     "RQ_QUEUES",
     "RQ_RESULT_TTL_S",
     "RQ_WORKERS",
+    "RQ_WORKER_PREFIX",
     "SIGNING_KEY",
-    "STATS",
     "WAKEUPS",
     "WEBHOOKS_DUE",
     "WEBHOOK_ATTEMPTS",
     "WEBHOOK_SECRET",
+    "WORKER_MODEL",
+    "WORKER_SPEED",
     "idempotency",
     "job",
     "owner_active",
@@ -30,6 +32,7 @@ __all__ = [
     "rq_canceled",
     "rq_job",
     "rq_queue",
+    "rq_running",
 ]
 
 # RQ: queue names in the order workers serve them, and the function every job names.
@@ -37,13 +40,16 @@ QUEUES = ("high", "normal", "low")
 GENERATE = "worker.tasks.generate"
 RQ_QUEUES = "rq:queues"
 RQ_WORKERS = "rq:workers"
+# Ours among the fields of a worker's hash: the model it serves, and what a call of its network
+# costs, JSON {"slots", "micro_batch", "seconds_per_call"}.
+RQ_WORKER_PREFIX = "rq:worker:"
+WORKER_MODEL = "model"
+WORKER_SPEED = "speed"
 # RQ's own finished entry is only for `rq info`: ours is the record that clients read.
 RQ_RESULT_TTL_S = 3600
 
 # hash: model name -> ModelCard JSON; written by workers at start, never expires.
 MODELS = "avocat:models"
-# hash: model name -> JSON {"seconds_per_row_step", "slots", "updated_at"}.
-STATS = "avocat:stats"
 # zset: image name -> unix seconds after which it may be deleted.
 IMAGE_EXPIRY = "avocat:images:expiry"
 # string: the key of image URL signatures where the settings give none.
@@ -103,6 +109,11 @@ def rq_job(job_id: str) -> str:
 def rq_queue(queue: str) -> str:
     """List: ids of waiting jobs, next one first."""
     return f"rq:queue:{queue}"
+
+
+def rq_running(queue: str) -> str:
+    """Zset: RQ's registry of started jobs; a member ends in `:` and the execution."""
+    return f"rq:wip:{queue}"
 
 
 def rq_canceled(queue: str) -> str:

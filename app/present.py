@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from app.deps import Services
-from app.jobs.outlook import Outlook, outlooks
+from app.jobs.outlook import Outlook
 from app.jobs.record import JobRecord, StoredImage
 from app.schemas.jobs import ImageObject, JobError, JobObject, Progress, ResolvedRequest
 
@@ -16,7 +16,7 @@ _LONGEST_POLL_S = 10
 
 async def job_objects(services: Services, records: Sequence[JobRecord]) -> list[JobObject]:
     """The wire form of records, with signed URLs, position in line and estimate."""
-    views = await outlooks(services.redis, records)
+    views = await services.outlooks.of(records)
     return [
         _job_object(record, outlook, await services.signer.urls(record))
         for record, outlook in zip(records, views, strict=True)

@@ -45,6 +45,7 @@ BENCHMARKS: Final = {
     "service": _Times(120, 10),
     "load": _Times(300, 20),
     "submission": _Times(50, 6),
+    "eta": _Times(60, 10),
 }
 
 

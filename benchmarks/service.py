@@ -17,7 +17,7 @@ from benchmarks.subject import Plan, executed, mixed, row_specs
 from models.bundle import Bundle
 from worker.engine import Engine
 
-__all__ = ["bodies", "measure"]
+__all__ = ["bodies", "measure", "service_settings"]
 
 ROUND_S: Final = 10.0  # of work for each side
 SMALLEST, LARGEST = 8, 200  # jobs in a round; fewer than one key may have active
@@ -32,7 +32,7 @@ def measure(plan: Plan) -> list[Result]:
     requests = _requests(plan, bundle)
     pictures = sum(request.n for request in requests)
     with (
-        _settings(plan, chosen.name),
+        service_settings(plan, chosen.name),
         own_service() as url,
         httpx.Client(base_url=url, timeout=60.0) as http,
     ):
@@ -117,7 +117,7 @@ def _ended(http: httpx.Client, job_id: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _settings(plan: Plan, runtime: str) -> Iterator[None]:
+def service_settings(plan: Plan, runtime: str) -> Iterator[None]:
     """The service reads its settings from the environment: those of the plan, the same runtime."""
     named = ("bundle", "device", "slots", "micro_batch", "threads")
     values = {name: getattr(plan.settings, name) for name in named} | {"runtime": runtime}

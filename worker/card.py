@@ -11,14 +11,12 @@ from redis import Redis
 from redis.client import Pipeline
 
 from app.jobs.models import ModelCard
-from app.keys import MODELS, RQ_WORKERS
+from app.keys import MODELS, RQ_WORKERS, WORKER_MODEL
 from models.bundle import Bundle
 from models.samplers import SAMPLERS
 from worker.encoding import encoder_version
 
-__all__ = ["MODEL_FIELD", "announce", "fingerprint", "live_models", "model_card"]
-
-MODEL_FIELD = "model"  # of a worker's hash, beside RQ's own fields
+__all__ = ["announce", "fingerprint", "live_models", "model_card"]
 
 _DTYPE = "float32"
 
@@ -91,7 +89,7 @@ def live_models(redis: Redis) -> set[str]:
     workers = cast(set[bytes], redis.smembers(RQ_WORKERS))
     pipe = redis.pipeline(transaction=False)
     for worker in workers:
-        pipe.hget(worker.decode(), MODEL_FIELD)
+        pipe.hget(worker.decode(), WORKER_MODEL)
     return {name.decode() for name in pipe.execute() if name is not None}
 
 

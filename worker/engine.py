@@ -4,6 +4,7 @@ A row's result depends neither on its neighbours nor on its place among them: th
 sees one batch shape, short batches are padded, and all other arithmetic is elementwise.
 """
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ class StepReport:
     """What one step brought."""
 
     advanced: int = 0  # rows in the step
+    calls: int = 0  # of the network
     finished: list[Finished] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     snapshots: list[Snapshot] = field(default_factory=list)
@@ -79,6 +81,7 @@ class Engine:
         self._shape = (bundle.config.channels, side, side)
         self._denoiser = bundle.denoiser
         self._schedule = bundle.schedule
+        self._calls = 0  # of the network, in the last step
         self._rows: dict[int, Row] = {}  # by slot
         self._waiting: deque[Row] = deque()
         self._x = torch.zeros(slots, *self._shape, device=self.device)
@@ -130,10 +133,19 @@ class Engine:
         return done
 
     @torch.inference_mode()
-    def warm_up(self) -> None:
-        """Call the network once, so that the first job does not pay for what is done only once."""
+    def warm_up(self) -> float:
+        """Call the network, so that the first job does not pay for what is done only once.
+
+        Returns:
+            Seconds of a call after the first.
+        """
         which = torch.zeros(self.micro_batch, dtype=torch.int64, device=self.device)
-        self._denoiser(self._x[which], which, self._contexts[which, 0])
+        began = 0.0
+        for _ in range(2):
+            began = time.perf_counter()
+            # Its answer is looked at, for a GPU answers before it has computed.
+            self._denoiser(self._x[which], which, self._contexts[which, 0]).sum().item()
+        return time.perf_counter() - began
 
     @torch.inference_mode()
     def step(self) -> StepReport:
@@ -151,6 +163,7 @@ class Engine:
         for row in rows:
             row.position += 1
         report = self._release(slots, x)
+        report.calls = self._calls
         report.snapshots = self._snapshots(slots, denoised)
         return report
 
@@ -180,6 +193,7 @@ class Engine:
         asked = [(i, 0) for i in range(len(rows))] + [(i, 1) for i in guided]
         size = self.micro_batch
         asked += [asked[-1]] * (-len(asked) % size)  # padding
+        self._calls = len(asked) // size
         parts = [
             self._forward(slots, rows, asked[at : at + size]) for at in range(0, len(asked), size)
         ]

@@ -1,7 +1,6 @@
 """The engine's own thread: steps while there are rows, obeys between any two steps."""
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 
@@ -13,8 +12,6 @@ from worker.rows import RowSpec
 
 __all__ = ["EngineLoop"]
 
-_EMA_SHARE = 0.1  # of the newest step, in the moving average
-
 
 class EngineLoop:
     """Runs an engine in a thread; commands come in by methods, rows go out by mail."""
@@ -23,7 +20,7 @@ class EngineLoop:
         """`threads`: torch's, on CPU. Nothing runs before `start`."""
         self.slots = engine.slots
         self.steps_done: dict[str, int] = {}  # by job; replaced whole after each step
-        self.seconds_per_row_step: float | None = None  # moving average
+        self.calls = 0  # of the network, since the start
         self._engine = engine
         self._mail = mail
         self._threads = threads
@@ -72,10 +69,8 @@ class EngineLoop:
         return False
 
     def _step(self) -> None:
-        began = time.perf_counter()
         report = self._engine.step()
-        if report.advanced:
-            self._measure((time.perf_counter() - began) / report.advanced)
+        self.calls += report.calls
         self.steps_done = self._engine.steps_done()
         for snapshot in report.snapshots:
             self._mail.put(snapshot)
@@ -83,12 +78,6 @@ class EngineLoop:
             self._mail.put(fault)
         for finished in report.finished:
             self._mail.put(finished)
-
-    def _measure(self, seconds: float) -> None:
-        before = self.seconds_per_row_step
-        self.seconds_per_row_step = (
-            seconds if before is None else before + _EMA_SHARE * (seconds - before)
-        )
 
     def _admit(self, rows: Sequence[RowSpec]) -> None:
         try:

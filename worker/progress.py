@@ -1,15 +1,15 @@
 """What others see of running jobs: their steps, and what a step costs."""
 
 import json
-import time
+import math
 from collections.abc import Sequence
 
 from redis import Redis
 
 from app.jobs.store import JobStore, Wishes
-from app.keys import STATS
+from app.keys import WORKER_SPEED
 
-__all__ = ["Progress", "Stats"]
+__all__ = ["Progress", "Speed"]
 
 
 class Progress:
@@ -38,25 +38,51 @@ class Progress:
         return wishes
 
 
-class Stats:
-    """What a step costs, for estimates of the time left; about once a second."""
+class Speed:
+    """What a call of the network costs here, all around it included: for estimates of time left.
+
+    Wall time over calls while there are jobs, the last half minute counting most; so what encoding,
+    storing and other work on the machine cost is in it.
+    """
 
     INTERVAL_S = 1.0
+    HORIZON_S = 20.0
+    FIRST_CALLS = 20  # so much weight has what was measured at start
 
-    def __init__(self, redis: Redis, model: str, slots: int) -> None:
+    def __init__(
+        self, redis: Redis, worker_key: str, slots: int, micro_batch: int, seconds_per_call: float
+    ) -> None:
+        """`seconds_per_call`: as far as it is known before the first job."""
         self._redis = redis
-        self._model = model
-        self._slots = slots
+        self._key = worker_key
+        self._shape = {"slots": slots, "micro_batch": micro_batch}
+        self._seconds = seconds_per_call * self.FIRST_CALLS
+        self._calls = float(self.FIRST_CALLS)
+        self._since: tuple[float, int] | None = None  # when this stretch of work began, and calls
         self._told_at = float("-inf")
 
-    def tell(self, seconds_per_row_step: float | None, now: float) -> None:
-        """Publish if it is time and there is something to tell; `now` is monotonic seconds."""
-        if seconds_per_row_step is None or now - self._told_at < self.INTERVAL_S:
+    @property
+    def seconds_per_call(self) -> float:
+        """The estimate now."""
+        return self._seconds / self._calls
+
+    def tell(self, calls: int, *, busy: bool, now: float) -> None:
+        """Take note of the network's `calls` so far, and publish if it is time."""
+        if self._since is not None:
+            self._note(calls, now, over=not busy)
+        elif busy:
+            self._since = now, calls
+        if now - self._told_at >= self.INTERVAL_S:
+            told = {**self._shape, "seconds_per_call": round(self.seconds_per_call, 7)}
+            self._redis.hset(self._key, WORKER_SPEED, json.dumps(told))
+            self._told_at = now
+
+    def _note(self, calls: int, now: float, *, over: bool) -> None:
+        began, before = self._since or (now, calls)
+        if not over and now - began < self.INTERVAL_S:
             return
-        stats = {
-            "seconds_per_row_step": round(seconds_per_row_step, 6),
-            "slots": self._slots,
-            "updated_at": round(time.time(), 3),
-        }
-        self._redis.hset(STATS, self._model, json.dumps(stats))
-        self._told_at = now
+        if calls > before:
+            kept = math.exp(-(now - began) / self.HORIZON_S)
+            self._seconds = self._seconds * kept + now - began
+            self._calls = self._calls * kept + calls - before
+        self._since = None if over else (now, calls)

@@ -8,8 +8,7 @@ from redis.client import Pipeline
 from rq import worker_registration
 from rq.worker import BaseWorker, WorkerStatus
 
-from app.keys import QUEUES
-from worker.card import MODEL_FIELD
+from app.keys import QUEUES, WORKER_MODEL
 from worker.ledger import Held, Ledger
 from worker.rq_json import GenerateJob, GenerateQueue, JSONSerializer
 
@@ -85,7 +84,7 @@ class RegisteredWorker(BaseWorker):
 
     def _write_presence(self) -> None:
         with self.connection.pipeline() as pipe:
-            pipe.hset(self.key, MODEL_FIELD, self.model)
+            pipe.hset(self.key, WORKER_MODEL, self.model)
             self._beat(pipe)
             pipe.execute()
 

@@ -34,7 +34,7 @@ from worker.loop import EngineLoop
 from worker.mail import Letter, Mail, StopRequested
 from worker.outage import Outage
 from worker.previews import Previews
-from worker.progress import Progress, Stats
+from worker.progress import Progress, Speed
 from worker.prompts import Prompts
 from worker.recovery import Recovery
 from worker.registration import RegisteredWorker
@@ -85,7 +85,6 @@ class Runner(RegisteredWorker):
         self._card = card
         self._mail: Mail = SimpleQueue()
         engine = Engine(bundle, settings.slots, settings.micro_batch)
-        engine.warm_up()
         self._engine_loop = EngineLoop(engine, self._mail, torch.get_num_threads())
         prompts = Prompts(bundle)
         results = Results(bundle, prompts, card, storage)
@@ -98,7 +97,7 @@ class Runner(RegisteredWorker):
         self._settling = Settling(redis, ledger, results)
         self._recovery = Recovery(redis, ledger, results, storage)
         self._progress = Progress(JobStore(redis))
-        self._stats = Stats(redis, card.name, settings.slots)
+        self._speed = Speed(redis, self.key, settings.slots, settings.micro_batch, engine.warm_up())
         self._listener = Listener(redis, name, self._mail, self._control.evict)
         self._drain_grace_s = settings.drain_grace_s
         self._outage = Outage()
@@ -260,8 +259,7 @@ class Runner(RegisteredWorker):
             self._control.end(self._control.flights[job_id], Ending.CANCEL)
         for job_id, count in answer.previews.items():
             self._control.preview(job_id, count)
-        if self._control.flights:
-            self._stats.tell(self._engine_loop.seconds_per_row_step, now)
+        self._speed.tell(self._engine_loop.calls, busy=bool(self._control.flights), now=now)
 
     def _care(self, now: float) -> None:
         if self._recoveries.due(now):

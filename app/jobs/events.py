@@ -19,7 +19,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from app import keys
 from app.jobs import scripts
 from app.jobs.followers import Follower, Preview, Topic
-from app.jobs.outlook import Outlook, outlooks
+from app.jobs.outlook import Outlook, Outlooks
 from app.jobs.reader import JobReader
 from app.jobs.record import JobRecord, JobStatus
 
@@ -36,8 +36,9 @@ _BATCH = 200  # jobs per round trip: other requests get their turn in between
 class EventHub:
     """Keeps followers of jobs up to date."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, outlooks: Outlooks) -> None:
         self._redis = redis
+        self._outlooks = outlooks
         self._reader = JobReader(redis)
         self._wish = redis.register_script(scripts.WISH)
         self._topics: dict[str, Topic] = {}
@@ -192,7 +193,7 @@ class EventHub:
         try:
             records = await self._reader.many(list(topics))
             waited_for = [one for one in records if one and topics[one.id].detailed]
-            lines = await outlooks(self._redis, waited_for)
+            lines = await self._outlooks.of(waited_for)
             await self._wish_for_previews(topics, records)
         except RedisError:
             self._unread.update(topics)
@@ -226,5 +227,5 @@ class EventHub:
                     self._read_soon(job_id)
             lines = [topic for _, topic in batch if topic.in_line]
             records = [topic.record for topic in lines if topic.record is not None]
-            for topic, outlook in zip(lines, await outlooks(self._redis, records), strict=True):
+            for topic, outlook in zip(lines, await self._outlooks.of(records), strict=True):
                 topic.move(outlook)

@@ -1,15 +1,24 @@
-"""Where a job stands in line, and how long it may take."""
+"""Where a job stands in line, and how long it will take."""
 
+import asyncio
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 from redis.asyncio import Redis
 
 from app import keys
-from app.jobs.record import JobRecord, JobStatus
+from app.jobs.forecast import Engine, Load, forecast
+from app.jobs.record import JobRecord, JobRequest, JobStatus
 
-__all__ = ["Outlook", "outlooks"]
+__all__ = ["Outlook", "Outlooks", "load_of"]
+
+_FRESH_S = 0.5  # one look at the queues serves all who ask meanwhile
+_SHARE = 0.1  # of the time at most goes into looking: a long queue is looked at less often
+_DEEPEST = 2000  # jobs of a queue that are played forward; those behind are estimated by work
 
 
 @dataclass(frozen=True)
@@ -20,45 +29,192 @@ class Outlook:
     eta_s: float | None = None  # seconds until the job is likely done
 
 
-async def outlooks(redis: Redis, records: Sequence[JobRecord]) -> list[Outlook]:
-    """The outlook of each record, all in one round trip."""
-    pipe = redis.pipeline(transaction=False)
-    for record in records:
-        if not record.status.terminal:
-            _ask(pipe, record)
-    replies = iter(await pipe.execute() if len(pipe) else [])
-    return [
-        Outlook() if record.status.terminal else _read(record, [next(replies) for _ in range(5)])
-        for record in records
-    ]
+@dataclass
+class _Model:
+    """What is known of one model: its engines, and when its jobs will be done."""
+
+    engines: list[Engine] = field(default_factory=list)
+    workers: list[str] = field(default_factory=list)
+    running: dict[int, list[Load]] = field(default_factory=dict)
+    waiting: dict[str, list[Load]] = field(default_factory=dict)  # by queue
+    ends: dict[str, float] = field(default_factory=dict)  # seconds from the look
+
+    def play(self) -> None:
+        """Fill `ends`."""
+        if self.engines:
+            line = [load for queue in keys.QUEUES for load in self.waiting.get(queue, ())]
+            self.ends = forecast(self.engines, self.running, line)
+
+    def end_of(self, load: Load, record: JobRecord) -> float:
+        """Seconds for a job that came after the look: among those that run, or behind its queue."""
+        if record.status is JobStatus.RUNNING:
+            return forecast(self.engines[:1], {0: [*self.running.get(0, ()), load]}, [])[
+                load.job_id
+            ]
+        queue = record.request.priority
+        queues = keys.QUEUES[: keys.QUEUES.index(queue) + 1]
+        before = [one for name in queues for one in self.waiting.get(name, ())]
+        before += [one for loads in self.running.values() for one in loads]
+        self.waiting.setdefault(queue, []).append(load)
+        rate = sum(one.micro_batch / one.seconds_per_call for one in self.engines)
+        alone = min(forecast([engine], {}, [load])[load.job_id] for engine in self.engines)
+        return max(alone, sum(map(_work, [*before, load])) / rate)
 
 
-def _ask(pipe: Redis, record: JobRecord) -> None:
-    own = record.request.priority
-    pipe.hget(keys.STATS, record.request.model)
-    pipe.lpos(keys.rq_queue(own), record.id)
-    for queue in keys.QUEUES:
-        pipe.llen(keys.rq_queue(queue))
+def load_of(job_id: str, request: JobRequest, steps_left: float) -> Load:
+    """What a job still asks of an engine."""
+    first, last = request.guidance_interval
+    guided = 0.0
+    if request.guidance_scale != 1:
+        shares = (step / max(1, request.steps - 1) for step in range(request.steps))
+        guided = sum(first <= share <= last for share in shares) / request.steps
+    return Load(job_id, max(request.n, request.best_of), steps_left, 1 + guided)
 
 
-def _read(record: JobRecord, replies: list[bytes | int | None]) -> Outlook:
-    stats, place, *lengths = replies
-    ahead: int | None = None
-    if record.status is JobStatus.QUEUED:
-        higher = keys.QUEUES.index(record.request.priority)
-        # Not in the list: a worker is just taking it.
-        ahead = 0 if place is None else int(place) + sum(int(n or 0) for n in lengths[:higher])
-    return Outlook(ahead, _eta_s(record, ahead or 0, stats))
+def _work(load: Load) -> float:
+    return load.rows * load.steps * load.forwards
 
 
-def _eta_s(record: JobRecord, ahead: int, stats: bytes | int | None) -> float | None:
-    """Row-steps left, times what one costs; jobs ahead are taken to be like this one."""
-    if not isinstance(stats, bytes):
-        return None
-    try:
-        seconds = float(json.loads(stats)["seconds_per_row_step"])
-    except (ValueError, KeyError, TypeError):
-        return None
-    rows = max(record.request.n, record.request.best_of)
-    left = rows * (record.total_steps - record.step) + ahead * rows * record.total_steps
-    return round(left * seconds, 3)
+class Outlooks:
+    """Looks at the queues and the workers now and then, and plays forward what they will do."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._lock = asyncio.Lock()
+        self._models: dict[str, _Model] = {}
+        self._loads: dict[str, tuple[str, Load]] = {}  # by job: its model, and what it asks
+        self._looked_at = float("-inf")
+        self._look_again_at = float("-inf")
+
+    async def of(self, records: Sequence[JobRecord]) -> list[Outlook]:
+        """The outlook of each record."""
+        open_ones = [record for record in records if not record.status.terminal]
+        if not open_ones:
+            return [Outlook()] * len(records)
+        ahead = await self._positions(open_ones)
+        async with self._lock:
+            if time.monotonic() >= self._look_again_at:
+                await self._look()
+        return [self._outlook(record, ahead.get(record.id)) for record in records]
+
+    def _outlook(self, record: JobRecord, ahead: int | None) -> Outlook:
+        if record.status.terminal:
+            return Outlook()
+        position = ahead if record.status is JobStatus.QUEUED else None
+        eta_s = self._eta_s(record)
+        return Outlook(position, None if eta_s is None else round(eta_s, 3))
+
+    def _eta_s(self, record: JobRecord) -> float | None:
+        model = self._models.get(record.request.model)
+        if model is None or not model.engines:
+            return None
+        since = time.monotonic() - self._looked_at
+        if record.id not in model.ends:  # it came after the look
+            load = load_of(record.id, record.request, record.total_steps - record.step)
+            model.ends[record.id] = since + model.end_of(load, record)
+        return max(0.0, model.ends[record.id] - since)
+
+    async def _positions(self, records: Sequence[JobRecord]) -> dict[str, int]:
+        """How many jobs will be taken before each that is queued, in one round trip."""
+        queued = [record for record in records if record.status is JobStatus.QUEUED]
+        if not queued:
+            return {}
+        pipe = self._redis.pipeline(transaction=False)
+        for queue in keys.QUEUES:
+            pipe.llen(keys.rq_queue(queue))
+        for record in queued:
+            pipe.lpos(keys.rq_queue(record.request.priority), record.id)
+        replies = await pipe.execute()
+        lengths, places = replies[: len(keys.QUEUES)], replies[len(keys.QUEUES) :]
+        found = {}
+        for record, place in zip(queued, places, strict=True):
+            higher = sum(lengths[: keys.QUEUES.index(record.request.priority)])
+            # Not in the list: a worker is just taking it.
+            found[record.id] = 0 if place is None else place + higher
+        return found
+
+    async def _look(self) -> None:
+        """Read workers and queues, and play them forward."""
+        began = time.monotonic()
+        workers, running, waiting = await self._read_ids()
+        models = await self._read_models(workers)
+        known = {job_id for ids in waiting.values() for job_id in ids}
+        self._loads = {id_: load for id_, load in self._loads.items() if id_ in known}
+        fields = await self._read_jobs([*running, *(known - self._loads.keys())])
+        for job_id in running:
+            _place_running(models, job_id, fields.get(job_id))
+        for queue, ids in waiting.items():
+            for job_id in ids:
+                if job_id not in self._loads:
+                    self._remember(job_id, fields.get(job_id))
+                if job_id in self._loads:
+                    name, load = self._loads[job_id]
+                    if name in models:
+                        models[name].waiting.setdefault(queue, []).append(load)
+        for model in models.values():
+            model.play()
+        self._models, self._looked_at = models, began
+        took = time.monotonic() - began
+        self._look_again_at = began + max(_FRESH_S, took / _SHARE)
+
+    async def _read_ids(self) -> tuple[list[str], list[str], dict[str, list[str]]]:
+        """The registered workers, the jobs that run, and those that wait in each queue."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.smembers(keys.RQ_WORKERS)
+        for queue in keys.QUEUES:
+            pipe.zrange(keys.rq_running(queue), 0, -1)
+            pipe.lrange(keys.rq_queue(queue), 0, _DEEPEST - 1)
+        workers, *rest = await pipe.execute()
+        running = [_text(entry).rpartition(":")[0] for found in rest[::2] for entry in found]
+        waiting = {
+            queue: [_text(job_id) for job_id in found]
+            for queue, found in zip(keys.QUEUES, rest[1::2], strict=True)
+        }
+        return sorted(map(_text, workers)), running, waiting
+
+    async def _read_models(self, workers: Sequence[str]) -> dict[str, _Model]:
+        pipe = self._redis.pipeline(transaction=False)
+        for worker in workers:
+            pipe.hmget(worker, keys.WORKER_MODEL, keys.WORKER_SPEED)
+        models: dict[str, _Model] = {}
+        replies = await pipe.execute() if workers else []
+        for worker, (name, speed) in zip(workers, replies, strict=True):
+            with suppress(ValueError, KeyError, TypeError):  # gone, or of another version
+                told = json.loads(speed)
+                engine = Engine(
+                    max(1, int(told["slots"])),
+                    max(1, int(told["micro_batch"])),
+                    float(told["seconds_per_call"]),
+                )
+                model = models.setdefault(_text(name), _Model())
+                model.engines.append(engine)
+                model.workers.append(worker.removeprefix(keys.RQ_WORKER_PREFIX))
+        return models
+
+    async def _read_jobs(self, job_ids: Sequence[str]) -> dict[str, list[Any]]:
+        pipe = self._redis.pipeline(transaction=False)
+        for job_id in job_ids:
+            pipe.hmget(keys.job(job_id), "request", "step", "worker", "status")
+        replies = await cast(Awaitable[list[Any]], pipe.execute()) if job_ids else []
+        return dict(zip(job_ids, replies, strict=True))
+
+    def _remember(self, job_id: str, fields: Sequence[Any] | None) -> None:
+        with suppress(ValueError, TypeError):  # whatever lies there
+            request = JobRequest.model_validate_json(fields[0])  # type: ignore[index]
+            self._loads[job_id] = request.model, load_of(job_id, request, request.steps)
+
+
+def _place_running(models: dict[str, _Model], job_id: str, fields: Sequence[Any] | None) -> None:
+    with suppress(ValueError, TypeError, AttributeError):  # over, or its worker is gone
+        text, step, worker, status = fields  # type: ignore[misc]
+        request = JobRequest.model_validate_json(text)
+        model = models.get(request.model)
+        if model is None or JobStatus(_text(status)) is not JobStatus.RUNNING:
+            return
+        index = model.workers.index(_text(worker))
+        load = load_of(job_id, request, max(0, request.steps - int(step)))
+        model.running.setdefault(index, []).append(load)
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "replace")

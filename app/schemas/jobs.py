@@ -184,7 +184,9 @@ class JobObject(BaseModel):
     request: ResolvedRequest
     progress: Progress
     queue_position: int | None = Field(description="Jobs ahead; null when not queued")
-    eta_seconds: float | None = Field(description="A rough estimate; null when unknown")
+    eta_seconds: float | None = Field(
+        description="Estimate until it ends; null when no worker serves it"
+    )
     images: list[ImageObject] = Field(description="Empty until succeeded, then complete")
     attempts: int
     cached: bool = Field(False, description="Whether its images are those of an earlier job")

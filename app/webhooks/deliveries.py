@@ -29,6 +29,16 @@ end
 return taken
 """
 
+_AGAIN = """
+-- KEYS[1] due deliveries   KEYS[2] attempts of each
+-- ARGV[1] job id   ARGV[2] when it is due   ARGV[3] attempts to take back
+-- Returns 1; 0 where it was forgotten meanwhile.
+if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then return 0 end
+redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
+redis.call('HINCRBY', KEYS[2], ARGV[1], -tonumber(ARGV[3]))
+return 1
+"""
+
 
 @dataclass(frozen=True)
 class Due:
@@ -44,6 +54,7 @@ class Deliveries:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._take = redis.register_script(_TAKE)
+        self._again = redis.register_script(_AGAIN)
 
     async def take(self, most: int, hold_s: float) -> list[Due]:
         """Deliveries that are due, held for so long: nobody else is given them meanwhile."""
@@ -58,11 +69,13 @@ class Deliveries:
 
     async def again(self, job_id: str, in_s: float, *, tried: bool = True) -> None:
         """Try a delivery later; `tried=False` where this attempt never began."""
-        pipe = self._redis.pipeline()
-        pipe.zadd(keys.WEBHOOKS_DUE, {job_id: time.time() + in_s}, xx=True)
-        if not tried:
-            pipe.hincrby(keys.WEBHOOK_ATTEMPTS, job_id, -1)
-        await pipe.execute()
+        await cast(
+            Awaitable[int],
+            self._again(
+                keys=[keys.WEBHOOKS_DUE, keys.WEBHOOK_ATTEMPTS],
+                args=[job_id, time.time() + in_s, int(not tried)],
+            ),
+        )
 
     async def done(self, job_id: str) -> None:
         """Forget a delivery: it has arrived, or is given up."""

@@ -10,6 +10,7 @@ from rq.registry import CanceledJobRegistry
 from rq.serializers import JSONSerializer
 
 from app import keys
+from app.jobs import outlook
 from app.jobs.record import JobStatus
 from tests.app.service import Serve, Service, until
 
@@ -51,16 +52,48 @@ async def test_position_counts_the_jobs_ahead(serve: Serve) -> None:
         assert places == [3, 2, 0, 4, 1]
 
 
+def worker_with(service: Service, name: str, **speed: float) -> None:
+    service.redis.sadd(keys.RQ_WORKERS, f"rq:worker:{name}")
+    fields = {keys.WORKER_MODEL: "tiny", keys.WORKER_SPEED: json.dumps(speed)}
+    service.redis.hset(f"rq:worker:{name}", mapping=fields)
+
+
+@pytest.fixture
+def _always_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outlook, "_FRESH_S", 0.0)
+    monkeypatch.setattr(outlook, "_SHARE", 1e9)
+
+
+@pytest.mark.usefixtures("_always_look")
 async def test_the_estimate_follows_what_workers_measured(service: Service) -> None:
     first, second = await service.submit(n=2), await service.submit(n=2)
-    assert first["eta_seconds"] is None
-    service.redis.hset(keys.STATS, "tiny", json.dumps({"seconds_per_row_step": 0.05, "slots": 4}))
-    assert (await service.job(first["id"]))["eta_seconds"] == pytest.approx(2.0)
+    assert first["eta_seconds"] is None  # nobody draws
+    worker_with(service, "w", slots=2, micro_batch=2, seconds_per_call=0.05)
+    # 20 steps of 2 rows, each with and without its prompt: 2 calls a step.
+    assert (await service.job(first["id"]))["eta_seconds"] == pytest.approx(2.0, abs=0.1)
     answer = await service.client.get(f"/v1/jobs/{second['id']}")
-    assert answer.json()["eta_seconds"] == pytest.approx(4.0)
+    assert answer.json()["eta_seconds"] == pytest.approx(4.0, abs=0.1)
     assert answer.headers["retry-after"] == "2"
-    service.redis.hset(keys.STATS, "tiny", "nonsense")
-    assert (await service.job(first["id"]))["eta_seconds"] is None
+    service.take(first["id"])
+    service.redis.hset(keys.job(first["id"]), "step", 10)
+    service.redis.zadd(keys.rq_running("normal"), {f"{first['id']}:e1": 1e12})
+    assert (await service.job(first["id"]))["eta_seconds"] == pytest.approx(1.0, abs=0.1)
+    assert (await service.job(second["id"]))["eta_seconds"] == pytest.approx(3.0, abs=0.1)
+    worker_with(service, "v", slots=2, micro_batch=2, seconds_per_call=0.05)
+    assert (await service.job(second["id"]))["eta_seconds"] == pytest.approx(2.0, abs=0.1)
+    for name in "wv":
+        service.redis.hset(f"rq:worker:{name}", keys.WORKER_SPEED, "nonsense")
+    assert (await service.job(second["id"]))["eta_seconds"] is None
+
+
+async def test_between_two_looks_later_jobs_are_put_behind(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outlook, "_FRESH_S", 3600.0)
+    worker_with(service, "w", slots=2, micro_batch=2, seconds_per_call=0.05)
+    jobs = [await service.submit(n=2) for _ in range(4)]
+    etas = [job["eta_seconds"] for job in jobs]
+    assert etas == pytest.approx([2.0, 4.0, 6.0, 8.0], abs=0.5)
 
 
 async def test_jobs_of_others_are_not_there(serve: Serve) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import redis
 
 from app import keys
@@ -11,7 +12,7 @@ from app.jobs.store import Wishes
 from models.bundle import Bundle
 from tests.worker.conftest import wait_for
 from tests.worker.parts import slowed
-from worker.progress import Progress, Stats
+from worker.progress import Progress, Speed
 
 
 class Told:
@@ -41,14 +42,39 @@ def test_once_a_second_while_nothing_moves() -> None:
     assert len(told.rows) == 3
 
 
-def test_stats_are_told_once_a_second(client: redis.Redis) -> None:
-    stats = Stats(client, "tiny", 16)
-    stats.tell(None, 0.0)
-    assert client.hget(keys.STATS, "tiny") is None
-    for i in range(1500):
-        stats.tell(0.5 + i, i / 1000)
-    told = json.loads(client.hget(keys.STATS, "tiny") or "{}")
-    assert (told["seconds_per_row_step"], told["slots"]) == (1000.5, 16)
+def told_of(client: redis.Redis) -> dict[str, float]:
+    told: dict[str, float] = json.loads(client.hget("rq:worker:w", keys.WORKER_SPEED) or "{}")
+    return told
+
+
+def test_the_speed_is_what_was_measured_at_start_until_there_is_work(client: redis.Redis) -> None:
+    speed = Speed(client, "rq:worker:w", 16, 2, 0.25)
+    for i in range(5000):
+        speed.tell(0, busy=False, now=i / 1000)
+    assert told_of(client) == {"slots": 16, "micro_batch": 2, "seconds_per_call": 0.25}
+
+
+def test_the_speed_is_wall_time_over_calls_while_there_are_jobs(client: redis.Redis) -> None:
+    speed = Speed(client, "rq:worker:w", 16, 2, 0.25)
+    calls = 0
+    for i in range(2000):
+        busy = i % 1000 < 500  # half of the time nobody wants anything
+        calls += busy and i % 2 == 0  # five calls a second, and what lies between them
+        speed.tell(calls, busy=busy, now=i / 10)
+    assert speed.seconds_per_call == pytest.approx(0.2, rel=0.02)
+    for i in range(2000, 2600):
+        calls += 1
+        speed.tell(calls, busy=True, now=i / 10)
+    assert told_of(client)["seconds_per_call"] == pytest.approx(0.1, rel=0.1)
+
+
+def test_short_jobs_count_too(client: redis.Redis) -> None:
+    speed = Speed(client, "rq:worker:w", 16, 2, 0.25)
+    for i in range(3000):
+        now = i * 10.0
+        speed.tell(i, busy=True, now=now)
+        speed.tell(i + 1, busy=False, now=now + 0.04)
+    assert speed.seconds_per_call == pytest.approx(0.04, rel=0.05)
 
 
 def test_one_message_tells_of_all_running_jobs(
@@ -64,4 +90,6 @@ def test_one_message_tells_of_all_running_jobs(
     event = json.loads(message["data"])
     assert event["kind"] == "progress"
     assert set(event["steps"]) == running
-    assert json.loads(client.hget(keys.STATS, "tiny"))["seconds_per_row_step"] > 0
+    [worker] = client.smembers(keys.RQ_WORKERS)
+    told = json.loads(wait_for(lambda: client.hget(worker.decode(), keys.WORKER_SPEED)))
+    assert told["seconds_per_call"] > 0

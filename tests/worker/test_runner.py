@@ -176,7 +176,7 @@ def test_a_job_that_always_breaks_the_device_fails(
 ) -> None:
     job = jobs.submit()
     for _ in range(3):
-        worker = start_worker(failing_device(shared_bundle, after=1))
+        worker = start_worker(failing_device(shared_bundle, after=2))
         wait_for(lambda worker=worker: worker.runner.fault)
         worker.stop()
     record = jobs.ended(job)

@@ -11,7 +11,14 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from pydantic import BaseModel
 
-__all__ = ["KEEPALIVE_COMMENT", "EventStream", "Silence", "encode_event"]
+__all__ = ["KEEPALIVE_COMMENT", "STREAM_SCHEMA", "EventStream", "Silence", "encode_event"]
+
+# OpenAPI 3.1 does not say whether a stream's schema is that of the text or of one event in it.
+STREAM_SCHEMA: Mapping[str, object] = {
+    "type": ["string", "object"],
+    "description": "Text of events, or each event as an object of its fields",
+    "properties": {name: {"type": "string"} for name in ("event", "id", "data")},
+}
 
 KEEP_ALIVE_S = 15.0
 _HEADERS = {

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from app import errors
 from app.byte_ranges import matches, requested_slice
@@ -16,6 +17,13 @@ from app.storage.base import IMAGE_NAME
 __all__ = ["router"]
 
 
+class _ImageConvertor(StringConvertor):
+    """Any name but that of the route which makes images, which knows no GET."""
+
+    regex = "(?!generations$)[^/]+"
+
+
+register_url_convertor("image", _ImageConvertor())
 router = APIRouter(prefix="/v1", tags=["Images"])
 
 _CACHE = "private, max-age=31536000, immutable"
@@ -29,7 +37,7 @@ _HEADERS = {
 
 
 @router.get(
-    "/images/{name}",
+    "/images/{name:image}",
     response_class=Response,
     summary="Fetch an image",
     responses={

@@ -17,7 +17,7 @@ from app import errors
 from app.admission import admit
 from app.deps import Services, ServicesDep, SubmitterDep
 from app.documentation import header, json_body, openai_problems
-from app.event_stream import KEEPALIVE_COMMENT, Silence, encode_event
+from app.event_stream import KEEPALIVE_COMMENT, STREAM_SCHEMA, Silence, encode_event
 from app.generation import Generation, read_generation
 from app.hang_up import HUNG_UP, ClientGone, StreamToClient
 from app.image_bytes import image_bytes
@@ -52,7 +52,7 @@ _DONE = format_sse_event(data_str="[DONE]")
         200: {
             "description": "The images, or with `stream` events of them",
             "headers": {"X-Job-Id": header("The job behind the images")},
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": STREAM_SCHEMA}},
         },
         **openai_problems(
             *(errors.MalformedJson, errors.Unauthorized, errors.Forbidden, errors.ModelNotFound),

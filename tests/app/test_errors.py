@@ -384,3 +384,9 @@ async def test_no_prompt_breaks_the_server(service: Service, prompt: str) -> Non
     assert answer.status_code in (202, 422, 429)
     if answer.status_code == 202:
         assert answer.json()["request"]["prompt"] == prompt.strip()
+
+
+async def test_405_does_not_take_a_route_for_an_image(service: Service) -> None:
+    for method in ("GET", "OPTIONS"):
+        answer = await service.client.request(method, "/v1/images/generations")
+        assert (answer.status_code, answer.headers["allow"]) == (405, "POST")

@@ -1,5 +1,7 @@
 """What the OpenAPI document says beyond what routes declare by themselves."""
 
+from collections.abc import Collection
+from copy import deepcopy
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,7 +15,7 @@ from app.schemas.jobs import JobCreate
 from app.schemas.openai import ErrorAnswer, ImageGeneration
 from app.schemas.problems import ProblemDetails
 
-__all__ = ["header", "install", "json_body", "openai_problems", "problems"]
+__all__ = ["header", "install", "json_body", "openai_problems", "problems", "with_sizes"]
 
 _SCHEMAS = "#/components/schemas/"
 _DESCRIPTION = """Text to image: submit a prompt as a job, follow it, fetch its pictures.
@@ -59,6 +61,15 @@ def install(app: FastAPI, *, key_needed: bool) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
+
+
+def with_sizes(document: dict[str, Any], sizes: Collection[str]) -> dict[str, Any]:
+    """The document with the sizes ("WxH") that can be asked for here, instead of their form."""
+    document = deepcopy(document)
+    for model, also in ((JobCreate, []), (ImageGeneration, ["auto"])):
+        properties = document["components"]["schemas"][model.__name__]["properties"]
+        properties["size"]["anyOf"] = [{"enum": [*also, *sizes, None]}]
+    return document
 
 
 def _build(app: FastAPI, key_needed: bool) -> dict[str, Any]:

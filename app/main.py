@@ -41,6 +41,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="Avocat",
         version=__version__,
         lifespan=lifespan,
+        openapi_url=None,  # served by app.routes.pages
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,

@@ -1,5 +1,6 @@
 """Pages for people: the playground, and the API reference without any outside host."""
 
+from contextlib import suppress
 from importlib.resources import files
 from typing import Any
 
@@ -7,7 +8,10 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
+from redis.exceptions import RedisError
 
+from app.deps import ServicesDep
+from app.documentation import with_sizes
 from app.errors import INTERNAL, PROBLEMS, NotFound
 
 __all__ = ["install", "router"]
@@ -56,6 +60,18 @@ async def docs(request: Request) -> HTMLResponse:
         # Without this, the page asks an outside host to judge the document.
         swagger_ui_parameters={"validatorUrl": None},
     )
+
+
+@router.get("/openapi.json")
+async def document(request: Request, services: ServicesDep) -> dict[str, Any]:
+    """The OpenAPI document, with the sizes that the models of this server have."""
+    described: dict[str, Any] = request.app.openapi()
+    with suppress(RedisError):  # the reference is there without the rest of the service
+        cards = (await services.cards.all()).values()
+        if sizes := {size: None for card in cards for size in card.sizes}:
+            described = with_sizes(described, sizes)
+    root = request.scope.get("root_path", "")
+    return {**described, "servers": [{"url": root}]} if root else described
 
 
 @router.get("/problems/{slug}")

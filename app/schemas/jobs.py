@@ -21,6 +21,7 @@ MAX_SEED = 2**53 - 1  # the largest integer that JSON carries safely
 MAX_IMAGES = 8
 MAX_URL_CHARACTERS = 2048
 MAX_METADATA_BYTES = 4096
+PUBLIC_URL_PATTERN = r"^https://([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.){1,4}[a-z]{2,24}(/[!-~]*)?$"
 CURSOR_PATTERN = r"^[0-9]{1,16}-[0-7][0-9A-HJKMNP-TV-Z]{25}$"
 
 
@@ -95,9 +96,17 @@ class JobCreate(BaseModel):
         Field(None, description="transparent, white or #rrggbb; absent: the model's default")
     )
     priority: Priority = Field("normal", description="high needs a key that allows it")
-    webhook_url: Annotated[str, Field(max_length=MAX_URL_CHARACTERS)] | None = Field(
-        None, description="https URL that is told of the job's end, see Webhooks"
-    )
+    webhook_url: (
+        Annotated[
+            str,
+            Field(max_length=MAX_URL_CHARACTERS),
+            # What any server calls; one whose operator lists targets calls those as well.
+            WithJsonSchema(
+                {"type": "string", "maxLength": MAX_URL_CHARACTERS, "pattern": PUBLIC_URL_PATTERN}
+            ),
+        ]
+        | None
+    ) = Field(None, description="https URL that is told of the job's end, see Webhooks")
     guidance_interval: Annotated[tuple[Share, Share], BeforeValidator(_pair)] | None = Field(
         None, description="[from, to]: guidance acts only in this part of the trajectory"
     )

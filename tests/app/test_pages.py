@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 import app
+from app import keys
 from app.main import create_app
 from app.settings import Settings
-from tests.app.service import Service
+from tests.app.service import CARD, Service
 from worker import problems
 
 WEB = Path(app.__file__).parent / "web"
@@ -57,3 +58,20 @@ def test_the_playground_has_words_for_every_problem_it_may_meet() -> None:
     assert len(answers) > 8
     assert len(endings) > 5
     assert answers | endings <= known
+
+
+async def test_the_reference_names_the_sizes_of_this_server(service: Service) -> None:
+    document = (await service.client.get("/openapi.json")).json()
+    schemas = document["components"]["schemas"]
+    sizes = [*CARD.sizes, None]
+    assert schemas["JobCreate"]["properties"]["size"]["anyOf"] == [{"enum": sizes}]
+    images = schemas["ImageGeneration"]["properties"]["size"]["anyOf"]
+    assert images == [{"enum": ["auto", *sizes]}]
+    form = create_app(Settings()).openapi()  # what is not known of a server is left open
+    assert "enum" not in str(form["components"]["schemas"]["JobCreate"]["properties"]["size"])
+
+
+async def test_the_reference_is_there_without_models(service: Service) -> None:
+    service.redis.delete(keys.MODELS)
+    document = (await service.client.get("/openapi.json")).json()
+    assert "pattern" in str(document["components"]["schemas"]["JobCreate"]["properties"]["size"])

@@ -58,7 +58,7 @@ _MODEL = {
     "native_size": "64x64",
     "sizes": ["64x64", "128x128", "256x256"],
     "channels": 4,
-    "samplers": ["ddpm", "ddim", "dpmpp_2m"],
+    "samplers": ["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_karras", "euler", "euler_ancestral"],
     "default_sampler": "dpmpp_2m",
     "default_steps": 25,
     "default_guidance_scale": 3.0,

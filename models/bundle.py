@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.context import LOCAL_PREFIX, ClipReference, ContextEncoder, load_clip
 from models.errors import BundleError, ContextError
 from models.layers import channels_last
-from models.samplers import Sampler
+from models.samplers import UNDISTILLED, Sampler
 from models.schedule import Kind, NoiseSchedule, noise_schedule
 from models.unet import Denoiser, Parameterisation, UNet, UNetConfig
 from models.upscaler import Upscaler, UpscalerConfig
@@ -52,6 +52,7 @@ class BundleConfig(BaseModel):
     noise_schedule: ScheduleConfig = ScheduleConfig()
     clip: ClipReference = ClipReference(model=f"{LOCAL_PREFIX}{CLIP_FOLDER}")
     upscaler: UpscalerConfig | None = None
+    samplers: tuple[Sampler, ...] = UNDISTILLED
     default_sampler: Sampler = "dpmpp_2m"
     default_steps: int = Field(default=25, ge=1)
     default_guidance_scale: float = Field(default=3.0, ge=0, le=20)

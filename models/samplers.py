@@ -3,39 +3,56 @@
 Every sampler here moves a row by
 
     x_prev = k₀ x_t + k₁ denoised + k₂ previous_denoised + k₃ ε + k₄ noise,
-    denoised = clip((x_t - k₅ ε) k₆)
+    denoised = clip((k₅ x_t + k₆ predicted) k₇),  ε = k₈ x_t + k₉ predicted
 
 and differs only in the numbers k, which depend on the trajectory and not on the picture. So a
-sampler is a table of them, made in float64 when a row is admitted, and `step` is shared.
+sampler is a table of them, made in float64 when a row is admitted, and `step` is shared. What the
+network `predicted` may be ε, v or the picture: k₅ … k₉ know which.
+
+All rows are variance preserving, x_t = √ᾱ x_0 + √(1-ᾱ) ε. Samplers written for x_0 + σ ε, as
+Euler's, are the same update there, with ᾱ = 1 / (1 + σ²).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from models.errors import ScheduleError
-from models.schedule import NoiseSchedule, Spacing, timesteps
+from models.knots import Knots, Layout, Sampler, knots
+from models.schedule import NoiseSchedule
 
-Sampler = Literal["ddpm", "ddim", "dpmpp_2m"]
-SAMPLERS: tuple[Sampler, ...] = ("ddpm", "ddim", "dpmpp_2m")
+__all__ = [
+    "SAMPLERS",
+    "UNDISTILLED",
+    "Layout",
+    "Parameterisation",
+    "Sampler",
+    "Trajectory",
+    "step",
+    "trajectory",
+]
+
+SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
+# Those that suit every denoiser: `lcm` is for distilled ones.
+UNDISTILLED: tuple[Sampler, ...] = tuple(name for name in SAMPLERS if name != "lcm")
 Variance = Literal["small", "large"]
-
-_ALWAYS_CLEAN = 1.0  # ᾱ "before" timestep 0: the picture itself
+Parameterisation = Literal["eps", "v", "denoised"]
 
 
 @dataclass(frozen=True)
 class Trajectory:
     """The way of one row from noise to picture.
 
-    `timesteps`: int64 `[S]`, descending; `coefficients`: float32 `[S, 7]`, the k of the module
-    docstring; `needs_noise`: bool `[S]`, where fresh noise is to be drawn.
+    `timesteps`: `[S]`, descending, int64, or float64 where a sampler asks between two of them;
+    `coefficients`: float32 `[S, 10]`, the k of the module docstring; `start`: standard deviation of
+    the noise it begins with; `needs_noise`: bool `[S]`, where fresh noise is to be drawn.
     """
 
     timesteps: Tensor
     coefficients: Tensor
+    start: float = 1.0
 
     @property
     def needs_noise(self) -> Tensor:
@@ -49,39 +66,49 @@ def trajectory(
     schedule: NoiseSchedule,
     sampler: Sampler,
     steps: int,
-    spacing: Spacing = "trailing",
+    layout: Layout | None = None,
     *,
+    parameterisation: Parameterisation = "eps",
     eta: float = 0.0,
     variance: Variance = "small",
 ) -> Trajectory:
     """Lay out `steps` denoising steps of `sampler` over `schedule`.
 
-    `eta` is DDIM's share of fresh noise (Song et al. 2021, eq. 16); `variance` is DDPM's posterior
-    variance, `small` = β̃_t or `large` = β_t (Ho et al. 2020, section 3.2).
+    `parameterisation` is what the denoiser predicts; `eta` is DDIM's share of fresh noise (Song et
+    al. 2021, eq. 16); `variance` is DDPM's posterior variance, `small` = β̃_t or `large` = β_t (Ho
+    et al. 2020, section 3.2).
 
     Raises:
-        ScheduleError: an unknown sampler or spacing, or steps outside 1 … T.
+        ScheduleError: an unknown sampler or spacing, or more steps than the sampler has.
     """
-    t = _visited(schedule, sampler, steps, spacing)
-    now = schedule.alphas_cumprod[t]
-    then = torch.cat([now[1:], now.new_tensor([_ALWAYS_CLEAN])])
-    tables: dict[str, Callable[[], Tensor]] = {
-        "ddpm": lambda: _ddpm(now, then, variance),
-        "ddim": lambda: _ddim(now, then, eta),
-        "dpmpp_2m": lambda: _dpmpp_2m(now, then),
+    at = knots(schedule, sampler, steps, layout or Layout())
+    tables: dict[Sampler, Callable[[], Tensor]] = {
+        "ddpm": lambda: _ddpm(at.now, at.then, variance),
+        "ddim": lambda: _ddim(at.now, at.then, eta),
+        "dpmpp_2m": lambda: _dpmpp_2m(at.now, at.then),
+        "dpmpp_2m_karras": lambda: _dpmpp_2m(at.now, at.then),
+        "euler": lambda: _euler(at.now, at.then, 0.0),
+        "euler_ancestral": lambda: _euler(at.now, at.then, 1.0),
+        "lcm": lambda: _lcm(at),
     }
-    if sampler not in tables:
-        raise ScheduleError(f"unknown sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
-    to_denoised = torch.stack([(1 - now).sqrt(), now.rsqrt()], dim=1)
-    return Trajectory(t, torch.cat([tables[sampler](), to_denoised], dim=1).float())
+    k = torch.cat([tables[sampler](), _reading(at.now, parameterisation)], dim=1)
+    return Trajectory(at.timesteps, k.float(), at.start)
 
 
-def _visited(schedule: NoiseSchedule, sampler: str, steps: int, spacing: Spacing) -> Tensor:
-    length = schedule.training_length
-    if sampler == "dpmpp_2m" and spacing != "trailing" and steps < length:
-        # A solver ends at σ = 0, one knot past its last evaluation: that knot is not timestep 0.
-        return timesteps(spacing, steps + 1, length)[:-1]
-    return timesteps(spacing, steps, length)
+def _reading(now: Tensor, parameterisation: Parameterisation) -> Tensor:
+    """How `denoised` and ε follow from x_t and the prediction, float64 `[S, 5]`.
+
+    v = √ᾱ ε - √(1-ᾱ) x_0 (Salimans & Ho 2022, appendix D).
+    """
+    alpha, sigma = now.sqrt(), (1 - now).sqrt()
+    zero, one = torch.zeros_like(now), torch.ones_like(now)
+    k = {
+        # Divided last: near the end of training ᾱ is tiny, and x_t - σ ε close to exact.
+        "eps": (one, -sigma, 1 / alpha, zero, one),
+        "v": (alpha, -sigma, one, sigma, alpha),
+        "denoised": (zero, one, one, 1 / sigma, -alpha / sigma),
+    }
+    return torch.stack(k[parameterisation], dim=1)
 
 
 def _ddpm(now: Tensor, then: Tensor, variance: Variance) -> Tensor:
@@ -108,13 +135,27 @@ def _ddim(now: Tensor, then: Tensor, eta: float) -> Tensor:
     return k
 
 
+def _euler(now: Tensor, then: Tensor, ancestral: float) -> Tensor:
+    """Along (x_t - denoised) / σ (Karras et al. 2022, algorithm 1), float64 `[S, 5]`.
+
+    DDIM's step, with `ancestral` for its η, but for what clipping makes of it: here the direction
+    follows the clipped picture.
+    """
+    k = _ddim(now, then, ancestral)
+    k[:, 0] = k[:, 3] / (1 - now).sqrt()
+    k[:, 1] -= k[:, 0] * now.sqrt()
+    k[:, 3] = 0
+    return k
+
+
 def _dpmpp_2m(now: Tensor, then: Tensor) -> Tensor:
     """Second-order multistep, data prediction (Lu et al. 2022, algorithm 2), float64 `[S, 5]`.
 
-    The first step has no memory and the last ends at σ = 0: both are first order.
+    The first step has no memory and the last, which ends at σ = 0, is not extrapolated: both are
+    first order.
     """
-    lam = 0.5 * (now / (1 - now)).log()  # λ = log(α/σ)
-    h = torch.cat([lam[1:] - lam[:-1], lam.new_tensor([torch.inf])])
+    lam, ahead = (0.5 * (a / (1 - a)).log() for a in (now, then))  # λ = log(α/σ)
+    h = ahead - lam
     decay = torch.expm1(-h)
     k = torch.zeros(len(now), 5, dtype=torch.float64)
     k[:, 0] = ((1 - then) / (1 - now)).sqrt()
@@ -127,9 +168,21 @@ def _dpmpp_2m(now: Tensor, then: Tensor) -> Tensor:
     return k
 
 
+def _lcm(at: Knots) -> Tensor:
+    """Consistency sampling (Luo et al. 2023, algorithm 3): to the picture, and noised again."""
+    quarter = 0.25  # σ_data², with σ_data = 0.5
+    skip = quarter / (at.boundary**2 + quarter)
+    out = at.boundary / (at.boundary**2 + quarter).sqrt()
+    k = torch.zeros(len(at.now), 5, dtype=torch.float64)
+    k[:, 0] = at.then.sqrt() * skip
+    k[:, 1] = at.then.sqrt() * out
+    k[:, 4] = (1 - at.then).sqrt()
+    return k
+
+
 def step(
     x_t: Tensor,
-    eps: Tensor,
+    predicted: Tensor,
     previous_denoised: Tensor,
     noise: Tensor,
     coefficients: Tensor,
@@ -137,13 +190,14 @@ def step(
 ) -> tuple[Tensor, Tensor]:
     """Move every row one step, each by its own coefficients.
 
-    All pictures are `[B, C, H, W]`; `coefficients` is `[B, 7]`, one row of each `Trajectory`;
+    All pictures are `[B, C, H, W]`; `coefficients` is `[B, 10]`, one row of each `Trajectory`;
     `previous_denoised` and `noise` are zeros where a row has none. `clip` bounds `denoised` to
     [-clip, clip]; None leaves it. Returns `(x_prev, denoised)`.
     """
     k = coefficients.reshape(*coefficients.shape, *([1] * (x_t.ndim - 1))).unbind(1)
-    denoised = (x_t - k[5] * eps) * k[6]
+    denoised = (k[5] * x_t + k[6] * predicted) * k[7]
     if clip is not None:
         denoised = denoised.clamp(-clip, clip)
+    eps = k[8] * x_t + k[9] * predicted
     x_prev = k[0] * x_t + k[1] * denoised + k[2] * previous_denoised + k[3] * eps + k[4] * noise
     return x_prev, denoised

@@ -34,6 +34,11 @@ class NoiseSchedule:
         """Signal-to-noise ratio ᾱ_t / (1 - ᾱ_t), float64 `[T]`."""
         return self.alphas_cumprod / (1 - self.alphas_cumprod)
 
+    @property
+    def sigmas(self) -> Tensor:
+        """Noise per signal √((1 - ᾱ_t) / ᾱ_t), float64 `[T]`, ascending."""
+        return self.snr.rsqrt()
+
     def add_noise(self, x_0: Tensor, eps: Tensor, timestep: Tensor) -> Tensor:
         """Noise pictures in closed form: x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε (Ho et al. 2020, eq. 4).
 
@@ -72,7 +77,21 @@ def noise_schedule(
         betas = _cosine_betas(length)
     else:
         raise ScheduleError(f"unknown schedule {kind!r}; choose one of {', '.join(KINDS)}")
-    return NoiseSchedule(torch.cumprod(1 - betas, dim=0))
+    return schedule_of(betas)
+
+
+def schedule_of(betas: Tensor, *, zero_terminal_snr: bool = False) -> NoiseSchedule:
+    """The schedule of given β, float64 `[T]`.
+
+    `zero_terminal_snr` rescales it so that nothing is left of the picture at the last timestep (Lin
+    et al. 2024, algorithm 1); as in the public reference ᾱ is 2⁻²⁴ there, for it divides.
+    """
+    alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+    if zero_terminal_snr:
+        root = alphas_cumprod.sqrt()
+        alphas_cumprod = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+        alphas_cumprod[-1] = 2.0**-24
+    return NoiseSchedule(alphas_cumprod)
 
 
 def _cosine_betas(length: int) -> Tensor:

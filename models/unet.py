@@ -1,7 +1,6 @@
 """The denoising network: a small U-Net over pixel-unshuffled pictures."""
 
 import itertools
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from models.layers import Attention, Downsample, ResBlock, Upsample, timestep_embedding
+from models.samplers import Parameterisation
 from models.schedule import NoiseSchedule
 
-Parameterisation = Literal["eps", "v", "denoised"]
+__all__ = ["Denoiser", "Parameterisation", "UNet", "UNetConfig"]
 
 
 class UNetConfig(BaseModel):

@@ -13,7 +13,6 @@ from redis.client import Pipeline
 from app.jobs.models import ModelCard
 from app.keys import MODELS, RQ_WORKERS, WORKER_MODEL
 from models.bundle import Bundle
-from models.samplers import SAMPLERS
 from worker.encoding import encoder_version
 
 __all__ = ["announce", "fingerprint", "live_models", "model_card"]
@@ -38,7 +37,7 @@ def model_card(bundle: Bundle, micro_batch: int, runtime: str) -> ModelCard:
         native_size=(side, side),
         sizes=tuple(f"{side * factor}x{side * factor}" for factor in config.upscales),
         channels=4 if config.channels == 4 else 3,
-        samplers=SAMPLERS,
+        samplers=config.samplers,
         default_sampler=config.default_sampler,
         default_steps=config.default_steps,
         default_guidance_scale=config.default_guidance_scale,

@@ -63,7 +63,7 @@ Size = Annotated[
     str | None,
     typer.Option(help="WxH, one of the model's sizes.", show_default="the model's largest"),
 ]
-Sampler = Annotated[str | None, typer.Option(help="ddpm, ddim or dpmpp_2m.")]
+Sampler = Annotated[str | None, typer.Option(help="One of the model's samplers, as dpmpp_2m.")]
 Guidance = Annotated[float | None, typer.Option(help="0 to 20: how closely to follow the prompt.")]
 Negative = Annotated[str | None, typer.Option(help="What to steer away from.")]
 Background = Annotated[str | None, typer.Option(help="transparent, white or #rrggbb.")]

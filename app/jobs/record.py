@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 __all__ = ["JobRecord", "JobRequest", "JobStatus", "Problem", "StoredImage", "from_hash", "to_hash"]
 
-Sampler = Literal["ddpm", "ddim", "dpmpp_2m"]
+Sampler = Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_karras", "euler", "euler_ancestral", "lcm"]
 OutputFormat = Literal["png", "webp", "jpeg"]
 Priority = Literal["low", "normal", "high"]
 

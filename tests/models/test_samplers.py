@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from models.errors import ScheduleError
-from models.samplers import SAMPLERS, Trajectory, step, trajectory
+from models.samplers import SAMPLERS, Layout, Trajectory, step, trajectory
 from models.schedule import NoiseSchedule, noise_schedule
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
@@ -83,7 +83,7 @@ def test_ddpm_equals_the_reference(
         steps_offset=0,
     )
     schedule = noise_schedule(kind)  # type: ignore[arg-type]
-    way = trajectory(schedule, "ddpm", steps, spacing, variance=variance)  # type: ignore[arg-type]
+    way = trajectory(schedule, "ddpm", steps, Layout(spacing), variance=variance)  # type: ignore[arg-type]
     found = differences(scheduler, way, denoiser_for(schedule), 1.0, monkeypatch)
     assert max(found) <= 1e-4, found
 
@@ -105,7 +105,7 @@ def test_ddim_equals_the_reference(
         steps_offset=0,
     )
     schedule = noise_schedule(kind)  # type: ignore[arg-type]
-    way = trajectory(schedule, "ddim", steps, spacing, eta=0.7)  # type: ignore[arg-type]
+    way = trajectory(schedule, "ddim", steps, Layout(spacing), eta=0.7)  # type: ignore[arg-type]
     found = differences(scheduler, way, denoiser_for(schedule), 1.0, monkeypatch)
     assert max(found) <= 1e-4, found
 
@@ -126,17 +126,17 @@ def test_dpmpp_2m_equals_the_reference(
         steps_offset=0,
     )
     schedule = noise_schedule(kind)  # type: ignore[arg-type]
-    way = trajectory(schedule, "dpmpp_2m", steps, spacing)  # type: ignore[arg-type]
+    way = trajectory(schedule, "dpmpp_2m", steps, Layout(spacing))  # type: ignore[arg-type]
     found = differences(scheduler, way, denoiser_for(schedule), None, monkeypatch)
     assert max(found) <= 1e-4, found
 
 
 def mixed(schedule: NoiseSchedule) -> list[tuple[Trajectory, int]]:
-    """Nine rows, each of another sampler, step count and place on its way."""
+    """Rows, each of another sampler, step count and place on its way."""
     return [
         (trajectory(schedule, sampler, steps, eta=0.5), steps * place // 3)
         for sampler in SAMPLERS
-        for steps, place in ((4, 0), (25, 1), (50, 2))
+        for steps, place in ((4, 0), (25, 1), (40, 2))
     ]
 
 
@@ -188,14 +188,15 @@ def test_the_last_step_ends_on_a_clean_picture(sampler: str) -> None:
     assert torch.allclose(x_prev, denoised, atol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [1, 1000])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 50, 1000])
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "lcm"])
 def test_shortest_and_longest_trajectories_are_finite(sampler: str, steps: int) -> None:
     way = trajectory(noise_schedule(), sampler, steps)  # type: ignore[arg-type]
     assert len(way) == steps
     assert way.coefficients.isfinite().all()
+    assert (way.timesteps[:-1] > way.timesteps[1:]).all()
 
 
 def test_unknown_sampler_is_refused() -> None:
     with pytest.raises(ScheduleError, match="ddpm, ddim, dpmpp_2m"):
-        trajectory(noise_schedule(), "euler", 10)  # type: ignore[arg-type]
+        trajectory(noise_schedule(), "heun", 10)  # type: ignore[arg-type]

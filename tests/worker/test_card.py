@@ -9,6 +9,7 @@ import torch
 from app import keys
 from app.jobs.models import ModelCard
 from models.bundle import Bundle
+from models.samplers import UNDISTILLED
 from worker.card import announce, fingerprint, live_models, model_card
 
 
@@ -31,7 +32,8 @@ def test_the_card_says_what_the_bundle_can(card: ModelCard) -> None:
     assert (card.name, card.native_size, card.native) == ("tiny", (16, 16), "16x16")
     assert card.sizes == ("16x16", "32x32", "64x64")
     assert (card.max_steps, card.context_length, card.channels) == (1000, 16, 4)
-    assert card.samplers == ("ddpm", "ddim", "dpmpp_2m")
+    assert card.samplers == UNDISTILLED
+    assert "lcm" not in card.samplers
     assert len(card.bundle_sha256) == 64
 
 

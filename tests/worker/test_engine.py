@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.bundle import Bundle
+from models.samplers import SAMPLERS
 from models.sampling import sample
 from worker.engine import Engine
 from worker.rows import RowSpec
@@ -30,7 +31,7 @@ def random_spec(bundle: Bundle, job: str, dice: random.Random) -> RowSpec:
     prompt, negative = bundle.context.encode([dice.choice(PROMPTS), dice.choice(["", "a blur"])])
     return spec(
         bundle, job, seed=dice.randrange(2**53), steps=dice.randint(1, 5),
-        sampler=dice.choice(["ddpm", "ddim", "dpmpp_2m"]),
+        sampler=dice.choice(SAMPLERS),
         guidance_scale=dice.choice([0.0, 1.0, 2.5, 7.0]),
         guidance_interval=(first, dice.choice([first, 0.6, 1.0])),
         context=prompt, unconditional=negative,
@@ -72,7 +73,7 @@ def test_no_row_depends_on_its_neighbours(shared_bundle: Bundle, micro_batch: in
         assert all(torch.equal(picture, expected[row]) for row, picture in pictures.items())
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_engine_draws_what_the_plain_loop_draws(shared_bundle: Bundle, sampler: str) -> None:
     one = spec(shared_bundle, "job", sampler=sampler, steps=6, seed=9)
     plain = sample(

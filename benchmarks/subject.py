@@ -123,7 +123,8 @@ def record(request: JobRequest, bundle: Bundle, created_at: float) -> JobRecord:
 
 def row_specs(bundle: Bundle, request: JobRequest, job: str) -> list[RowSpec]:
     """The rows of a job."""
-    context, empty = bundle.context.encode([request.prompt])[0], bundle.context.empty
+    size = bundle.sizes[0]
+    given = bundle.context.conditioning(request.prompt, "", request.guidance_scale, size)
     first = RowSpec(
         job=job,
         index=0,
@@ -132,8 +133,9 @@ def row_specs(bundle: Bundle, request: JobRequest, job: str) -> list[RowSpec]:
         steps=request.steps,
         guidance_scale=request.guidance_scale,
         guidance_interval=request.guidance_interval,
-        context=context,
-        unconditional=empty,
+        context=given.context,
+        unconditional=given.unconditional,
+        shape=bundle.shape(size),
     )
     return [replace(first, index=i, seed=request.seed + i) for i in range(request.n)]
 

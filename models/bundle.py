@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from models.context import LOCAL_PREFIX, ClipReference, ContextEncoder, load_clip
 from models.errors import BundleError, ContextError
 from models.layers import channels_last
-from models.samplers import UNDISTILLED, Sampler
+from models.model import ModelConfig, Shape, Size
+from models.samplers import Sampler, Trajectory, trajectory
 from models.schedule import Kind, NoiseSchedule, noise_schedule
 from models.unet import Denoiser, Parameterisation, UNet, UNetConfig
 from models.upscaler import Upscaler, UpscalerConfig
@@ -38,26 +39,15 @@ class ScheduleConfig(BaseModel):
     beta_end: float = Field(default=0.02, gt=0, lt=1)
 
 
-class BundleConfig(BaseModel):
+class BundleConfig(ModelConfig):
     """`bundle.json`: everything about a model but its weights."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     format: Literal[1] = FORMAT
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    description: str = ""
-    license: str = "unknown"
     denoiser: UNetConfig
     parameterisation: Parameterisation = "v"
     noise_schedule: ScheduleConfig = ScheduleConfig()
     clip: ClipReference = ClipReference(model=f"{LOCAL_PREFIX}{CLIP_FOLDER}")
     upscaler: UpscalerConfig | None = None
-    samplers: tuple[Sampler, ...] = UNDISTILLED
-    default_sampler: Sampler = "dpmpp_2m"
-    default_steps: int = Field(default=25, ge=1)
-    default_guidance_scale: float = Field(default=3.0, ge=0, le=20)
-    default_guidance_interval: tuple[float, float] = (0.0, 1.0)
-    default_background: str = "transparent"
     training: dict[str, Any] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict, description="sha256 of every other file")
 
@@ -95,6 +85,55 @@ class Bundle:
     upscaler: Upscaler | None
     sha256: str
     path: Path
+
+    @property
+    def clip(self) -> float | None:
+        """Pixels end at 1."""
+        return 1.0
+
+    @property
+    def channels(self) -> int:
+        """4, with alpha, or 3."""
+        return self.config.channels
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """The native size, and what the upscaler makes of it."""
+        side = self.config.image_size
+        return tuple((side * factor, side * factor) for factor in self.config.upscales)
+
+    def shape(self, size: Size) -> Shape:
+        """Always the native shape: larger pictures are enlarged at the end.
+
+        Raises:
+            ValueError: it draws no such size.
+        """
+        if size not in self.sizes:
+            drawn = ", ".join(f"{width}x{height}" for width, height in self.sizes)
+            raise ValueError(f"size is '{size[0]}x{size[1]}'; this model draws {drawn}")
+        side = self.config.image_size
+        return (self.config.channels, side, side)
+
+    def trajectory(self, sampler: Sampler, steps: int) -> Trajectory:
+        """The way of one row; the denoiser predicts ε whatever its network does.
+
+        Raises:
+            ScheduleError: a sampler it has not, or more steps than that one takes.
+        """
+        return trajectory(self.schedule, sampler, steps)
+
+    @torch.inference_mode()
+    def develop(self, x: Tensor, size: Size) -> Tensor:
+        """A finished row `[C, H, W]` in the size that was asked for."""
+        factor = size[0] // self.config.image_size
+        if factor > 1 and self.upscaler is not None:
+            larger: Tensor = self.upscaler(x[None], factor)  # alone: never another batch shape
+            return larger[0]
+        return x
+
+    def preview(self, denoised: Tensor) -> Tensor:
+        """A row on its way is a picture already."""
+        return denoised
 
 
 def read_config(path: Path) -> BundleConfig:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from models.errors import ContextError
+from models.model import Conditioning, Context, Size
 from models.torchvision_ops import declare_missing_operators
 
 LOCAL_PREFIX = "local-dir:"
@@ -109,6 +110,19 @@ class ContextEncoder:
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Prompts → float32 `[B, D]`, each of length 1. Longer prompts than CLIP reads are cut."""
         return torch.stack([self._cached(prompt) for prompt in prompts])
+
+    def conditioning(
+        self, prompt: str, negative: str, guidance_scale: float, size: Size
+    ) -> Conditioning:
+        """One vector each; the size is the same for all."""
+        context, unconditional = self.encode([prompt, negative])
+        return Conditioning((context,), (unconditional,), guidance_scale)
+
+    def check(self, context: Context) -> None:
+        """Raise ValueError if that is not one vector `[D]`."""
+        if [part.shape for part in context] != [(self.width,)]:
+            found = ", ".join(str(tuple(part.shape)) for part in context)
+            raise ValueError(f"context is {found}; this bundle takes ({self.width},)")
 
     def token_count(self, prompt: str) -> int:
         """Tokens of the prompt with its start and end marks."""

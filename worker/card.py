@@ -12,7 +12,7 @@ from redis.client import Pipeline
 
 from app.jobs.models import ModelCard
 from app.keys import MODELS, RQ_WORKERS, WORKER_MODEL
-from models.bundle import Bundle
+from models.model import Model
 from worker.encoding import encoder_version
 
 __all__ = ["announce", "fingerprint", "live_models", "model_card"]
@@ -20,45 +20,44 @@ __all__ = ["announce", "fingerprint", "live_models", "model_card"]
 _DTYPE = "float32"
 
 
-def model_card(bundle: Bundle, micro_batch: int, runtime: str) -> ModelCard:
-    """The card of a loaded bundle, as the API reads it. `is_default` is decided when announced.
+def model_card(model: Model, micro_batch: int, runtime: str) -> ModelCard:
+    """The card of a loaded model, as the API reads it. `is_default` is decided when announced.
 
     `runtime` names what executes the network, with its version.
     """
-    config = bundle.config
-    side = config.image_size
+    config = model.config
     return ModelCard(
         name=config.name,
         description=config.description,
         license=config.license,
-        bundle_sha256=bundle.sha256,
-        fingerprint=fingerprint(bundle, micro_batch, runtime),
+        bundle_sha256=model.sha256,
+        fingerprint=fingerprint(model, micro_batch, runtime),
         runtime=runtime,
-        native_size=(side, side),
-        sizes=tuple(f"{side * factor}x{side * factor}" for factor in config.upscales),
-        channels=4 if config.channels == 4 else 3,
+        native_size=model.sizes[0],
+        sizes=tuple(f"{width}x{height}" for width, height in model.sizes),
+        channels=4 if model.channels == 4 else 3,
         samplers=config.samplers,
         default_sampler=config.default_sampler,
         default_steps=config.default_steps,
         default_guidance_scale=config.default_guidance_scale,
         default_guidance_interval=config.default_guidance_interval,
         default_background=config.default_background,
-        max_steps=bundle.schedule.training_length,
-        context_length=bundle.context.context_length,
-        created_at=(bundle.path / "bundle.json").stat().st_mtime,
+        max_steps=model.schedule.training_length,
+        context_length=model.context.context_length,
+        created_at=(model.path / "bundle.json").stat().st_mtime,
     )
 
 
-def fingerprint(bundle: Bundle, micro_batch: int, runtime: str) -> str:
+def fingerprint(model: Model, micro_batch: int, runtime: str) -> str:
     """Name all that decides the bits of a picture beside its recipe, as 32 hex digits."""
     parts = {
-        "bundle": bundle.sha256,
+        "bundle": model.sha256,
         "micro_batch": micro_batch,
         "dtype": _DTYPE,
         "runtime": runtime,
         "torch": torch.__version__,
         "encoder": encoder_version(),
-        "device": _device_class(bundle.context.device),
+        "device": _device_class(model.context.device),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 

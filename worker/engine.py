@@ -1,7 +1,8 @@
 """The engine: any mixture of rows, advanced together one denoising step at a time.
 
-A row's result depends neither on its neighbours nor on its place among them: the network only ever
-sees one batch shape, short batches are padded, and all other arithmetic is elementwise.
+A row's result depends neither on its neighbours nor on its place among them: the network sees rows
+of one shape in batches of one size, short batches are padded, and all other arithmetic is
+elementwise. Rows of other shapes are other lanes of the same step.
 """
 
 import time
@@ -12,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from models.bundle import Bundle
 from models.guidance import guide
+from models.model import Model
 from models.samplers import step
 from worker.rows import Row, RowSpec
 
@@ -66,7 +67,7 @@ class Engine:
     can be trusted any more.
     """
 
-    def __init__(self, bundle: Bundle, slots: int, micro_batch: int) -> None:
+    def __init__(self, model: Model, slots: int, micro_batch: int) -> None:
         """`micro_batch` is the one batch size the network is called with.
 
         Raises:
@@ -74,20 +75,12 @@ class Engine:
         """
         if slots < 1 or micro_batch < 1:
             raise ValueError(f"slots {slots!r} and micro_batch {micro_batch!r} must be at least 1")
-        side, width = bundle.config.image_size, bundle.context.width
         self.slots = slots
         self.micro_batch = micro_batch
-        self.device = bundle.context.device
-        self._shape = (bundle.config.channels, side, side)
-        self._denoiser = bundle.denoiser
-        self._schedule = bundle.schedule
-        self._calls = 0  # of the network, in the last step
-        self._rows: dict[int, Row] = {}  # by slot
+        self.device = model.context.device
+        self._model = model
+        self._rows: list[Row] = []  # with a slot
         self._waiting: deque[Row] = deque()
-        self._x = torch.zeros(slots, *self._shape, device=self.device)
-        self._denoised = torch.zeros_like(self._x)
-        # [slots, 2, D]: the prompt's context, and the unconditional one
-        self._contexts = torch.zeros(slots, 2, width, device=self.device)
 
     @property
     def free(self) -> int:
@@ -106,29 +99,29 @@ class Engine:
             ValueError: a context of the wrong shape, or a trajectory that does not exist.
         """
         for spec in specs:
-            for context in (spec.context, spec.unconditional):
-                if context.shape != self._contexts.shape[2:]:
-                    raise ValueError(
-                        f"context is {tuple(context.shape)}; this bundle takes "
-                        f"{tuple(self._contexts.shape[2:])}"
-                    )
-        self._waiting.extend([Row(spec, self._schedule, self._shape) for spec in specs])
+            self._model.context.check(spec.context)
+            self._model.context.check(spec.unconditional)
+            if not spec.contexts_match:
+                raise ValueError("the contexts of a row must have equal shapes")
+        self._waiting.extend(
+            [Row(spec, self._model.trajectory(spec.sampler, spec.steps)) for spec in specs]
+        )
 
     def evict(self, job: str) -> None:
         """Drop all rows of `job`; nothing happens if there are none."""
-        self._rows = {slot: row for slot, row in self._rows.items() if row.spec.job != job}
+        self._rows = [row for row in self._rows if row.spec.job != job]
         self._waiting = deque(row for row in self._waiting if row.spec.job != job)
 
     def preview(self, job: str, count: int) -> None:
         """From now on report `count` snapshots of each row of `job`, spread over its way."""
-        for row in (*self._rows.values(), *self._waiting):
+        for row in (*self._rows, *self._waiting):
             if row.spec.job == job:
                 row.previews = count
 
     def steps_done(self) -> dict[str, int]:
         """Steps done by the rows in flight, summed by job."""
         done: dict[str, int] = {row.spec.job: 0 for row in self._waiting}
-        for row in self._rows.values():
+        for row in self._rows:
             done[row.spec.job] = done.get(row.spec.job, 0) + row.position
         return done
 
@@ -139,103 +132,99 @@ class Engine:
         Returns:
             Seconds of a call after the first.
         """
-        which = torch.zeros(self.micro_batch, dtype=torch.int64, device=self.device)
+        size = self._model.sizes[0]
+        given = self._model.context.conditioning("", "", 1.0, size)
+        x = torch.zeros(self.micro_batch, *self._model.shape(size), device=self.device)
+        timestep = torch.zeros(self.micro_batch, dtype=torch.int64, device=self.device)
+        context = [torch.stack([part] * self.micro_batch).to(self.device) for part in given.context]
         began = 0.0
         for _ in range(2):
             began = time.perf_counter()
             # Its answer is looked at, for a GPU answers before it has computed.
-            self._denoiser(self._x[which], which, self._contexts[which, 0]).sum().item()
+            self._model.denoiser(x, timestep, *context).sum().item()
         return time.perf_counter() - began
 
     @torch.inference_mode()
     def step(self) -> StepReport:
         """Advance every row one step; rows that are done or broken leave."""
         self._fill_slots()
-        if not self._rows:
-            return StepReport()
-        slots, rows = list(self._rows), list(self._rows.values())
-        eps = self._predict(slots, rows)
-        coefficients = torch.stack([row.coefficients for row in rows]).to(self.device)
-        x, denoised = step(
-            self._x[slots], eps, self._denoised[slots], self._noise(rows), coefficients
-        )
-        self._x[slots], self._denoised[slots] = x, denoised
-        for row in rows:
-            row.position += 1
-        report = self._release(slots, x)
-        report.calls = self._calls
-        report.snapshots = self._snapshots(slots, denoised)
+        report = StepReport()
+        lanes: dict[object, list[Row]] = {}
+        for row in self._rows:
+            lanes.setdefault(row.lane, []).append(row)
+        for lane in lanes.values():
+            self._advance(lane, report)
         return report
 
     def _fill_slots(self) -> None:
-        free = (slot for slot in range(self.slots) if slot not in self._rows)
-        while self._waiting and (slot := next(free, None)) is not None:
-            row = self._rows[slot] = self._waiting.popleft()
-            self._x[slot] = row.draw().to(self.device)
-            self._denoised[slot] = 0
-            self._contexts[slot, 0] = row.spec.context
-            self._contexts[slot, 1] = row.spec.unconditional
+        while self._waiting and len(self._rows) < self.slots:
+            row = self._waiting.popleft()
+            row.begin(self.device)
+            self._rows.append(row)
+
+    def _advance(self, rows: Sequence[Row], report: StepReport) -> None:
+        """Take rows of one lane one step on."""
+        x, denoised = step(
+            torch.stack([row.x for row in rows]),
+            self._predict(rows, report),
+            torch.stack([row.denoised for row in rows]),
+            self._noise(rows),
+            torch.stack([row.coefficients for row in rows]).to(self.device),
+            self._model.clip,
+        )
+        for i, row in enumerate(rows):
+            row.x, row.denoised = x[i], denoised[i]
+            row.position += 1
+        report.advanced += len(rows)
+        self._release(rows, x, report)
 
     def _noise(self, rows: Sequence[Row]) -> Tensor:
         """Each row's own fresh noise `[B, C, H, W]`, zeros where it needs none."""
-        noise = torch.zeros(len(rows), *self._shape)
+        noise = torch.zeros(len(rows), *rows[0].spec.shape)
         for i, row in enumerate(rows):
             if (fresh := row.fresh_noise()) is not None:
                 noise[i] = fresh
         return noise.to(self.device)
 
-    def _predict(self, slots: Sequence[int], rows: Sequence[Row]) -> Tensor:
-        """ε of every row, guided where it is to be: `[B, C, H, W]`.
+    def _predict(self, rows: Sequence[Row], report: StepReport) -> Tensor:
+        """What the network says of every row, guided where it is to be: `[B, C, H, W]`.
 
         Conditional and unconditional predictions are just rows of the same micro-batches.
         """
         guided = [i for i, row in enumerate(rows) if row.guided]
-        asked = [(i, 0) for i in range(len(rows))] + [(i, 1) for i in guided]
+        asked = [(row, 0) for row in rows] + [(rows[i], 1) for i in guided]
         size = self.micro_batch
         asked += [asked[-1]] * (-len(asked) % size)  # padding
-        self._calls = len(asked) // size
-        parts = [
-            self._forward(slots, rows, asked[at : at + size]) for at in range(0, len(asked), size)
-        ]
+        parts = [self._forward(asked[at : at + size]) for at in range(0, len(asked), size)]
+        report.calls += len(parts)
         predicted = torch.cat(parts)
-        eps = predicted[: len(rows)]
+        out = predicted[: len(rows)]
         if guided:
             scale = torch.tensor([rows[i].spec.guidance_scale for i in guided], device=self.device)
             unconditional = predicted[len(rows) : len(rows) + len(guided)]
-            eps[guided] = guide(eps[guided], unconditional, scale)
-        return eps
+            out[guided] = guide(out[guided], unconditional, scale)
+        return out
 
-    def _forward(
-        self, slots: Sequence[int], rows: Sequence[Row], asked: Sequence[tuple[int, int]]
-    ) -> Tensor:
+    def _forward(self, asked: Sequence[tuple[Row, int]]) -> Tensor:
         """One call of the network with exactly `micro_batch` (row, which context) pairs."""
-        at = torch.tensor([slots[i] for i, _ in asked], device=self.device)
-        which = torch.tensor([which for _, which in asked], device=self.device)
-        timesteps = torch.tensor([rows[i].timestep for i, _ in asked], device=self.device)
-        # Indexing copies into fresh memory: alignment, too, is the same for every micro-batch.
-        eps: Tensor = self._denoiser(self._x[at], timesteps, self._contexts[at, which])
-        return eps
+        # Stacking copies into fresh memory: alignment, too, is the same for every micro-batch.
+        x = torch.stack([row.x for row, _ in asked])
+        timesteps = torch.tensor([row.timestep for row, _ in asked], device=self.device)
+        contexts = zip(*(row.contexts[which] for row, which in asked), strict=True)
+        return self._model.denoiser(x, timesteps, *(torch.stack(parts) for parts in contexts))
 
-    def _snapshots(self, slots: Sequence[int], denoised: Tensor) -> list[Snapshot]:
-        """Of the rows in `slots` that stay and have one due."""
-        stay = [(i, self._rows[slot]) for i, slot in enumerate(slots) if slot in self._rows]
-        return [
-            Snapshot(row.spec.job, row.spec.index, row.position, denoised[i].clone())
-            for i, row in stay
-            if row.preview_due
-        ]
-
-    def _release(self, slots: Sequence[int], x: Tensor) -> StepReport:
-        report = StepReport(advanced=len(slots))
+    def _release(self, rows: Sequence[Row], x: Tensor, report: StepReport) -> None:
+        """Let go of the rows that are done or broken; show those that are to be shown."""
         sound = torch.isfinite(x).flatten(1).all(1).tolist()
-        for i, slot in enumerate(slots):
-            row = self._rows[slot]
+        for i, row in enumerate(rows):
             job, index = row.spec.job, row.spec.index
             if not sound[i]:
                 reason = f"step {row.position} of {row.spec.steps} gave values that are no numbers"
                 report.faults.append(Fault(job, index, reason))
             elif row.done:
-                report.finished.append(Finished(job, index, x[i].clone()))
-            if row.done or not sound[i]:
-                del self._rows[slot]
-        return report
+                report.finished.append(Finished(job, index, row.x.clone()))
+            elif row.preview_due:
+                seen = Snapshot(job, index, row.position, row.denoised.clone())
+                report.snapshots.append(seen)
+        gone = {id(row) for i, row in enumerate(rows) if row.done or not sound[i]}
+        self._rows = [row for row in self._rows if id(row) not in gone]

@@ -11,6 +11,7 @@ from redis import Redis
 
 from app import keys
 from app.jobs.record import JobRecord
+from models.model import Model
 from models.pictures import to_picture
 from worker.encoding import CONTENT_TYPES, on_background
 from worker.engine import Snapshot
@@ -25,8 +26,9 @@ _QUALITY = 85  # of WebP and JPEG
 class Previews:
     """Encodes and publishes, beside the step loop and beside the storing of finished pictures."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, model: Model) -> None:
         self._redis = redis
+        self._model = model
         self._room = BoundedSemaphore(_MOST_WAITING)
         self._pool = ThreadPoolExecutor(1, "previews")  # one: they arrive in their order
 
@@ -48,7 +50,7 @@ class Previews:
                 "attempt": record.attempts,
                 "step": snapshot.step,
                 "index": snapshot.index,
-                "data_url": _data_url(record, snapshot),
+                "data_url": self._data_url(record, snapshot),
             }
             self._redis.publish(keys.EVENTS, json.dumps(event))
         except Exception as fault:  # a preview is never a reason to disturb the job
@@ -56,13 +58,12 @@ class Previews:
         finally:
             self._room.release()
 
-
-def _data_url(record: JobRecord, snapshot: Snapshot) -> str:
-    """The snapshot in native size, in the format and on the background of the final picture."""
-    output_format, background = record.request.output_format, record.request.background
-    picture = to_picture(snapshot.denoised)
-    shown = on_background(picture, background, alpha=output_format != "jpeg")
-    out = BytesIO()
-    shown.save(out, output_format.upper(), quality=_QUALITY)
-    data = base64.b64encode(out.getvalue()).decode()
-    return f"data:{CONTENT_TYPES[output_format]};base64,{data}"
+    def _data_url(self, record: JobRecord, snapshot: Snapshot) -> str:
+        """The snapshot, small, in the format and on the background of the final picture."""
+        output_format, background = record.request.output_format, record.request.background
+        picture = to_picture(self._model.preview(snapshot.denoised))
+        shown = on_background(picture, background, alpha=output_format != "jpeg")
+        out = BytesIO()
+        shown.save(out, output_format.upper(), quality=_QUALITY)
+        data = base64.b64encode(out.getvalue()).decode()
+        return f"data:{CONTENT_TYPES[output_format]};base64,{data}"

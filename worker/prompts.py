@@ -1,13 +1,12 @@
-"""Job records to rows: prompts to contexts, sizes to upscale factors."""
+"""Job records to rows: prompts to contexts, sizes to shapes."""
 
 import threading
 from dataclasses import dataclass
 
 from PIL import Image
-from torch import Tensor
 
 from app.jobs.record import JobRecord, JobRequest
-from models.bundle import Bundle
+from models.model import Conditioning, Model
 from worker.rows import RowSpec
 
 __all__ = ["MOST_PICTURES", "Order", "Prompts"]
@@ -20,15 +19,15 @@ class Order:
     """A job as the engine and the results need it."""
 
     rows: tuple[RowSpec, ...]
-    factor: int  # of the native size
+    size: tuple[int, int]  # of the pictures, in pixels
     warnings: tuple[str, ...]
 
 
 class Prompts:
-    """The bundle's CLIP, for several threads: encodes prompts, scores pictures."""
+    """The model's CLIP, for several threads: encodes prompts, scores pictures."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
+    def __init__(self, model: Model) -> None:
+        self._model = model
         self._lock = threading.Lock()  # the encoder's cache is not made for threads
 
     def order(self, record: JobRecord, token: str) -> Order:
@@ -41,48 +40,45 @@ class Prompts:
         count = max(request.n, request.best_of)
         if not 1 <= count <= MOST_PICTURES:
             raise ValueError(f"n is {count!r}; it should be from 1 to {MOST_PICTURES}")
-        longest = self._bundle.schedule.training_length
+        longest = self._model.schedule.training_length
         if not 1 <= request.steps <= longest:
             raise ValueError(f"steps is {request.steps!r}; it should be from 1 to {longest}")
-        factor = self._factor(request)
-        context = self._context(request.prompt)
-        unconditional = self._context(request.negative_prompt or "")
+        size = (request.width, request.height)
+        shape = self._model.shape(size)
+        given = self._conditioning(request)
         rows = tuple(
             RowSpec(
                 job=token, index=i, seed=request.seed + i, sampler=request.sampler,
-                steps=request.steps, guidance_scale=request.guidance_scale,
+                steps=request.steps, guidance_scale=given.guidance_scale,
                 guidance_interval=request.guidance_interval,
-                context=context, unconditional=unconditional,
+                context=given.context, unconditional=given.unconditional, shape=shape,
             )
             for i in range(count)
         )  # fmt: skip
-        return Order(rows, factor, self._warnings(request))
+        return Order(rows, size, self._warnings(request))
 
     def score(self, picture: Image.Image, prompt: str) -> float | None:
-        """CLIP's cosine of picture and prompt; None when the bundle's CLIP sees no pictures."""
-        score = getattr(self._bundle.context, "score", None)
+        """CLIP's cosine of picture and prompt; None when the model's CLIP sees no pictures."""
+        score = getattr(self._model.context, "score", None)
         if score is None:
             return None
         with self._lock:
             return round(float(score(picture, prompt)), 4)
 
-    def _context(self, prompt: str) -> Tensor:
+    def _conditioning(self, request: JobRequest) -> Conditioning:
         try:
             with self._lock:
-                return self._bundle.context.encode([prompt])[0]
+                return self._model.context.conditioning(
+                    request.prompt,
+                    request.negative_prompt or "",
+                    request.guidance_scale,
+                    (request.width, request.height),
+                )
         except Exception as fault:  # tokenizers raise many kinds; none is the worker's end
             raise ValueError(f"the prompt cannot be read: {type(fault).__name__}") from fault
 
-    def _factor(self, request: JobRequest) -> int:
-        side = self._bundle.config.image_size
-        for factor in self._bundle.config.upscales:
-            if request.size == f"{side * factor}x{side * factor}":
-                return factor
-        sizes = ", ".join(f"{side * f}x{side * f}" for f in self._bundle.config.upscales)
-        raise ValueError(f"size is {request.size!r}; this model draws {sizes}")
-
     def _warnings(self, request: JobRequest) -> tuple[str, ...]:
-        context = self._bundle.context
+        context = self._model.context
         texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or ""}
         return tuple(
             f"{name} is longer than the {context.context_length} tokens that the model reads: "

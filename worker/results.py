@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from app.jobs.models import ModelCard
 from app.jobs.recipe import Recipe
 from app.jobs.record import JobRecord, StoredImage
 from app.storage.base import ImageStorage, StorageError
-from models.bundle import Bundle
+from models.model import Model
 from models.pictures import to_picture
 from worker.encoding import CONTENT_TYPES, SUFFIXES, encode
 from worker.prompts import Order, Prompts
@@ -29,12 +28,12 @@ class _Developed:
 
 
 class Results:
-    """Upscales, scores, encodes and stores."""
+    """Develops, scores, encodes and stores."""
 
     def __init__(
-        self, bundle: Bundle, prompts: Prompts, card: ModelCard, storage: ImageStorage
+        self, model: Model, prompts: Prompts, card: ModelCard, storage: ImageStorage
     ) -> None:
-        self._upscaler = bundle.upscaler
+        self._model = model
         self._prompts = prompts
         self._card = card
         self._storage = storage
@@ -74,12 +73,8 @@ class Results:
             with suppress(StorageError):
                 self._storage.delete(name)
 
-    @torch.inference_mode()
     def _develop(self, record: JobRecord, order: Order, index: int, row: Tensor) -> _Developed:
-        x = row
-        if order.factor > 1 and self._upscaler is not None:
-            x = self._upscaler(row[None], order.factor)[0]  # alone: never another batch shape
-        picture = to_picture(x)
+        picture = to_picture(self._model.develop(row, order.size))
         score = self._prompts.score(picture, record.request.prompt)
         return _Developed(picture, order.rows[index].seed, score)
 

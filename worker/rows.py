@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.samplers import Sampler, trajectory
+from models.model import Context, Shape
+from models.samplers import Sampler, Trajectory
 from models.sampling import row_generator
-from models.schedule import NoiseSchedule
 
 __all__ = ["Row", "RowSpec"]
 
@@ -16,9 +16,9 @@ __all__ = ["Row", "RowSpec"]
 class RowSpec:
     """What to draw.
 
-    `context` and `unconditional` are float32 `[D]`: the prompt's, and that of the empty or the
-    negative prompt. Guidance acts from the first to the last share of `guidance_interval`, each in
-    [0, 1] of the trajectory.
+    `context` and `unconditional` are the prompt's, and that of the empty or the negative prompt.
+    Guidance acts from the first to the last share of `guidance_interval`, each in [0, 1] of the
+    trajectory. `shape` is that of x_t.
     """
 
     job: str  # rows of one token leave together
@@ -28,8 +28,15 @@ class RowSpec:
     steps: int
     guidance_scale: float
     guidance_interval: tuple[float, float]
-    context: Tensor
-    unconditional: Tensor
+    context: Context
+    unconditional: Context
+    shape: Shape
+
+    @property
+    def contexts_match(self) -> bool:
+        """Whether one call of the network can take both contexts."""
+        pair = zip(self.context, self.unconditional, strict=True)
+        return all(ours.shape == theirs.shape for ours, theirs in pair)
 
     def guided(self, step: int) -> bool:
         """Whether step `step` (0 … steps-1) needs the unconditional prediction too."""
@@ -39,32 +46,48 @@ class RowSpec:
 
 
 class Row:
-    """A row in flight: where it is on its trajectory, and its own source of noise."""
+    """A row in flight: where it is on its trajectory, and its own source of noise.
 
-    def __init__(self, spec: RowSpec, schedule: NoiseSchedule, shape: tuple[int, int, int]) -> None:
-        """Lay out the way of `spec` over `schedule` for pictures of `shape` (C, H, W).
+    Before `begin` it holds no memory of the device. Then `x` is x_t and `denoised` what its last
+    step predicted, both `[C, H, W]`, and `contexts` are its two contexts.
+    """
 
-        Raises:
-            ScheduleError: an unknown sampler, or steps the schedule does not have.
-        """
-        way = trajectory(schedule, spec.sampler, spec.steps)
+    x: Tensor
+    denoised: Tensor
+    contexts: tuple[Context, Context]
+
+    def __init__(self, spec: RowSpec, way: Trajectory) -> None:
         self.spec = spec
         self.position = 0  # steps done
         self.previews = 0  # wanted over the whole way
-        self._shape = shape
+        self._start = way.start
         self._coefficients = way.coefficients
-        self._timesteps: list[int] = way.timesteps.tolist()
+        self._timesteps: list[float] = way.timesteps.tolist()
         self._noisy: list[bool] = way.needs_noise.tolist()
         self._generator = row_generator(spec.seed)
 
     @property
-    def timestep(self) -> int:
+    def lane(self) -> tuple[tuple[int, ...], ...]:
+        """Rows of one lane have equal shapes, so that one call of the network takes them."""
+        return (self.spec.shape, *(tuple(part.shape) for part in self.spec.context))
+
+    def begin(self, device: torch.device) -> None:
+        """Take a slot: draw the starting noise, bring everything to the device."""
+        self.x = self.draw().mul_(self._start).to(device)
+        self.denoised = torch.zeros_like(self.x)
+        self.contexts = tuple(  # type: ignore[assignment]  # of two
+            tuple(part.to(device) for part in context)
+            for context in (self.spec.context, self.spec.unconditional)
+        )
+
+    @property
+    def timestep(self) -> float:
         """The timestep that the network is asked about next."""
         return self._timesteps[self.position]
 
     @property
     def coefficients(self) -> Tensor:
-        """The sampler's numbers for the next step, float32 `[7]`."""
+        """The sampler's numbers for the next step, float32 `[10]`."""
         return self._coefficients[self.position]
 
     @property
@@ -86,7 +109,7 @@ class Row:
 
     def draw(self) -> Tensor:
         """Standard normal noise `[C, H, W]`, on CPU: the same on every device."""
-        return torch.randn(self._shape, generator=self._generator)
+        return torch.randn(self.spec.shape, generator=self._generator)
 
     def fresh_noise(self) -> Tensor | None:
         """Noise for the next step; None, and nothing drawn, where the sampler adds none."""

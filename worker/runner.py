@@ -22,7 +22,7 @@ from app.jobs.models import ModelCard
 from app.jobs.store import JobStore
 from app.settings import Settings
 from app.storage.base import ImageStorage
-from models.bundle import Bundle
+from models.model import Model
 from worker.card import announce
 from worker.control import Control
 from worker.engine import Engine
@@ -69,12 +69,12 @@ class _Every:
 
 
 class Runner(RegisteredWorker):
-    """One RQ worker, one bundle, one engine."""
+    """One RQ worker, one model, one engine."""
 
     def __init__(
         self,
         redis: Redis,
-        bundle: Bundle,
+        model: Model,
         card: ModelCard,
         storage: ImageStorage,
         settings: Settings,
@@ -84,13 +84,13 @@ class Runner(RegisteredWorker):
         super().__init__(redis, name=name, model=card.name, lease_s=settings.lease_s)
         self._card = card
         self._mail: Mail = SimpleQueue()
-        engine = Engine(bundle, settings.slots, settings.micro_batch)
+        engine = Engine(model, settings.slots, settings.micro_batch)
         self._engine_loop = EngineLoop(engine, self._mail, torch.get_num_threads())
-        prompts = Prompts(bundle)
-        results = Results(bundle, prompts, card, storage)
+        prompts = Prompts(model)
+        results = Results(model, prompts, card, storage)
         ledger = Ledger(redis, name, settings.lease_s)
         self._ledger = ledger
-        self._control = Control(self._engine_loop, results, Previews(redis), self._mail)
+        self._control = Control(self._engine_loop, results, Previews(redis, model), self._mail)
         self._intake = Intake(
             redis, ledger, prompts, worker=name, model=card.name, timeout_s=settings.job_timeout_s
         )

@@ -20,8 +20,8 @@ PROMPTS = ["a red apple", "a cat face", "a dog on top of a car", "🥑", ""]
 def spec(bundle: Bundle, job: str, **changes: object) -> RowSpec:
     fields = {
         "index": 0, "seed": 1, "sampler": "ddim", "steps": 4, "guidance_scale": 3.0,
-        "guidance_interval": (0.0, 1.0), "context": bundle.context.encode(["a red apple"])[0],
-        "unconditional": bundle.context.empty,
+        "guidance_interval": (0.0, 1.0), "context": (bundle.context.encode(["a red apple"])[0],),
+        "unconditional": (bundle.context.empty,), "shape": (4, 16, 16),
     }  # fmt: skip
     return RowSpec(job=job, **{**fields, **changes})  # type: ignore[arg-type]
 
@@ -34,7 +34,7 @@ def random_spec(bundle: Bundle, job: str, dice: random.Random) -> RowSpec:
         sampler=dice.choice(SAMPLERS),
         guidance_scale=dice.choice([0.0, 1.0, 2.5, 7.0]),
         guidance_interval=(first, dice.choice([first, 0.6, 1.0])),
-        context=prompt, unconditional=negative,
+        context=(prompt,), unconditional=(negative,),
     )  # fmt: skip
 
 
@@ -77,8 +77,8 @@ def test_no_row_depends_on_its_neighbours(shared_bundle: Bundle, micro_batch: in
 def test_the_engine_draws_what_the_plain_loop_draws(shared_bundle: Bundle, sampler: str) -> None:
     one = spec(shared_bundle, "job", sampler=sampler, steps=6, seed=9)
     plain = sample(
-        shared_bundle.denoiser, shared_bundle.schedule, one.context[None], one.unconditional, [9],
-        (4, 16, 16), sampler=sampler, steps=6, guidance_scale=3.0,
+        shared_bundle.denoiser, shared_bundle.schedule, one.context[0][None],
+        one.unconditional[0], [9], (4, 16, 16), sampler=sampler, steps=6, guidance_scale=3.0,
     )  # type: ignore[arg-type]  # fmt: skip
     assert torch.allclose(alone(shared_bundle, one, 1), plain[0], atol=1e-4)
 
@@ -125,9 +125,34 @@ def test_a_guided_row_and_its_twin_share_a_forward(shared_bundle: Bundle) -> Non
     assert sizes == [2] * 5
 
 
+def test_rows_of_several_shapes_are_lanes_of_one_step(shared_bundle: Bundle) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def denoiser(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        seen.append(tuple(x.shape))
+        return torch.tanh(x) * context.mean(1).reshape(-1, 1, 1, 1)
+
+    bundle = replace(shared_bundle, denoiser=denoiser)  # type: ignore[arg-type]
+    shapes = [(4, 8, 24), (4, 16, 16), (4, 24, 8)]
+    specs = [spec(bundle, str(i), shape=shapes[i % 3], seed=i, steps=2 + i) for i in range(7)]
+    engine = Engine(bundle, slots=7, micro_batch=2)
+    engine.admit(specs)
+    assert engine.step().advanced == 7
+    assert {shape[1:] for shape in seen} == set(shapes)
+    assert {shape[0] for shape in seen} == {2}
+    pictures = drain(engine)
+    assert all(torch.equal(pictures[f"{one.job}/0"], alone(bundle, one, 2)) for one in specs)
+
+
+def test_contexts_that_do_not_fit_together_are_refused(shared_bundle: Bundle) -> None:
+    engine = Engine(shared_bundle, slots=1, micro_batch=1)
+    with pytest.raises(ValueError, match=r"context is \(16,\), \(16,\); this bundle takes \(16,\)"):
+        engine.admit([spec(shared_bundle, "job", context=(torch.zeros(16), torch.zeros(16)))])
+
+
 def test_a_broken_row_leaves_alone(shared_bundle: Bundle) -> None:
     good = spec(shared_bundle, "good", steps=5, seed=3)
-    broken = spec(shared_bundle, "broken", context=torch.full((16,), torch.nan))
+    broken = spec(shared_bundle, "broken", context=(torch.full((16,), torch.nan),))
     engine = Engine(shared_bundle, slots=4, micro_batch=2)
     engine.admit([broken])
     engine.admit([good])
@@ -160,7 +185,7 @@ def test_evicted_rows_are_gone_before_the_next_step(shared_bundle: Bundle) -> No
 
 def test_admission_is_all_or_nothing(shared_bundle: Bundle) -> None:
     engine = Engine(shared_bundle, slots=2, micro_batch=2)
-    wrong = spec(shared_bundle, "job", index=1, context=torch.zeros(3))
+    wrong = spec(shared_bundle, "job", index=1, context=(torch.zeros(3),))
     with pytest.raises(ValueError, match=r"\(3,\); this bundle takes \(16,\)"):
         engine.admit([spec(shared_bundle, "job"), wrong])
     with pytest.raises(ValueError, match="it must be from 1 to 1000"):

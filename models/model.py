@@ -1,0 +1,121 @@
+"""What every served model is to the engine, whether it draws pixels or latents.
+
+A denoiser is called with `x_t` `[B, C, H, W]`, `timestep` `[B]` and the parts of a context, each
+`[B, …]`; what it answers is the `parameterisation` that the model's trajectories know. The parts
+are one vector for a pixel bundle; hidden states, and what else its weights ask for, for a latent
+model.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from models.samplers import UNDISTILLED, Sampler, Trajectory
+from models.schedule import NoiseSchedule
+
+__all__ = ["Conditioning", "Context", "Encoder", "Model", "ModelConfig", "Shape"]
+
+Context = tuple[Tensor, ...]  # the parts of one row's context, without a batch dimension
+Shape = tuple[int, int, int]  # (C, H, W) of x_t
+Size = tuple[int, int]  # width and height of a picture in pixels
+
+
+class ModelConfig(BaseModel):
+    """What `bundle.json` says of every kind of model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    description: str = ""
+    license: str = "unknown"
+    samplers: tuple[Sampler, ...] = UNDISTILLED
+    default_sampler: Sampler = "dpmpp_2m"
+    default_steps: int = Field(default=25, ge=1)
+    default_guidance_scale: float = Field(default=3.0, ge=0, le=20)
+    default_guidance_interval: tuple[float, float] = (0.0, 1.0)
+    default_background: str = "transparent"
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """What a denoiser is told of one picture, and how it is guided.
+
+    `unconditional` is the context of the empty or the negative prompt; it is not asked for where
+    `guidance_scale` is 1.
+    """
+
+    context: Context
+    unconditional: Context
+    guidance_scale: float
+
+
+class Encoder(Protocol):
+    """Prompts to contexts."""
+
+    context_length: int  # tokens of a prompt that are read
+    device: torch.device
+
+    def conditioning(
+        self, prompt: str, negative: str, guidance_scale: float, size: Size
+    ) -> Conditioning:
+        """The contexts of one picture."""
+
+    def is_truncated(self, prompt: str) -> bool:
+        """Whether the end of the prompt is not seen."""
+
+    def check(self, context: Context) -> None:
+        """Raise ValueError if the denoiser does not take a context of these shapes."""
+
+
+class Model(Protocol):
+    """A loaded model. `sha256` is that of its `bundle.json`, which names every file's."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def schedule(self) -> NoiseSchedule: ...
+    @property
+    def denoiser(self) -> Callable[..., Tensor]: ...
+    @property
+    def context(self) -> Encoder: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def clip(self) -> float | None:
+        """The bound of `denoised`; None where latents have none."""
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """Pictures it draws, the native size first."""
+
+    @property
+    def channels(self) -> int:
+        """Of its pictures: 4 with alpha, or 3."""
+
+    def shape(self, size: Size) -> Shape:
+        """Of x_t for a picture of that size.
+
+        Raises:
+            ValueError: it draws no such size.
+        """
+
+    def trajectory(self, sampler: Sampler, steps: int) -> Trajectory:
+        """The way of one row.
+
+        Raises:
+            ScheduleError: a sampler it has not, or more steps than that one takes.
+        """
+
+    def develop(self, x: Tensor, size: Size) -> Tensor:
+        """A finished row `[C, H, W]` as a picture `[3 or 4, H, W]` of that size, in [-1, 1]."""
+
+    def preview(self, denoised: Tensor) -> Tensor:
+        """A row on its way as a picture, cheaply and in any size."""

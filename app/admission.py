@@ -61,7 +61,10 @@ async def admit(
     )
     repeats = _repeats(draft, record, card)
     outcome, record = await submit_or_answer(services, record, unique, repeats)
-    return Admission(_admitted(outcome), record)
+    admission = Admission(_admitted(outcome), record)
+    what = "replayed" if admission.replayed else "cached" if record.cached else "accepted"
+    services.metrics.submitted(record.request.priority, what)
+    return admission
 
 
 def _refuse_webhook(services: Services, draft: Draft) -> None:

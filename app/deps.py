@@ -18,6 +18,7 @@ from app.jobs.reader import JobReader, ModelCards
 from app.jobs.record import JobRecord
 from app.jobs.submit import Submitter
 from app.limits import RateLimiter
+from app.metrics import Metrics
 from app.middleware import add_header
 from app.settings import Settings
 from app.signing import Signer
@@ -53,6 +54,7 @@ class Services:
     storage: ImageStorage
     targets: Targets
     webhook_secrets: WebhookSecrets
+    metrics: Metrics
     # Few pictures are decoded at a time, so that they take little memory.
     decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
 
@@ -78,6 +80,7 @@ def make_services(settings: Settings) -> Services:
         storage=FolderStorage(settings.images_dir),
         targets=Targets.parse(settings.webhook_allow),
         webhook_secrets=WebhookSecrets(redis, settings.webhook_keys),
+        metrics=Metrics(),
     )
 
 

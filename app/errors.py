@@ -216,6 +216,8 @@ def problem_response(
 ) -> Response:
     """A problem on the wire, or an error of OpenAI's form where that is spoken."""
     details = problem_details(request, kind, detail, errors=errors, extra=extra)
+    noted = request.scope.setdefault("state", {})  # for the metrics
+    noted["problem"], noted["policies"] = kind.slug, (extra or {}).get("violated-policies", ())
     form = form_of(request.scope["path"])
     body: dict[str, Any] = {}
     if form is not Form.OPENAI:

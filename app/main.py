@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from app import __version__, documentation, errors, logs
 from app.deps import make_services
 from app.middleware import BodyLimit, HeadAsGet, RequestContext
-from app.routes import events, health, images, jobs, models, openai, pages, submit, verify
+from app.routes import events, health, images, jobs, metrics, models, openai, pages, submit, verify
 from app.settings import Settings
 from app.webhooks.assembly import make_dispatcher
 
@@ -47,7 +47,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.services = services
-    for part in (submit, jobs, events, openai, images, verify, models, health, pages):
+    for part in (submit, jobs, events, openai, images, verify, models, health, metrics, pages):
         app.include_router(part.router)
     pages.install(app)
     errors.install(app)
@@ -55,5 +55,5 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # The last one added sees requests first.
     app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, elsewhere={verify.PATH})
-    app.add_middleware(RequestContext)
+    app.add_middleware(RequestContext, metrics=services.metrics)
     return app

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import INTERNAL, PROBLEMS, BodyTooLarge, problem_response
+from app.metrics import Metrics
 
 __all__ = ["BodyLimit", "HeadAsGet", "RequestContext", "add_header"]
 
@@ -29,8 +30,9 @@ def add_header(request: Request, name: str, value: str) -> None:
 class RequestContext:
     """Gives each request an id and each answer its common headers; turns bugs into a 500."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -39,13 +41,15 @@ class RequestContext:
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
         state["request_id"] = _request_id(Request(scope).headers.get("x-request-id"))
         state["headers"] = {}
-        started, begun = False, time.perf_counter()
+        status: int | None = None
+        seconds: float | None = None
+        begun = time.perf_counter()
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal started
+            nonlocal status, seconds
             if message["type"] == "http.response.start":
-                started = True
-                _log_answer(scope, message["status"], time.perf_counter() - begun)
+                status, seconds = message["status"], time.perf_counter() - begun
+                _log_answer(scope, status, seconds)
                 headers = MutableHeaders(raw=message["headers"])
                 headers["X-Request-Id"] = state["request_id"]
                 headers.setdefault("Cache-Control", "no-store")
@@ -54,21 +58,33 @@ class RequestContext:
                     headers.setdefault(name, value)
             await send(message)
 
+        self._metrics.opened()
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception:
             _log.exception("request failed", request_id=state["request_id"], path=scope["path"])
-            if started:  # too late for an answer: let the server cut the connection
+            if status is not None:  # too late for an answer: let the server cut the connection
                 raise
             answer = problem_response(
                 Request(scope), INTERNAL, "The fault is noted; the request id finds it in the log"
             )
             await answer(scope, receive, send_with_headers)
+        finally:
+            self._metrics.closed(scope["method"], _route(scope), status, seconds)
+            if "problem" in state:
+                self._metrics.problem(state["problem"], tuple(state["policies"]))
+
+
+def _route(scope: Scope) -> str:
+    """The template of the route that answered; never the path, for there are endless ones."""
+    if (route := scope.get("route")) is not None:
+        return str(route.path)
+    return "files" if "endpoint" in scope else "none"
 
 
 def _log_answer(scope: Scope, status: int, seconds: float) -> None:
     """One line per request; never the query, which may hold a signature."""
-    log = _log.debug if scope["path"] in ("/healthz", "/readyz") else _log.info
+    log = _log.debug if scope["path"] in ("/healthz", "/readyz", "/metrics") else _log.info
     log(
         "request",
         method=scope["method"],
@@ -96,7 +112,11 @@ class HeadAsGet:
                 message = {**message, "body": b""}
             await send(message)
 
-        await self._app({**scope, "method": "GET"}, receive, send_without_body)
+        as_get = {**scope, "method": "GET"}
+        try:
+            await self._app(as_get, receive, send_without_body)
+        finally:
+            scope.update((name, as_get[name]) for name in ("route", "endpoint") if name in as_get)
 
 
 class BodyLimit:

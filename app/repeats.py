@@ -26,9 +26,13 @@ async def submit_or_answer(
         What came of it, and the record as it is now.
     """
     outcome = await services.submitter.submit(record, idempotency, repeats)
-    if repeats is None or not isinstance(outcome, Repeats):
+    if repeats is None or not isinstance(outcome, Accepted | Repeats):
+        return outcome, record
+    if isinstance(outcome, Accepted):
+        services.metrics.looked_up(hit=False)
         return outcome, record
     answered = await _with_pictures_of(services, record, outcome.job_id)
+    services.metrics.looked_up(hit=answered is not None)
     if answered is None:
         return await services.submitter.submit(record, idempotency), record
     outcome = await services.submitter.answer(answered, idempotency, repeats)

@@ -107,10 +107,14 @@ class Settings(BaseSettings):
     drain_grace_s: int = Field(
         30, ge=0, description="Seconds a stopping worker has to finish its rows"
     )
+    metrics_token: SecretStr | None = Field(
+        None,
+        description="Bearer token that GET /metrics needs; empty: none, as it tells counts only",
+    )
     log_level: LogLevel = Field("info", description="Least severe level that is logged")
     log_json: bool = Field(False, description="Logs as JSON lines instead of text")
 
-    @field_validator("redis_url", "signing_key", mode="before")
+    @field_validator("redis_url", "signing_key", "metrics_token", mode="before")
     @classmethod
     def _blank_is_unset(cls, value: object) -> object:
         return None if value == "" else value

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Annotated
@@ -93,6 +94,10 @@ def announce(url: str, as_json: bool) -> None:
 def parts(settings: Settings, listener: socket.socket, lock: int) -> list[Part]:
     """The parts in starting order; Redis among them unless the settings name one."""
     variables = environment()
+    shared = fresh_folder(settings.data_dir / "metrics")
+    variables["PROMETHEUS_MULTIPROC_DIR"] = str(
+        shared
+    )  # the API's /metrics tells of the worker, too
     found: list[Part] = []
     if settings.redis_url is None:
         redis_executable()
@@ -107,6 +112,13 @@ def parts(settings: Settings, listener: socket.socket, lock: int) -> list[Part]:
     drain_s = settings.drain_grace_s + 10.0
     found.append(ProcessPart("worker", program("worker"), variables, grace_s=drain_s))
     return found
+
+
+def fresh_folder(path: Path) -> Path:
+    """The folder, with nothing in it of an earlier run."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path.resolve()
 
 
 def api(

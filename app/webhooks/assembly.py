@@ -24,4 +24,5 @@ def make_dispatcher(services: Services) -> Dispatcher:
         Caller(services.targets, services.webhook_secrets),
         present,
         services.settings.webhook_retry_s,
+        services.metrics.webhook,
     )

@@ -44,13 +44,15 @@ class Dispatcher:
         caller: Caller,
         present: Present,
         first_wait_s: float,
+        count: Callable[[str], None],
     ) -> None:
-        """`present` gives the wire form of a record; nothing runs before `start`."""
+        """`present` gives the wire form of a record, `count` is told how each call ended."""
         self._deliveries = deliveries
         self._reader = reader
         self._caller = caller
         self._present = present
         self._first_wait_s = first_wait_s
+        self._count = count
         self._hosts: Counter[str] = Counter()
         self._calls: set[asyncio.Task[None]] = set()
         self._running: asyncio.Task[None] | None = None
@@ -121,15 +123,18 @@ class Dispatcher:
         told = _log.bind(job=record.id, host=host, attempt=due.attempts + 1, answer=answer.reason)
         if answer.delivered:
             await self._deliveries.done(record.id)
+            self._count("delivered")
             told.info("webhook delivered")
             return
         wait_s = max(self._wait_s(due.attempts), answer.retry_after_s or 0.0)
         ended = record.finished_at or record.created_at
         if answer.final or time.time() + wait_s > ended + _GIVE_UP_AFTER_S:
             await self._deliveries.done(record.id)
+            self._count("given_up")
             told.warning("webhook given up")
             return
         await self._deliveries.again(record.id, wait_s)
+        self._count("retried")
         told.info("webhook not delivered, trying again", in_s=round(wait_s, 1))
 
     def _wait_s(self, attempts: int) -> float:

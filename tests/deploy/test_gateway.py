@@ -57,6 +57,12 @@ def test_request_ids_of_clients_are_kept_and_bad_ones_replaced(http: httpx.Clien
     assert len(replaced.headers["x-request-id"]) == 32
 
 
+def test_metrics_are_not_for_the_world(http: httpx.Client) -> None:
+    answer = http.get("/metrics")
+    assert (answer.status_code, answer.json()["type"]) == (404, "/problems/not-found")
+    assert answer.json()["instance"] == answer.headers["x-request-id"]
+
+
 def test_a_large_body_is_refused_with_a_problem(http: httpx.Client) -> None:
     answer = http.post("/v1/jobs", content=b"x" * 70_000)
     assert answer.status_code == 413

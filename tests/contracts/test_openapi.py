@@ -30,10 +30,15 @@ ROUTES = {
     ("get", "/v1/images/{name}"),
     ("post", OPENAI),
     ("post", "/v1/verify"),
+    ("get", "/metrics"),
     ("get", "/v1/models"),
     ("get", "/v1/models/{name}"),
 }
-NOT_JSON = {("get", "/v1/images/{name}"), ("get", "/v1/jobs/{job_id}/events")}
+NOT_JSON = {
+    ("get", "/v1/images/{name}"),
+    ("get", "/v1/jobs/{job_id}/events"),
+    ("get", "/metrics"),
+}
 # Every field of the contract's table.
 FIELDS = [
     *("prompt", "negative_prompt", "model", "n", "seed", "steps", "sampler", "guidance_scale"),

@@ -23,7 +23,7 @@ from app.middleware import add_header
 from app.settings import Settings
 from app.signing import Signer
 from app.storage.base import ImageStorage
-from app.storage.folder import FolderStorage
+from app.storage.opening import open_storage
 from app.webhooks.signing import WebhookSecrets
 from app.webhooks.targets import Targets
 
@@ -35,6 +35,8 @@ __all__ = [
     "make_services",
     "own_record",
 ]
+
+_STORAGE_PATIENCE_S = 5.0  # somebody waits for the answer
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def make_services(settings: Settings) -> Services:
         signer=Signer(
             redis, key.get_secret_value() if key is not None else None, settings.image_url_ttl_s
         ),
-        storage=FolderStorage(settings.images_dir),
+        storage=open_storage(settings, patience_s=_STORAGE_PATIENCE_S),
         targets=Targets.parse(settings.webhook_allow),
         webhook_secrets=WebhookSecrets(redis, settings.webhook_keys),
         metrics=Metrics(),

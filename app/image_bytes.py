@@ -6,8 +6,9 @@ import structlog
 from anyio import to_thread
 
 from app.deps import Services
-from app.errors import ImageNotFound
+from app.errors import ImageNotFound, Unavailable
 from app.jobs.record import StoredImage
+from app.storage.base import StorageError
 
 __all__ = ["image_bytes"]
 
@@ -19,9 +20,15 @@ async def image_bytes(services: Services, image: StoredImage) -> bytes:
 
     Raises:
         ImageNotFound: it is missing or damaged.
+        Unavailable: the storage is away.
     """
     try:
         data = await to_thread.run_sync(services.storage.read, image.name)
+    except StorageError as error:
+        _log.error("image cannot be read", image=image.name, reason=str(error))
+        raise Unavailable(
+            "The storage of images does not answer; try again soon", headers={"Retry-After": "5"}
+        ) from None
     except OSError as error:
         _log.error("image cannot be read", image=image.name, reason=type(error).__name__)
         data = b""

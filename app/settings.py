@@ -44,6 +44,33 @@ class Settings(BaseSettings):
         repr=False,
         description="Redis to use: redis://, rediss:// or unix://; empty: the embedded one",
     )
+    storage: str = Field(
+        "",
+        pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._/-]*)?)?$",
+        description="Where images are kept: s3://bucket/prefix; empty: in the data folder",
+    )
+    s3_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^/\s]+/?$",
+        description="Address of a service that speaks S3; empty: Amazon's",
+    )
+    s3_public_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^/\s]+/?$",
+        description="Its address as clients reach it, if another",
+    )
+    s3_region: str | None = Field(None, description="Region of the bucket; empty: AWS_REGION")
+    s3_access_key_id: str | None = Field(
+        None,
+        description="Access key of the bucket; empty: as Amazon's tools find one "
+        "(AWS_* variables, the role of the machine or pod)",
+    )
+    s3_secret_access_key: SecretStr | None = Field(None, description="The secret of that key")
+    s3_links: bool = Field(
+        True,
+        description="Clients are sent to the bucket by presigned URLs; false: the API passes "
+        "the bytes on",
+    )
     bundle: Path = Field(
         default_factory=default_bundle,
         description="Folder of the model bundle; empty: the one that comes with Avocat",
@@ -114,7 +141,11 @@ class Settings(BaseSettings):
     log_level: LogLevel = Field("info", description="Least severe level that is logged")
     log_json: bool = Field(False, description="Logs as JSON lines instead of text")
 
-    @field_validator("redis_url", "signing_key", "metrics_token", mode="before")
+    @field_validator(
+        *("redis_url", "signing_key", "metrics_token", "s3_region", "s3_access_key_id"),
+        *("s3_endpoint", "s3_public_endpoint", "s3_secret_access_key"),
+        mode="before",
+    )
     @classmethod
     def _blank_is_unset(cls, value: object) -> object:
         return None if value == "" else value
@@ -126,6 +157,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _keys_are_readable(self) -> Self:
+        if (self.s3_access_key_id is None) is not (self.s3_secret_access_key is None):
+            raise ValueError("s3_access_key_id and s3_secret_access_key go together: set both")
         parse_api_keys(self.api_keys.get_secret_value())
         parse_secrets(self.webhook_secrets.get_secret_value())
         Targets.parse(self.webhook_allow)

@@ -43,8 +43,11 @@ class Signer:
             for image in record.images
         ]
 
-    async def check(self, name: str, expires: str | None, signature: str | None) -> None:
+    async def check(self, name: str, expires: str | None, signature: str | None) -> int:
         """Accept a signature.
+
+        Returns:
+            When it expires, in unix seconds.
 
         Raises:
             SignatureInvalid: it is not ours for this name and time, or one of both is missing.
@@ -57,6 +60,7 @@ class Signer:
             raise SignatureInvalid("The signature does not fit this URL; use it as given")
         if time.time() >= int(expires):
             raise SignatureExpired("This URL has expired; get the job again for a fresh one")
+        return int(expires)
 
     def _expires(self, record: JobRecord) -> int:
         since = record.finished_at or 0.0

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from app import logs
 from app.jobs.connection import connect
 from app.settings import Settings
+from app.storage.base import StorageError
 
 _log = structlog.get_logger()
 _REDIS_WAIT_S = 10.0
@@ -73,7 +74,7 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
     redis = _reachable(settings)
     try:
         runner = make_runner(settings, redis, name, options.device or settings.device)
-    except (ModelError, ValueError, RedisError) as fault:
+    except (ModelError, StorageError, ValueError, RedisError) as fault:
         raise StartError(str(fault)) from None
     try:
         runner.work(burst=options.burst)

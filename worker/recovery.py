@@ -21,6 +21,7 @@ __all__ = ["Recovery"]
 
 _log = structlog.get_logger()
 _IMAGES_AT_ONCE = 100
+_EXPIRE_WITHIN_S = 2.0  # storage may be slow, and the worker's heart has to beat
 _FAILURES_LOOKED_AT = 64
 
 
@@ -117,7 +118,12 @@ class Recovery:
             keys.IMAGE_EXPIRY, "-inf", time.time(), start=0, num=_IMAGES_AT_ONCE
         )
         names = cast(list[bytes], past)
-        done = [name for name in names if self._delete(name.decode("utf-8", "replace"))]
+        end = time.monotonic() + _EXPIRE_WITHIN_S
+        done = [
+            name
+            for name in names
+            if time.monotonic() < end and self._delete(name.decode("utf-8", "replace"))
+        ]
         if done:
             self._redis.zrem(keys.IMAGE_EXPIRY, *done)
         return len(done)

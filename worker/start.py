@@ -7,7 +7,7 @@ import torch
 from redis import Redis
 
 from app.settings import Settings
-from app.storage.folder import FolderStorage
+from app.storage.opening import open_storage
 from models.bundle import load_bundle
 from worker.card import model_card
 from worker.runner import Runner
@@ -16,6 +16,7 @@ from worker.runtimes.choice import with_runtime
 __all__ = ["make_runner", "resolve_device"]
 
 _log = structlog.get_logger()
+_STORAGE_PATIENCE_S = 60.0  # what is drawn already is worth waiting for
 
 
 def make_runner(settings: Settings, redis: Redis, name: str, device: str) -> Runner:
@@ -23,6 +24,7 @@ def make_runner(settings: Settings, redis: Redis, name: str, device: str) -> Run
 
     Raises:
         BundleError: the bundle is missing, damaged, or of another kind.
+        StorageError: images cannot be stored as it is set up.
         ValueError: the device or the runtime does not exist here.
     """
     chosen = resolve_device(device)
@@ -50,7 +52,8 @@ def make_runner(settings: Settings, redis: Redis, name: str, device: str) -> Run
         forward_ms=round(1000 * runtime.seconds, 2),
         fingerprint=card.fingerprint,
     )
-    storage = FolderStorage(settings.images_dir)
+    storage = open_storage(settings, patience_s=_STORAGE_PATIENCE_S)
+    storage.check()
     return Runner(redis, bundle, card, storage, settings, name)
 
 

@@ -30,7 +30,9 @@ def http_options(server: str | None, api_key: str | None, timeout_s: float) -> d
     headers = {"User-Agent": f"avocat-python/{__version__}"}
     if api_key:
         headers["Authorization"] = f"Bearer {api_key}"
-    return {"base_url": address, "headers": headers, "timeout": timeout_s}
+    # Pictures may lie in a bucket; httpx shows no key to another host.
+    options = {"timeout": timeout_s, "follow_redirects": True}
+    return {"base_url": address, "headers": headers, **options}
 
 
 def new_request(http: httpx.Client | httpx.AsyncClient, step: Send | Listen) -> httpx.Request:

@@ -10,8 +10,11 @@ from pathlib import Path
 import redis
 
 from app.commands.console import ExitCode, fail
+from app.settings import Settings
+from app.storage.base import StorageError
+from app.storage.opening import open_storage
 
-__all__ = ["check_bundle", "check_redis", "listen", "lock_data_folder"]
+__all__ = ["check_bundle", "check_redis", "check_storage", "listen", "lock_data_folder"]
 
 LOCK_WAIT_S = 3.0  # a Redis whose supervisor was killed needs a moment to write down and leave
 
@@ -34,6 +37,14 @@ def check_redis(url: str) -> None:
         fail(f"AVOCAT_REDIS_URL is not a Redis address: {wrong}", ExitCode.BAD_INPUT)
     except redis.RedisError as fault:
         fail(f"the Redis of AVOCAT_REDIS_URL cannot be used: {fault}")
+
+
+def check_storage(settings: Settings) -> None:
+    """End with one sentence if images cannot be kept where the settings say."""
+    try:
+        open_storage(settings, patience_s=2.0).check()
+    except StorageError as fault:
+        fail(f"the storage of AVOCAT_STORAGE cannot be used: {fault}")
 
 
 def lock_data_folder(folder: Path) -> int:

@@ -11,10 +11,17 @@ import typer
 
 from app import logs
 from app.commands.console import apply_overrides, fail, read_settings
-from app.commands.preflight import check_bundle, check_redis, listen, lock_data_folder
+from app.commands.preflight import (
+    check_bundle,
+    check_redis,
+    check_storage,
+    listen,
+    lock_data_folder,
+)
 from app.commands.programs import environment, program
 from app.embedded_redis import EmbeddedRedis, EmbeddedRedisError, redis_executable
 from app.settings import Settings
+from app.storage.base import StorageError
 from app.supervisor import Part, ProcessPart, RedisPart, Supervisor, SupervisorError
 
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
@@ -62,6 +69,7 @@ def serve(
     logs.configure(settings.log_level, settings.log_json)
     check_bundle(settings.bundle)
     lock = lock_data_folder(settings.data_dir)
+    check_storage(settings)
     listener = listen(settings.host, settings.port)
     address, bound_port = reachable(listener)
     url = f"http://[{address}]:{bound_port}" if ":" in address else f"http://{address}:{bound_port}"
@@ -141,7 +149,11 @@ def api(
 
     logs.configure(settings.log_level, settings.log_json)
     allow_many_connections()
-    Server(create_app(settings)).run(sockets=[listener])
+    try:
+        app = create_app(settings)
+    except StorageError as fault:
+        fail(str(fault))
+    Server(app).run(sockets=[listener])
 
 
 def worker(

@@ -20,13 +20,12 @@ router = APIRouter(include_in_schema=False)
 
 _REFERENCE = "/docs/assets"
 _WEB = str(files("app") / "web")
-# Everything the page needs is on this server; `data:` is for previews.
+# Everything the page needs is on this server, but for pictures in a bucket; `data:`: previews.
 _POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:{bucket}; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _PAGE_HEADERS = {
-    "Content-Security-Policy": _POLICY,
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
@@ -42,9 +41,12 @@ class _Assets(StaticFiles):
 
 
 @router.get("/")
-async def playground() -> FileResponse:
+async def playground(services: ServicesDep) -> FileResponse:
     """The page where people draw."""
-    return FileResponse(f"{_WEB}/playground.html", headers=_PAGE_HEADERS)
+    origin = services.storage.link_origin
+    policy = _POLICY.format(bucket=f" {origin}" if origin else "")
+    headers = {"Content-Security-Policy": policy, **_PAGE_HEADERS}
+    return FileResponse(f"{_WEB}/playground.html", headers=headers)
 
 
 @router.get("/docs", response_class=HTMLResponse)

@@ -30,6 +30,7 @@ class ImageStorage(Protocol):
         Raises:
             ValueError: `name` is not an image name.
             FileNotFoundError: there is none.
+            OSError, StorageError: it cannot be read at the moment.
         """
         ...
 
@@ -43,12 +44,39 @@ class ImageStorage(Protocol):
         """
         ...
 
-    def delete(self, name: str) -> bool:
-        """Remove an image; whether there was one."""
+    def delete(self, name: str) -> None:
+        """Remove an image, if it is there.
+
+        Raises:
+            ValueError: `name` is not an image name.
+            StorageError: it could not be deleted.
+        """
         ...
 
     def exists(self, name: str) -> bool:
         """Whether there is such an image."""
+        ...
+
+    @property
+    def link_origin(self) -> str | None:
+        """The origin (scheme, host, port) that links lead to, None where there are none."""
+        ...
+
+    def link(self, name: str, seconds: float) -> str | None:
+        """A URL by which anybody may fetch the image for so long; None: only by `read`.
+
+        Raises:
+            ValueError: `name` is not an image name.
+            StorageError: it could not be signed.
+        """
+        ...
+
+    def check(self) -> None:
+        """Try whether it can be used.
+
+        Raises:
+            StorageError: not as it is set up, or not now.
+        """
         ...
 
 

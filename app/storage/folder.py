@@ -59,19 +59,30 @@ class FolderStorage:
         except OSError:  # no links on this file system, or too many of this file
             self.write(to, source.read_bytes())
 
-    def delete(self, name: str) -> bool:
-        """Remove an image; whether there was one."""
+    def delete(self, name: str) -> None:
+        """Remove an image, if it is there."""
         try:
-            self.path(name).unlink()
-        except FileNotFoundError:
-            return False
+            self.path(name).unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(f"image {name!r} could not be deleted: {error.strerror}") from error
-        return True
 
     def exists(self, name: str) -> bool:
         """Whether there is such an image."""
         return self.path(name).is_file()
+
+    @property
+    def link_origin(self) -> None:
+        """There are no links to files."""
+
+    def link(self, name: str, seconds: float) -> None:
+        """There are no links to files."""
+
+    def check(self) -> None:
+        """Make the folder where it is missing."""
+        try:
+            _make_folders(self.root)
+        except OSError as error:
+            raise StorageError(f"{str(self.root)!r} cannot be used: {error.strerror}") from error
 
 
 def _make_folders(folder: Path) -> None:

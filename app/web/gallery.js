@@ -55,7 +55,7 @@ function stateWords(job) {
 
 function finish(tile, job, image) {
   const link = tile.querySelector("a[data-do=download]");
-  link.href = address(image);
+  link.href = fileAddress(image);
   link.download = fileName(job, image);
   tile.querySelector(".seed").textContent = `seed ${image.seed}`; // best_of may have kept another
   paint(tile, address(image), `${job.request.prompt}, seed ${image.seed}`);
@@ -102,6 +102,8 @@ export function gone(jobId) {
 
 // Paths in a job begin at the server's root; this page may live under a prefix.
 export const address = (image) => new URL(image.url.slice(1), document.baseURI).href;
+// From this server even where pictures lie in a bucket: browsers save no file of another origin.
+const fileAddress = (image) => `${address(image)}&download=true`;
 
 function fileName(job, image) {
   const words = job.request.prompt.toLowerCase().match(/[\p{L}\p{N}]+/gu) || ["picture"];
@@ -116,7 +118,7 @@ export function openSheet(job, index) {
   const picture = sheet.querySelector(".board img");
   Object.assign(picture, { src: address(image), alt: asked.prompt, width: image.width, height: image.height });
   const link = sheet.querySelector("a[data-do=download]");
-  Object.assign(link, { href: address(image), download: fileName(job, image) });
+  Object.assign(link, { href: fileAddress(image), download: fileName(job, image) });
   sheet.querySelector("[role=status]").textContent = "";
   list(sheet.querySelector("dl"), {
     "Leave out": asked.negative_prompt,

@@ -20,7 +20,7 @@ from app.jobs.store import JobStore
 from app.main import create_app
 from app.server import Server
 from app.settings import Settings
-from app.storage.folder import FolderStorage
+from app.storage.opening import open_storage
 
 CARD = ModelCard(
     name="tiny",
@@ -44,7 +44,7 @@ class Service:
     client: httpx.AsyncClient
     redis: redis.Redis
     store: JobStore
-    storage: FolderStorage
+    storage: Any  # a FolderStorage, unless the settings name a bucket
     app: Any
 
     async def submit(self, headers: dict[str, str] | None = None, **fields: Any) -> Any:
@@ -106,7 +106,7 @@ def serving(redis_url: str, data_dir: Path, card: ModelCard | None = CARD) -> Se
         with redis.Redis.from_url(redis_url) as connection:
             if card is not None:
                 connection.hset(keys.MODELS, card.name, card.model_dump_json())
-            storage = FolderStorage(settings.images_dir)
+            storage = open_storage(settings, patience_s=5)
             async with client, app.router.lifespan_context(app):
                 yield Service(client, connection, JobStore(connection), storage, app)
 

@@ -43,7 +43,7 @@ def imported(package: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("package", "extras"),
-    [("app", []), ("worker", ["worker", "onnx", "openvino"]), ("models", ["worker", "train"])],
+    [("app", ["s3"]), ("worker", ["worker", "onnx", "openvino"]), ("models", ["worker", "train"])],
 )
 def test_every_import_is_declared(package: str, extras: list[str]) -> None:
     assert imported(package) - declared(*extras) <= {"sentence-transformers"}  # train brings it

@@ -138,12 +138,22 @@ class Settings(BaseSettings):
         None,
         description="Bearer token that GET /metrics needs; empty: none, as it tells counts only",
     )
+    worker_metrics_host: str = Field(
+        "127.0.0.1", description="Address of the worker's own /metrics"
+    )
+    worker_metrics_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="Port of the worker's own /metrics; empty: none (under `avocat serve` the "
+        "API's tells of the worker, too)",
+    )
     log_level: LogLevel = Field("info", description="Least severe level that is logged")
     log_json: bool = Field(False, description="Logs as JSON lines instead of text")
 
     @field_validator(
         *("redis_url", "signing_key", "metrics_token", "s3_region", "s3_access_key_id"),
-        *("s3_endpoint", "s3_public_endpoint", "s3_secret_access_key"),
+        *("worker_metrics_port", "s3_endpoint", "s3_public_endpoint", "s3_secret_access_key"),
         mode="before",
     )
     @classmethod

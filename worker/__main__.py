@@ -68,6 +68,7 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
         raise StartError(f"--name {name!r} should be letters, digits, '.', '-' or '_'")
     # Not before the arguments are known to be right: these take seconds to import.
     from models.errors import ModelError
+    from worker.metrics import serving
     from worker.registration import NameTaken
     from worker.start import make_runner
 
@@ -76,10 +77,14 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
         runner = make_runner(settings, redis, name, options.device or settings.device)
     except (ModelError, StorageError, ValueError, RedisError) as fault:
         raise StartError(str(fault)) from None
+    host, port = settings.worker_metrics_host, settings.worker_metrics_port
     try:
-        runner.work(burst=options.burst)
+        with serving(runner.metrics, host, port):
+            runner.work(burst=options.burst)
     except (NameTaken, RedisError) as fault:
         raise StartError(str(fault)) from None
+    except OSError as fault:
+        raise StartError(f"metrics cannot be served at {host}:{port}: {fault}") from None
     return 1 if runner.fault is not None else 0
 
 

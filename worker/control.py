@@ -1,5 +1,6 @@
 """The jobs in this worker, in step with the engine's and the storing threads. No Redis here."""
 
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty
@@ -149,6 +150,7 @@ class Control:
         flight.rows[row.index] = row.picture
         if flight.order is not None and len(flight.rows) == len(flight.order.rows):
             flight.storing = True
+            flight.times.drawn = time.time()
             self._pool.submit(self._store, flight.record, flight.token, flight.order, flight.rows)
 
     def _store(
@@ -168,6 +170,7 @@ class Control:
             self._results.discard(image.name for image in letter.images)
             return
         flight.images = letter.images
+        flight.times.stored = time.time()
         self.end(flight, Ending.SUCCEED)
 
     def _store_failed(self, flight: Flight, fault: BaseException) -> None:

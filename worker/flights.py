@@ -9,7 +9,7 @@ from app.jobs.record import JobRecord, Problem, StoredImage
 from worker.ledger import Held
 from worker.prompts import Order
 
-__all__ = ["Ending", "Flight"]
+__all__ = ["Ending", "Flight", "Times"]
 
 
 class Ending(Enum):
@@ -20,6 +20,25 @@ class Ending(Enum):
     CANCEL = auto()
     HAND_BACK = auto()  # to the queue, as if never taken
     TRY_AGAIN = auto()  # to the queue at the cost of a retry; without one left, `problem`
+
+
+@dataclass
+class Times:
+    """When what happened to a flight, in unix seconds; 0 before it did."""
+
+    claimed: float = 0.0
+    encoded: float = 0.0  # its rows are laid out, their contexts known
+    drawn: float = 0.0  # its last row is done
+    stored: float = 0.0
+
+    def phases(self) -> dict[str, tuple[float, float]]:
+        """Begin and end of each phase that is over."""
+        spans = {
+            "encode": (self.claimed, self.encoded),
+            "denoise": (self.encoded, self.drawn),
+            "store": (self.drawn, self.stored),
+        }
+        return {name: span for name, span in spans.items() if all(span)}
 
 
 @dataclass(eq=False)
@@ -37,6 +56,7 @@ class Flight:
     previews: int = 0  # of each picture, as the engine was told
     ending: Ending | None = None
     problem: Problem | None = None
+    times: Times = field(default_factory=Times)
 
     @property
     def token(self) -> str:

@@ -1,5 +1,6 @@
 """Takes jobs out of the queues, as many as the engine has room for."""
 
+import time
 from collections.abc import Callable, Iterator
 
 import structlog
@@ -27,6 +28,7 @@ class Intake:
     def __init__(
         self,
         redis: Redis,
+        store: JobStore,
         ledger: Ledger,
         prompts: Prompts,
         *,
@@ -36,7 +38,7 @@ class Intake:
     ) -> None:
         """`timeout_s` is for jobs that came without one of their own."""
         self._redis = redis
-        self._store = JobStore(redis)
+        self._store = store
         self._ledger = ledger
         self._prompts = prompts
         self._worker = worker
@@ -106,10 +108,12 @@ class Intake:
             return None
         timeout_s = max(0, held.job.timeout or 0) or self._timeout_s
         flight = Flight(held, record, None, timeout_s, clock() + timeout_s)
+        flight.times.claimed = time.time()
         try:
             flight.order = self._prompts.order(record, token)
         except ValueError as fault:
             flight.ending, flight.problem = Ending.FAIL, problems.invalid_job(str(fault))
+        flight.times.encoded = time.time()
         return flight
 
 

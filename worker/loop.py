@@ -1,29 +1,42 @@
 """The engine's own thread: steps while there are rows, obeys between any two steps."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 
 import torch
 
-from worker.engine import Engine, Fault
+from worker.engine import Engine, Fault, StepReport
 from worker.mail import EngineFailed, Mail
 from worker.rows import RowSpec
 
 __all__ = ["EngineLoop"]
 
+Stepped = Callable[[StepReport, float], None]
+
 
 class EngineLoop:
     """Runs an engine in a thread; commands come in by methods, rows go out by mail."""
 
-    def __init__(self, engine: Engine, mail: Mail, threads: int) -> None:
-        """`threads`: torch's, on CPU. Nothing runs before `start`."""
+    def __init__(
+        self, engine: Engine, mail: Mail, threads: int, stepped: Stepped = lambda *_: None
+    ) -> None:
+        """Nothing runs before `start`.
+
+        Args:
+            engine: nobody else may use it from then on.
+            mail: where rows go.
+            threads: torch's, on CPU.
+            stepped: told of each step and its seconds, in the engine's thread.
+        """
         self.slots = engine.slots
         self.steps_done: dict[str, int] = {}  # by job; replaced whole after each step
         self.calls = 0  # of the network, since the start
         self._engine = engine
         self._mail = mail
         self._threads = threads
+        self._stepped = stepped
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -69,7 +82,9 @@ class EngineLoop:
         return False
 
     def _step(self) -> None:
+        began = time.perf_counter()
         report = self._engine.step()
+        self._stepped(report, time.perf_counter() - began)
         self.calls += report.calls
         self.steps_done = self._engine.steps_done()
         for snapshot in report.snapshots:

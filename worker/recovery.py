@@ -29,10 +29,15 @@ class Recovery:
     """Upkeep that any worker may do at any time: each step is done once, by whoever comes first."""
 
     def __init__(
-        self, redis: Redis, ledger: Ledger, results: Results, storage: ImageStorage
+        self,
+        redis: Redis,
+        store: JobStore,
+        ledger: Ledger,
+        results: Results,
+        storage: ImageStorage,
     ) -> None:
         self._redis = redis
-        self._store = JobStore(redis)
+        self._store = store
         self._ledger = ledger
         self._results = results
         self._storage = storage

@@ -32,6 +32,7 @@ from worker.ledger import Ledger
 from worker.listener import Listener
 from worker.loop import EngineLoop
 from worker.mail import Letter, Mail, StopRequested
+from worker.metrics import Metrics
 from worker.outage import Outage
 from worker.previews import Previews
 from worker.progress import Progress, Speed
@@ -85,18 +86,25 @@ class Runner(RegisteredWorker):
         self._card = card
         self._mail: Mail = SimpleQueue()
         engine = Engine(model, settings.slots, settings.micro_batch)
-        self._engine_loop = EngineLoop(engine, self._mail, torch.get_num_threads())
+        self.metrics = Metrics(engine.slots, engine.device)
+        self._engine_loop = EngineLoop(
+            engine, self._mail, torch.get_num_threads(), self.metrics.stepped
+        )
+        store = JobStore(redis, self.metrics.ended)
         prompts = Prompts(model)
         results = Results(model, prompts, card, storage)
         ledger = Ledger(redis, name, settings.lease_s)
         self._ledger = ledger
         self._control = Control(self._engine_loop, results, Previews(redis, model), self._mail)
         self._intake = Intake(
-            redis, ledger, prompts, worker=name, model=card.name, timeout_s=settings.job_timeout_s
+            *(redis, store, ledger, prompts),
+            worker=name,
+            model=card.name,
+            timeout_s=settings.job_timeout_s,
         )
-        self._settling = Settling(redis, ledger, results)
-        self._recovery = Recovery(redis, ledger, results, storage)
-        self._progress = Progress(JobStore(redis))
+        self._settling = Settling(store, ledger, results)
+        self._recovery = Recovery(redis, store, ledger, results, storage)
+        self._progress = Progress(store)
         self._speed = Speed(redis, self.key, settings.slots, settings.micro_batch, engine.warm_up())
         self._listener = Listener(redis, name, self._mail, self._control.evict)
         self._drain_grace_s = settings.drain_grace_s
@@ -232,6 +240,7 @@ class Runner(RegisteredWorker):
         self._looks.done(now)
         for flight in self._intake.take(free=control.free, idle=control.idle, clock=time.monotonic):
             control.board(flight)
+            self.metrics.taken(flight)
             self._served += 1
             self._look_now = True  # there may be more
 
@@ -247,6 +256,8 @@ class Runner(RegisteredWorker):
                 refused = fault
                 continue
             del self._control.flights[job_id]
+            if settled and flight.ending is Ending.SUCCEED:
+                self.metrics.succeeded(flight)
             ending = flight.ending.name.lower() if settled else "superseded"
             _log.info("job left", job=job_id, ending=ending)
         if refused is not None:
@@ -262,9 +273,10 @@ class Runner(RegisteredWorker):
         self._speed.tell(self._engine_loop.calls, busy=bool(self._control.flights), now=now)
 
     def _care(self, now: float) -> None:
+        self.metrics.look(now)
         if self._recoveries.due(now):
             own = {flight.token for flight in self._control.flights.values()}
-            self._recovery.recover(own)
+            self.metrics.lost(self._recovery.recover(own))
             self._recoveries.done(now)
         if self._tidying.due(now):
             self._recovery.agree_on_failures()

@@ -3,8 +3,6 @@
 Every write may be repeated after a lost connection, and is refused once another worker has the job.
 """
 
-from redis import Redis
-
 from app.jobs.record import JobRecord, JobStatus, Problem
 from app.jobs.repeats import repeat_key
 from app.jobs.store import JobStore
@@ -19,9 +17,8 @@ __all__ = ["Settling"]
 class Settling:
     """Ends flights, each exactly once across all workers."""
 
-    def __init__(self, redis: Redis, ledger: Ledger, results: Results) -> None:
-        self._redis = redis
-        self._store = JobStore(redis)
+    def __init__(self, store: JobStore, ledger: Ledger, results: Results) -> None:
+        self._store = store
         self._ledger = ledger
         self._results = results
 

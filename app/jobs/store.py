@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -13,6 +13,8 @@ from app.jobs import scripts
 from app.jobs.record import JobRecord, JobStatus, Problem, StoredImage, from_hash, images_json
 
 __all__ = ["JobStore", "Wishes"]
+
+Ended = Callable[[JobStatus, Problem | None], None]
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,10 @@ class JobStore:
     write is refused, so that a worker which slept past its lease changes nothing.
     """
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, ended: Ended = lambda *_: None) -> None:
+        """`ended` is told of every job that this store ends."""
         self._redis = redis
+        self._ended = ended
         self._start = redis.register_script(scripts.START)
         self._progress = redis.register_script(scripts.PROGRESS)
         self._finish = redis.register_script(scripts.FINISH)
@@ -98,7 +102,10 @@ class JobStore:
             *(image.name for image in images),
         ]
         named = [keys.job(job_id)] if repeats is None else [keys.job(job_id), repeats]
-        return bool(self._finish(keys=named, args=args))
+        written = bool(self._finish(keys=named, args=args))
+        if written:
+            self._ended(status, error)
+        return written
 
     def requeue(self, job_id: str, execution: str) -> bool:
         """Give a running job of this execution back to the queue (RQ's side is the caller's)."""

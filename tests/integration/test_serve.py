@@ -55,6 +55,19 @@ def test_second_start_keeps_jobs_and_images(
     assert again.pictures(job) == [picture]
 
 
+def test_metrics_of_the_worker_come_through_the_api(again: Service) -> None:
+    again.finished(again.submit("a red apple", seed=2, n=2)["id"])
+
+    def told(line: str) -> bool:
+        return line in again.http.get("/metrics").text.splitlines()
+
+    images = "avocat_images_total 2.0"  # those of the run before are not among them
+    wait_until(lambda: told(images), 20, "the images are counted")
+    assert told('avocat_jobs_ended_total{status="succeeded"} 1.0')
+    assert told("avocat_engine_slots 16.0")
+    assert told("avocat_workers 1.0")
+
+
 def test_concurrent_start_in_the_same_folder_is_refused(again: Service, data_dir: Path) -> None:
     second = avocat("serve", data_dir=data_dir, bundle=again.settings["bundle"], port="0")
     assert second.returncode == 1
@@ -69,6 +82,9 @@ def test_killed_worker_is_started_again_and_its_job_ends(again: Service) -> None
     ended = again.finished(job["id"], deadline_s=120)
     assert ended["status"] == "succeeded"
     assert ended["attempts"] == 2
+    assert (
+        "avocat_engine_slots 16.0\n" in again.http.get("/metrics").text
+    )  # the dead one's are gone
 
 
 def test_killed_api_is_started_again(again: Service) -> None:

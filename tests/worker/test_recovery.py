@@ -30,7 +30,7 @@ class Scene:
         self.ledger = Ledger(client, "finder", 15)
         bundle = SimpleNamespace(upscaler=None)
         results = Results(bundle, None, None, self.storage)  # type: ignore[arg-type]
-        self.recovery = Recovery(client, self.ledger, results, self.storage)
+        self.recovery = Recovery(client, store, self.ledger, results, self.storage)
 
     def claim(self, job: str) -> Held:
         entries = waiting(self.client, 10)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from models import figures
+from models import clip_figures, figures
 from models.bundle import Bundle, load_bundle
 from models.errors import ModelError
 from models.judge import Judge
@@ -107,8 +107,31 @@ def _unseen(paint: Painter, judge: Judge, data: Path, seed: int) -> dict[str, An
     for tar in sorted(data.glob("heldout-*.tar")):
         unseen = load_pictures(tar, size).captions
         measured["unseen_styles"] = figures.styled(paint_and_keep, judge, unseen, seed)
+        measured |= _on_drawings(Judge(paint.bundle.context, "the bundle's own"), judge, tar)
     measured["copies"] = figures.copies(torch.cat(painted)[:200], known)
     return measured
+
+
+def _on_drawings(own: Judge, judge: Judge, heldout: Path) -> dict[str, Any]:
+    """What the bundle's CLIP and the judge make of held-out drawings by people.
+
+    The judge's own figures are the most that painted pictures could reach with it.
+    """
+    seen_by_judge = load_pictures(heldout, judge.encoder.clip.image_size, progress=False)
+    seen_by_own = load_pictures(heldout, own.encoder.clip.image_size, progress=False)
+    return {
+        "judge_on_drawings": {
+            "naming": clip_figures.naming(judge, seen_by_judge),
+            "composed": clip_figures.both_found(judge, seen_by_judge),
+            "order": clip_figures.order_pairs(judge, seen_by_judge),
+        },
+        "clip": {
+            "naming": clip_figures.naming(own, seen_by_own),
+            "retrieval": clip_figures.retrieval(own, seen_by_own),
+            "synonyms": clip_figures.synonyms(own.encoder),
+            "order": clip_figures.order_pairs(own, seen_by_own),
+        },
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:

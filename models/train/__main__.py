@@ -1,4 +1,4 @@
-"""`python -m models.train clip | denoiser | upscaler …`: the training commands."""
+"""`python -m models.train clip | denoiser | upscaler | judge …`: the training commands."""
 
 import argparse
 import importlib.util
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from models.train.progress import Budget
 
 
+# Order and composition are learned from scenes alone, and a judge is to find both things of one.
+_SCENES = {"clip": 0.3, "judge": 0.3}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="avocat train",
@@ -28,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         ("clip", "the CLIP that turns prompts into contexts"),
         ("denoiser", "the network that predicts the noise"),
         ("upscaler", "the single-pass x2 network behind the larger sizes"),
+        ("judge", "a CLIP of another form, apart from the bundle, for `avocat evaluate --judge`"),
     ):
         part = parts.add_parser(name, help=text, description=f"Train {text}.")
         part.add_argument("--data", type=Path, required=True, help="folder or shard-*.tar folder")
@@ -41,7 +46,10 @@ def _parser() -> argparse.ArgumentParser:
             "--recolour", type=float, default=0.12, help="share of recoloured pictures"
         )
         part.add_argument(
-            "--scenes", type=float, default=0.1, help="share of scenes of two pictures"
+            "--scenes",
+            type=float,
+            default=_SCENES.get(name, 0.1),
+            help="share of scenes of two pictures",
         )
         part.add_argument(
             "--favour",
@@ -50,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="STYLE",
             help="styles drawn ten times as often",
         )
-        part.add_argument("--seed", type=int, default=0)
+        part.add_argument("--seed", type=int, default=1 if name == "judge" else 0)
         part.add_argument(
             "--loaders", type=int, default=0, help="processes that draw batches ahead (for a GPU)"
         )
@@ -136,6 +144,11 @@ def _run(args: argparse.Namespace) -> None:
         train_clip(batches, args.out / "clip", options, budget, _teacher(args.teacher))
     elif args.part == "denoiser":
         _denoiser(args, batches, budget, device)
+    elif args.part == "judge":
+        from models.train.judge import JudgeTraining, train_judge
+
+        judging = JudgeTraining(batch_size=args.batch_size or 128, seed=args.seed)
+        train_judge(batches, args.out, judging, budget)
     else:
         from models.train.upscaler import UpscalerTraining, train_upscaler
 

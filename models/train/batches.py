@@ -51,17 +51,20 @@ class Batch(NamedTuple):
     """`pictures`: float32 `[B, 4, S, S]` in [-1, 1], premultiplied, with their captions.
 
     `swapped` holds, for a scene whose order matters, its caption with the two things exchanged,
-    else None: what an order-sensitive CLIP is to tell from the caption.
+    else None: what an order-sensitive CLIP is to tell from the caption. `things` names what is in
+    each picture, one phrase per drawing, for a judge that finds each of them.
     """
 
     pictures: Tensor
     captions: list[str]
     swapped: list[str | None]
+    things: list[tuple[str, ...]]
 
 
 class _Sample(NamedTuple):
     picture: Tensor
     caption: str
+    things: tuple[str, ...]
     swapped: str | None = None
 
 
@@ -101,6 +104,7 @@ class Batches:
             pictures * 2 - 1,
             [sample.caption for sample in made],
             [sample.swapped for sample in made],
+            [sample.things for sample in made],
         )
 
     def stream(self, size: int, start: int, stride: int) -> Iterator[tuple[int, Batch]]:
@@ -137,12 +141,12 @@ class Batches:
             scene = self._scene(rng)
             if scene is not None:
                 return scene
-        phrase = subject(entry, rng)
+        phrase = thing = subject(entry, rng)
         colour = self.colours[index]
         if colour and entry.group != "flags" and colour not in phrase and rng.random() < 0.2:
             coloured = f"{colour} {phrase}"
             phrase = phrase if self.heldout.forbids(coloured) else coloured
-        return _Sample(picture, dress(phrase, entry.style, rng))
+        return _Sample(picture, dress(phrase, entry.style, rng), (thing,))
 
     def _picture(self, index: int, rng: random.Random) -> Tensor:
         picture = self.data.pictures[index].float() / 255
@@ -156,8 +160,10 @@ class Batches:
         word = rng.choice(list(HUES))
         phrase = _without_colour(subject(entry, rng))
         if self.heldout.forbids(f"{word} {phrase}"):
-            return _Sample(picture, dress(subject(entry, rng), entry.style, rng))
-        return _Sample(recolour(picture, word), dress(f"{word} {phrase}", entry.style, rng))
+            phrase = subject(entry, rng)
+            return _Sample(picture, dress(phrase, entry.style, rng), (phrase,))
+        caption = dress(f"{word} {phrase}", entry.style, rng)
+        return _Sample(recolour(picture, word), caption, (phrase,))
 
     def _scene(self, rng: random.Random) -> _Sample | None:
         """Two drawings in a relation, mostly; else three together, or several of one."""
@@ -179,8 +185,9 @@ class Batches:
         look = rng.randrange(2**32)
         caption = dress(scene.phrase, style, random.Random(look))
         if scene.swapped is None:
-            return _Sample(scene.picture, caption)
-        return _Sample(scene.picture, caption, dress(scene.swapped, style, random.Random(look)))
+            return _Sample(scene.picture, caption, scene.things)
+        swapped = dress(scene.swapped, style, random.Random(look))
+        return _Sample(scene.picture, caption, scene.things, swapped)
 
     def _companion(self, style: str | None, rng: random.Random) -> int:
         """Another drawing, of the same style if a few draws find one, as a painter would choose."""

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from models.bundle import save_weights
 from models.context import encode_text
 from models.torchvision_ops import declare_missing_operators
 from models.train.batches import Batch, Batches
@@ -31,6 +31,7 @@ class ClipTraining:
     learning_rate: float = 1e-3
     weight_decay: float = 0.02
     distillation: float = 3.0
+    order: float = 1.0
     seed: int = 0
 
 
@@ -151,7 +152,7 @@ class ClipTrainer:
         contrastive = self.contrastive(image, text, self.model.logit_scale.exp())
         order = self._order_loss(image, text, batch.swapped)
         distillation = self._distillation_loss(3 * len(image), step)
-        loss = contrastive + order + self.options.distillation * distillation
+        loss = contrastive + self.options.order * order + self.options.distillation * distillation
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -167,13 +168,17 @@ class ClipTrainer:
         }
 
     def _order_loss(self, image: Tensor, text: Tensor, swapped: list[str | None]) -> Tensor:
-        """Hard negatives for word order (Yuksekgonul et al. 2023): caption against its swap."""
+        """Hard negatives for word order (Yuksekgonul et al. 2023): caption against its swap.
+
+        The mean over the scenes that have an order, not over the batch: these are few, and their
+        gradient would drown in that of the rest.
+        """
         rows = [i for i, caption in enumerate(swapped) if caption is not None]
         if not rows:
             return torch.zeros(())
         wrong = encode_text(self.model, self.tokenizer([c for c in swapped if c is not None]))
         margin = (image[rows] * (text[rows] - wrong)).sum(-1) * self.model.logit_scale.exp()
-        return F.softplus(-margin).sum() / len(swapped)
+        return F.softplus(-margin).mean()
 
     def _distillation_loss(self, count: int, step: int) -> Tensor:
         """One minus the cosine to the teacher, over phrases of captions and vocabulary."""
@@ -185,14 +190,14 @@ class ClipTrainer:
         student = self.project(encode_text(self.model, self.tokenizer(phrases)))
         return 1 - F.cosine_similarity(student, self.teacher.targets[chosen]).mean()
 
-    def save(self, folder: Path) -> None:
-        """Write the folder that open_clip reads as `local-dir:`, weights in float16."""
-        folder.mkdir(parents=True, exist_ok=True)
-        preprocess = {"mean": PIXEL_MEAN, "std": PIXEL_STD}
-        description = {"model_cfg": self.config, "preprocess_cfg": preprocess}
-        (folder / "open_clip_config.json").write_text(json.dumps(description, indent=2) + "\n")
-        weights = {k: v.detach().half().contiguous() for k, v in self.model.state_dict().items()}
-        save_file(weights, folder / "open_clip_model.safetensors")
+
+def save_clip(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
+    """Write the folder that open_clip reads as `local-dir:`, weights in float16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    preprocess = {"mean": PIXEL_MEAN, "std": PIXEL_STD}
+    description = {"model_cfg": config, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(description, indent=2) + "\n")
+    save_weights(model, folder / "open_clip_model.safetensors")
 
 
 def train_clip(
@@ -207,4 +212,4 @@ def train_clip(
     )
     weights = out / "open_clip_model.safetensors"
     train("clip", trainer.step, batches, options.batch_size, budget, checkpoint, weights)
-    trainer.save(out)
+    save_clip(trainer.model, trainer.config, out)

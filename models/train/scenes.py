@@ -27,10 +27,11 @@ class Placement:
 
 PLACEMENTS = (
     Placement(("inside", "in"), (0.5, 0.54, 0.48), (0.5, 0.5, 1.0)),
-    Placement(("on top of", "on"), (0.5, 0.27, 0.52), (0.5, 0.7, 0.62)),
+    Placement(("on top of", "on", "riding"), (0.5, 0.27, 0.52), (0.5, 0.7, 0.62)),
+    Placement(("wearing",), (0.5, 0.6, 0.8), (0.5, 0.22, 0.44), False),
     Placement(("under", "below"), (0.5, 0.73, 0.52), (0.5, 0.28, 0.56)),
     Placement(("next to", "beside", "and"), (0.27, 0.5, 0.54), (0.73, 0.5, 0.54), ordered=False),
-    Placement(("with", "holding"), (0.42, 0.45, 0.85), (0.74, 0.72, 0.46), False),
+    Placement(("with", "holding", "playing"), (0.42, 0.45, 0.85), (0.74, 0.72, 0.46), False),
     Placement(("behind",), (0.38, 0.4, 0.7), (0.62, 0.62, 0.66), False),
 )
 _TWO: tuple[Where, ...] = ((0.27, 0.5, 0.54), (0.73, 0.5, 0.54))
@@ -41,11 +42,13 @@ _THREE: tuple[Where, ...] = ((0.5, 0.27, 0.5), (0.26, 0.73, 0.5), (0.74, 0.73, 0
 class Scene:
     """A composed picture, premultiplied `[4, S, S]` in [0, 1], and the words that are true of it.
 
-    `swapped` is the phrase with its things exchanged, where that is false of the picture.
+    `things` names each drawing once; `swapped` is the phrase with its things exchanged, where that
+    is false of the picture.
     """
 
     picture: Tensor
     phrase: str
+    things: tuple[str, ...]
     swapped: str | None = None
 
 
@@ -56,21 +59,22 @@ def pair(pictures: Sequence[Tensor], names: Sequence[str], rng: random.Random) -
     phrase, swapped = (
         f"{first} {word} {article(second)}" for first, second in (names, reversed(names))
     )
-    return Scene(
-        compose(pictures[0], pictures[1], placement), phrase, swapped if placement.ordered else None
-    )
+    picture = compose(pictures[0], pictures[1], placement)
+    tells_apart = placement.ordered and swapped != phrase
+    return Scene(picture, phrase, tuple(names), swapped if tells_apart else None)
 
 
 def trio(pictures: Sequence[Tensor], names: Sequence[str]) -> Scene:
     """Three drawings together."""
     phrase = f"{names[0]}, {article(names[1])} and {article(names[2])}"
-    return Scene(lay(pictures, _THREE), phrase)
+    return Scene(lay(pictures, _THREE), phrase, tuple(names))
 
 
 def several(picture: Tensor, name: str, count: int) -> Scene:
     """Two or three of one drawing."""
     places = {2: _TWO, 3: _THREE}[count]
-    return Scene(lay([picture] * count, places), f"{('two', 'three')[count - 2]} {plural(name)}")
+    phrase = f"{('two', 'three')[count - 2]} {plural(name)}"
+    return Scene(lay([picture] * count, places), phrase, (name,))
 
 
 def plural(name: str) -> str:

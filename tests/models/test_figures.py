@@ -1,6 +1,7 @@
 """The figures of `avocat evaluate`, on pictures whose figures are known."""
 
 import json
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,11 +112,20 @@ def test_styles_and_captions_of_the_judge(tiny: Bundle) -> None:
     assert figures.styled(paint, judge, unseen, 0)["captions"] == 100
 
 
+def pack(folder: Path, *shards: str) -> None:
+    """Tars of what lies in the folder."""
+    for shard in shards:
+        with tarfile.open(folder / shard, "w") as tar:
+            for file in folder.glob("*_*.*"):
+                tar.add(file, file.name)
+
+
 def test_the_command_writes_every_figure(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = build_tiny_bundle(tmp_path / "bundle")
     (folder / "heldout.txt").write_text("prompt\ta disc inside a square\n")
+    pack(folder, "shard-000.tar", "heldout-000.tar")
     monkeypatch.setattr(figures, "COLOURED", "disc")
     options = ["--judge", str(bundle), "--data", str(folder), "--steps", "1"]
     assert main([str(bundle), *options, "--sheet", str(tmp_path / "sheet.png")]) == 0
@@ -124,6 +134,9 @@ def test_the_command_writes_every_figure(
     assert written["subjects"]["pictures"] == 100
     assert written["composed"]["pictures"] == 1
     assert written["colours"]["pictures"] == 12
+    assert written["unseen_styles"]["pictures"] == 6
+    assert written["judge_on_drawings"]["naming"]["pictures"] == 6
+    assert written["clip"]["order"]["scenes"] == 400
     assert (tmp_path / "sheet.png").exists()
 
 

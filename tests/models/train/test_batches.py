@@ -29,11 +29,12 @@ def batches(folder: Path) -> Batches:
 
 
 def test_same_seed_and_step_same_batch(batches: Batches) -> None:
-    x, captions, swapped = batches.draw(5, 16)
+    x, captions, swapped, things = batches.draw(5, 16)
     again = batches.draw(5, 16)
     assert torch.equal(x, again.pictures)
     assert captions == again.captions
     assert swapped == again.swapped
+    assert things == again.things
     assert batches.draw(6, 16).captions != captions
     assert x.shape == (16, 4, 24, 24)
     assert float(x.min()) >= -1

@@ -86,7 +86,7 @@ def make_services(settings: Settings) -> Services:
     )
 
 
-def get_services(request: Request) -> Services:
+async def get_services(request: Request) -> Services:
     """The application's services."""
     return cast(Services, request.app.state.services)
 
@@ -112,7 +112,7 @@ async def own_record(
     return record
 
 
-def get_caller(request: Request, services: ServicesDep) -> Caller:
+async def get_caller(request: Request, services: ServicesDep) -> Caller:
     """Who asks; raises Unauthorized."""
     return services.authenticator.caller(request.headers.get("authorization"))
 

@@ -76,7 +76,9 @@ def listen(host: str, port: int) -> socket.socket:
     """The listening socket, which outlives a restart of the API; ends with a sentence if taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        made = socket.create_server((host, port), family=family, backlog=2048)
+        # Read back, it knows its protocol; of others asyncio does not switch Nagle's delay off.
+        return socket.socket(fileno=made.detach())
     except OSError as fault:
         if fault.errno is None or fault.errno < 0 or fault.errno == errno.EADDRNOTAVAIL:
             fail(f"AVOCAT_HOST={host!r} is not an address of this machine", ExitCode.BAD_INPUT)

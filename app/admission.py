@@ -29,6 +29,7 @@ class Admission:
 
     job_id: str
     record: JobRecord
+    ahead: int = 0  # jobs that will be taken before it
 
     @property
     def replayed(self) -> bool:
@@ -61,7 +62,8 @@ async def admit(
     )
     repeats = _repeats(draft, record, card)
     outcome, record = await submit_or_answer(services, record, unique, repeats)
-    admission = Admission(_admitted(outcome), record)
+    ahead = outcome.ahead if isinstance(outcome, submit.Accepted) else 0
+    admission = Admission(_admitted(outcome), record, ahead)
     what = "replayed" if admission.replayed else "cached" if record.cached else "accepted"
     services.metrics.submitted(record.request.priority, what)
     return admission
@@ -130,7 +132,7 @@ def _fingerprint(fields: JobCreate) -> str:
 def _admitted(outcome: submit.Outcome) -> str:
     retry = {"Retry-After": _FULL_RETRY_S}
     match outcome:
-        case submit.Accepted(job_id) | submit.Replayed(job_id):
+        case submit.Accepted(job_id=job_id) | submit.Replayed(job_id):
             return job_id
         case submit.IdempotencyMismatch():
             raise errors.IdempotencyKeyReused(

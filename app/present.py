@@ -1,7 +1,7 @@
 """From records to the job objects that clients get."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from app.deps import Services
@@ -14,9 +14,14 @@ __all__ = ["job_objects", "poll_hint_s"]
 _LONGEST_POLL_S = 10
 
 
-async def job_objects(services: Services, records: Sequence[JobRecord]) -> list[JobObject]:
-    """The wire form of records, with signed URLs, position in line and estimate."""
-    views = await services.outlooks.of(records)
+async def job_objects(
+    services: Services, records: Sequence[JobRecord], ahead: Mapping[str, int] | None = None
+) -> list[JobObject]:
+    """The wire form of records, with signed URLs, position in line and estimate.
+
+    `ahead`: how many jobs are before each, if it is known already.
+    """
+    views = await services.outlooks.of(records, ahead)
     return [
         _job_object(record, outlook, await services.signer.urls(record))
         for record, outlook in zip(records, views, strict=True)

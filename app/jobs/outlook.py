@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -86,12 +86,15 @@ class Outlooks:
         self._looked_at = float("-inf")
         self._look_again_at = float("-inf")
 
-    async def of(self, records: Sequence[JobRecord]) -> list[Outlook]:
-        """The outlook of each record."""
+    async def of(
+        self, records: Sequence[JobRecord], ahead: Mapping[str, int] | None = None
+    ) -> list[Outlook]:
+        """The outlook of each record; `ahead`: how many jobs are before each, where it is known."""
         open_ones = [record for record in records if not record.status.terminal]
         if not open_ones:
             return [Outlook()] * len(records)
-        ahead = await self._positions(open_ones)
+        if ahead is None:
+            ahead = await self._positions(open_ones)
         async with self._lock:
             if time.monotonic() >= self._look_again_at:
                 await self._look()

@@ -74,16 +74,19 @@ SUBMIT = (
 -- ARGV[4] idempotency ttl in s   ARGV[5] queue cap   ARGV[6] cap of active jobs
 -- ARGV[7] queue name   ARGV[8] '1' where an earlier job's pictures would do
 -- ARGV[9] number of record arguments, then those, then the RQ job's
--- Returns {{outcome, detail}}: accepted | replayed (job id) | mismatch | repeats (job id) | full
--- | busy
+-- Returns {{outcome, detail}}: accepted (job id, jobs before it) | replayed (job id) | mismatch
+-- | repeats (job id) | full | busy
 local id = ARGV[1]
 local before = made_before(KEYS[1], id, KEYS[4], ARGV[3])
 if before then return before end
 local same = ARGV[8] == '1' and redis.call('GET', KEYS[8])
 if same then return {{'repeats', same}} end
 
-local waiting = 0
-for i = 9, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[i]) end
+local waiting, ahead = 0, 0
+for i = 9, #KEYS do
+  waiting = waiting + redis.call('LLEN', KEYS[i])
+  if KEYS[i] == KEYS[7] then ahead = waiting end
+end
 if waiting >= tonumber(ARGV[5]) then return {{'full', tostring(waiting)}} end
 
 local cap = tonumber(ARGV[6])
@@ -109,7 +112,7 @@ redis.call('SADD', KEYS[6], KEYS[7])
 redis.call('RPUSH', KEYS[7], id)
 announce(id, 'queued')
 redis.call('PUBLISH', '{WAKEUPS}', ARGV[7])
-return {{'accepted', id}}
+return {{'accepted', id, tostring(ahead)}}
 """
 )
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 from redis.asyncio import Redis
@@ -41,6 +41,7 @@ class Accepted:
     """The job is in the queue."""
 
     job_id: str
+    ahead: int = field(default=0, compare=False)  # jobs that will be taken first
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Submitter:
         ]
         named = _submit_keys(record, idempotency, repeats or "")
         reply = await cast(Awaitable[list[bytes]], self._submit(keys=named, args=args))
-        return _outcome(reply[0].decode(), reply[1].decode())
+        return _outcome(*(part.decode() for part in reply))
 
     async def answer(
         self, record: JobRecord, idempotency: Idempotency | None, repeats: str
@@ -136,7 +137,7 @@ class Submitter:
             *(_idempotency_key(record, idempotency), repeats),
         ]
         reply = await cast(Awaitable[list[bytes]], self._answer(keys=named, args=args))
-        return _outcome(reply[0].decode(), reply[1].decode())
+        return _outcome(*(part.decode() for part in reply))
 
     async def cancel(self, record: JobRecord) -> JobStatus | None:
         """Cancel a queued job at once, ask the worker of a running one, leave an ended one.
@@ -177,10 +178,10 @@ def _submit_keys(record: JobRecord, idempotency: Idempotency | None, repeats: st
     ]
 
 
-def _outcome(word: str, detail: str) -> Outcome:
+def _outcome(word: str, detail: str, ahead: str = "0") -> Outcome:
     match word:
         case "accepted":
-            return Accepted(detail)
+            return Accepted(detail, int(ahead))
         case "replayed":
             return Replayed(detail)
         case "repeats":

@@ -1,5 +1,6 @@
 """`POST /v1/jobs`: validate, admit, enqueue, and wait where the client prefers so."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
@@ -87,7 +88,8 @@ async def submit_job(
     if wait_s is not None:
         response.headers["Preference-Applied"] = f"wait={wait_s}"
     response.status_code = 200 if replayed or current.status.terminal else 202
-    return await _answer(services, current, response)
+    ahead = {current.id: admission.ahead} if current is admission.record else None
+    return await _answer(services, current, response, ahead)
 
 
 async def _current(services: Services, admission: Admission, wait_s: int | None) -> JobRecord:
@@ -103,8 +105,10 @@ async def _current(services: Services, admission: Admission, wait_s: int | None)
     return current
 
 
-async def _answer(services: Services, record: JobRecord, response: Response) -> JobObject:
-    [job] = await job_objects(services, [record])
+async def _answer(
+    services: Services, record: JobRecord, response: Response, ahead: Mapping[str, int] | None
+) -> JobObject:
+    [job] = await job_objects(services, [record], ahead)
     response.headers["Location"] = f"/v1/jobs/{record.id}"
     if not record.status.terminal:
         response.headers["Retry-After"] = str(poll_hint_s(job))

@@ -37,23 +37,22 @@ class RqJobs:
         self._max_attempts = max_attempts
         self._fields = lru_cache(_KINDS)(self._written_by_rq)
 
-    def hset_args(self, record: JobRecord) -> list[str | bytes]:
-        """Field, value, field, value, … of `rq:job:{id}` as queued; the arguments are JSON."""
+    def fields(self, record: JobRecord) -> tuple[dict[str, str], bytes]:
+        """The fields of `rq:job:{id}` as queued, and apart from them `data`: what it calls."""
         result_ttl_s = min(keys.RQ_RESULT_TTL_S, record.retention_s)
         made = utcformat(now())
         call: tuple[object, ...] = (keys.GENERATE, None, [record.id], {})
         data: bytes = JSONSerializer.dumps(call)  # type: ignore[no-untyped-call]
-        own: dict[str, str | bytes] = {
+        own = {
             "created_at": made,
             "enqueued_at": made,
-            "data": zlib.compress(data),
             "description": f"{keys.GENERATE}({record.id!r})",
         }
         fields = self._fields(record.request.priority, result_ttl_s) | own
-        return [text for field in fields.items() for text in field]
+        return fields, zlib.compress(data)
 
-    def _written_by_rq(self, name: str, result_ttl_s: int) -> dict[str, str | bytes]:
-        """The fields of such a job; RQ takes as long for each as all the rest of a submission."""
+    def _written_by_rq(self, name: str, result_ttl_s: int) -> dict[str, str]:
+        """The fields of such a job without `data`; for each one RQ would take far too long."""
         queue = self._queues[name]
         job = queue.create_job(
             keys.GENERATE,
@@ -66,5 +65,7 @@ class RqJobs:
         )
         queue._prepare_for_queue(job)
         job.enqueued_at = now()
-        args = cast(list[str | bytes], _build_hset_args(job))  # type: ignore[no-untyped-call]
-        return dict(zip(cast(list[str], args[::2]), args[1::2], strict=True))
+        args = cast(list[str], _build_hset_args(job))  # type: ignore[no-untyped-call]
+        fields = dict(zip(args[::2], args[1::2], strict=True))
+        del fields["data"]
+        return fields

@@ -73,7 +73,8 @@ SUBMIT = (
 -- ARGV[1] job id   ARGV[2] created_at   ARGV[3] sha256 of the body, '' without idempotency key
 -- ARGV[4] idempotency ttl in s   ARGV[5] queue cap   ARGV[6] cap of active jobs
 -- ARGV[7] queue name   ARGV[8] '1' where an earlier job's pictures would do
--- ARGV[9] number of record arguments, then those, then the RQ job's
+-- ARGV[9] the record and ARGV[10] the RQ job as JSON: field, value, field, value, ...
+-- ARGV[11] what the RQ job calls, as RQ packs it
 -- Returns {{outcome, detail}}: accepted (job id, jobs before it) | replayed (job id) | mismatch
 -- | repeats (job id) | full | busy
 local id = ARGV[1]
@@ -101,9 +102,8 @@ if redis.call('SCARD', KEYS[3]) >= cap then
   if active >= cap then return {{'busy', tostring(active)}} end
 end
 
-local last = 9 + tonumber(ARGV[9])
-redis.call('HSET', KEYS[1], unpack(ARGV, 10, last))
-redis.call('HSET', KEYS[5], unpack(ARGV, last + 1))
+redis.call('HSET', KEYS[1], unpack(cjson.decode(ARGV[9])))
+redis.call('HSET', KEYS[5], 'data', ARGV[11], unpack(cjson.decode(ARGV[10])))
 redis.call('ZADD', KEYS[2], ARGV[2], id)
 redis.call('PERSIST', KEYS[2])
 redis.call('SADD', KEYS[3], id)
@@ -124,20 +124,19 @@ ANSWER = (
 -- A job that has its pictures from the start; it passes no queue and meets no cap.
 -- KEYS[1] job record   KEYS[2] owner's jobs   KEYS[3] idempotency record   KEYS[4] repeats
 -- ARGV[1] job id   ARGV[2] created_at   ARGV[3] sha256 of the body, '' without idempotency key
--- ARGV[4] idempotency ttl in s   ARGV[5] number of record arguments, then those
--- then the names of its images
+-- ARGV[4] idempotency ttl in s   ARGV[5] the record as JSON: field, value, field, value, ...
+-- ARGV[6..] names of its images
 -- Returns {{outcome, detail}}: accepted | replayed (job id) | mismatch
 local id = ARGV[1]
 local before = made_before(KEYS[1], id, KEYS[3], ARGV[3])
 if before then return before end
-local last = 5 + tonumber(ARGV[5])
-redis.call('HSET', KEYS[1], unpack(ARGV, 6, last))
+redis.call('HSET', KEYS[1], unpack(cjson.decode(ARGV[5])))
 redis.call('ZADD', KEYS[2], ARGV[2], id)
 remember(KEYS[3], ARGV[3], id, ARGV[4])
 -- Its end, as every other job's.
 local expires_at = close(KEYS[1], id, 'succeeded', ARGV[2])
 offer(KEYS[4], id, expires_at)
-for i = last + 1, #ARGV do redis.call('ZADD', '{IMAGE_EXPIRY}', expires_at, ARGV[i]) end
+for i = 6, #ARGV do redis.call('ZADD', '{IMAGE_EXPIRY}', expires_at, ARGV[i]) end
 return {{'accepted', id}}
 """
 )

@@ -1,7 +1,8 @@
 """Submission and cancellation, each one atomic step in Redis, for the API."""
 
+import json
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -105,14 +106,12 @@ class Submitter:
         `repeats`: the key (`repeat_key`) of jobs whose pictures would do as well. Safe to send
         twice: a record that exists already counts as accepted.
         """
-        fields = [text for field in to_hash(record).items() for text in field]
+        fields, data = self._rq_jobs.fields(record)
         args: list[str | int | bytes] = [
             *_start(record, idempotency, self._settings.idempotency_ttl_s),
             *(self._settings.queue_cap, self._settings.max_active_jobs_per_key),
             *(record.request.priority, "" if repeats is None else "1"),
-            len(fields),
-            *fields,
-            *self._rq_jobs.hset_args(record),
+            *(_pairs(to_hash(record)), _pairs(fields), data),
         ]
         named = _submit_keys(record, idempotency, repeats or "")
         reply = await cast(Awaitable[list[bytes]], self._submit(keys=named, args=args))
@@ -125,11 +124,9 @@ class Submitter:
 
         Safe to send twice, as `submit` is.
         """
-        fields = [text for field in to_hash(record).items() for text in field]
         args: list[str | int] = [
             *_start(record, idempotency, self._settings.idempotency_ttl_s),
-            len(fields),
-            *fields,
+            _pairs(to_hash(record)),
             *(image.name for image in record.images),
         ]
         named = [
@@ -163,6 +160,11 @@ def _start(record: JobRecord, idempotency: Idempotency | None, ttl_s: int) -> li
     """The first arguments of both scripts."""
     body = idempotency.body_sha256 if idempotency is not None else ""
     return [record.id, f"{record.created_at:.6f}", body, ttl_s]
+
+
+def _pairs(fields: Mapping[str, str]) -> str:
+    """Fields of a hash as one word of JSON: the client is slow with commands of many words."""
+    return json.dumps([text for field in fields.items() for text in field], ensure_ascii=False)
 
 
 def _idempotency_key(record: JobRecord, idempotency: Idempotency | None) -> str:

@@ -15,7 +15,15 @@ from app.schemas.jobs import JobCreate
 from app.schemas.openai import ErrorAnswer, ImageGeneration
 from app.schemas.problems import ProblemDetails
 
-__all__ = ["header", "install", "json_body", "openai_problems", "problems", "with_sizes"]
+__all__ = [
+    "header",
+    "install",
+    "json_body",
+    "openai_problems",
+    "problems",
+    "request_header",
+    "with_sizes",
+]
 
 _SCHEMAS = "#/components/schemas/"
 _DESCRIPTION = """Text to image: submit a prompt as a job, follow it, fetch its pictures.
@@ -44,6 +52,17 @@ def openai_problems(*errors: type[ApiError]) -> dict[int | str, dict[str, Any]]:
 def header(description: str, schema: str = "string") -> dict[str, Any]:
     """A response header."""
     return {"description": description, "schema": {"type": schema}}
+
+
+def request_header(name: str, description: str, **schema: str) -> dict[str, Any]:
+    """A header that may come with a request: an entry of `parameters`."""
+    return {
+        "name": name,
+        "in": "header",
+        "required": False,
+        "schema": {"type": "string", "title": name} | schema,
+        "description": description,
+    }
 
 
 def json_body(model: type[BaseModel]) -> dict[str, Any]:

@@ -109,8 +109,7 @@ redis.call('PERSIST', KEYS[2])
 redis.call('SADD', KEYS[3], id)
 remember(KEYS[4], ARGV[3], id, ARGV[4])
 redis.call('SADD', KEYS[6], KEYS[7])
-redis.call('RPUSH', KEYS[7], id)
-announce(id, 'queued')
+redis.call('RPUSH', KEYS[7], id)  -- not announced: nobody can follow what has no id yet
 redis.call('PUBLISH', '{WAKEUPS}', ARGV[7])
 return {{'accepted', id, tostring(ahead)}}
 """

@@ -1,14 +1,13 @@
 """`POST /v1/jobs`: validate, admit, enqueue, and wait where the client prefers so."""
 
 from collections.abc import Mapping
-from typing import Annotated
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from app import errors
 from app.admission import Admission, admit
 from app.deps import Services, ServicesDep, SubmitterDep
-from app.documentation import header, json_body, problems
+from app.documentation import header, json_body, problems, request_header
 from app.jobs.record import JobRecord
 from app.json_body import read_json
 from app.present import job_objects, poll_hint_s
@@ -26,6 +25,15 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/v1", tags=["Jobs"])
 
+# Read by the route itself, since each may come more than once.
+_HEADERS = [
+    request_header(
+        "Idempotency-Key",
+        "≤ 255 printable characters, bare or quoted: makes a retry safe",
+        pattern=KEY_PATTERN,
+    ),
+    request_header("Prefer", f"`wait=N`: wait up to N ≤ {MAX_WAIT_S} s for the end"),
+]
 _ANSWER_HEADERS = {
     "Location": header("Path of the job"),
     "Preference-Applied": header("`wait=N` where the server waited"),
@@ -40,7 +48,7 @@ _POLL = {"Retry-After": header("Poll hint in seconds, while the job is not termi
     "/jobs",
     status_code=202,
     summary="Submit a job",
-    openapi_extra=json_body(JobCreate),
+    openapi_extra=json_body(JobCreate) | {"parameters": _HEADERS},
     responses={
         202: {"description": "The job is queued", "headers": _ANSWER_HEADERS | _POLL},
         200: {
@@ -61,18 +69,6 @@ async def submit_job(
     response: Response,
     services: ServicesDep,
     caller: SubmitterDep,
-    idempotency: Annotated[
-        str | None,
-        Header(
-            alias="Idempotency-Key",
-            description="≤ 255 printable characters, bare or quoted: makes a retry safe",
-            json_schema_extra={"pattern": KEY_PATTERN},
-        ),
-    ] = None,
-    prefer: Annotated[
-        str | None,
-        Header(alias="Prefer", description=f"`wait=N`: wait up to N ≤ {MAX_WAIT_S} s for the end"),
-    ] = None,
 ) -> JobObject:
     """Ask for images. The answer names the job; its images come when it has succeeded."""
     headers = request.headers

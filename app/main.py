@@ -47,6 +47,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.services = services
+    app.state.stopping = False  # as the server says
     for part in (submit, jobs, events, openai, images, verify, models, health, metrics, pages):
         app.include_router(part.router)
     pages.install(app)

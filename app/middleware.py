@@ -52,6 +52,8 @@ class RequestContext:
                 _log_answer(scope, status, seconds)
                 headers = MutableHeaders(raw=message["headers"])
                 headers["X-Request-Id"] = state["request_id"]
+                if scope["app"].state.stopping:
+                    headers["Connection"] = "close"
                 headers.setdefault("Cache-Control", "no-store")
                 headers.setdefault("X-Content-Type-Options", "nosniff")
                 for name, value in state["headers"].items():

@@ -1,7 +1,11 @@
 """The HTTP server of one API process."""
 
+import asyncio
+import math
 import resource
 import socket
+import time
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -10,28 +14,61 @@ from fastapi import FastAPI
 __all__ = ["Server", "allow_many_connections"]
 
 _MOST_FILES = 65536
+# Longer than a gateway keeps an idle connection: who closes must not be the one who is asked.
+_IDLE_S = 75
+_LAST_ANSWERS_S = 10  # for those who are told at the end of the grace that there is no more time
 
 
 class Server(uvicorn.Server):
-    """Uvicorn that lets the followers of jobs go when it is told to end."""
+    """Uvicorn that ends as a part behind a gateway should.
 
-    def __init__(self, app: FastAPI, **options: Any) -> None:
+    Told to end, it says that it is not ready, and that connections are not to be kept, but goes on
+    for `delay_s`, until nobody sends it more. Then it takes no new connection, lets the followers
+    of jobs go, who come again elsewhere, and has `grace_s` for the rest.
+    """
+
+    def __init__(
+        self, app: FastAPI, *, delay_s: float = 0.0, grace_s: float = 0.0, **options: Any
+    ) -> None:
         """`options` are uvicorn's own."""
         config = uvicorn.Config(
             app,
             access_log=False,  # the application logs requests with their ids
             log_level="warning",
             server_header=False,
-            timeout_graceful_shutdown=10,
+            timeout_graceful_shutdown=math.ceil(grace_s) + _LAST_ANSWERS_S,
+            timeout_keep_alive=_IDLE_S,
             **options,
         )
         super().__init__(config)
-        self._events = app.state.services.events
+        self._state = app.state
+        self._delay_s, self._grace_s = delay_s, grace_s
+        self._told: tuple[float, int] | None = None  # when to end, and the signal
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal begins the end; a second one leaves no time for it."""
+        self._state.stopping = True
+        if self._told is None and self._delay_s and not self.should_exit:
+            self._told = (time.monotonic() + self._delay_s, sig)
+            return
+        if self._told is not None:
+            self._grace_s = 0.0
+        super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._told is not None and not self.should_exit and time.monotonic() >= self._told[0]:
+            super().handle_exit(self._told[1], None)
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Streams would go on until they are cut off; so they end, and clients come again elsewhere.
-        self._events.release()
-        await super().shutdown(sockets)
+        self._state.stopping = True
+        events = self._state.services.events
+        events.release_streams()
+        release = asyncio.get_running_loop().call_later(self._grace_s, events.release)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            release.cancel()
 
 
 def allow_many_connections() -> None:

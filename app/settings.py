@@ -132,7 +132,16 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="Device of the worker: auto, cpu, cuda or cuda:N")
     drain_grace_s: int = Field(
-        30, ge=0, description="Seconds a stopping worker has to finish its rows"
+        30,
+        ge=0,
+        description="Seconds a stopping worker has to finish its rows, and a stopping API the "
+        "calls that wait for pictures",
+    )
+    drain_delay_s: float = Field(
+        0,
+        ge=0,
+        description="Seconds a stopping API takes new requests while /readyz is 503 already, "
+        "until a gateway has noticed",
     )
     metrics_token: SecretStr | None = Field(
         None,

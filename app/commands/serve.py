@@ -153,7 +153,9 @@ def api(
         app = create_app(settings)
     except StorageError as fault:
         fail(str(fault))
-    Server(app).run(sockets=[listener])
+    # Of one machine's service all parts end together: nobody is waited for.
+    grace_s = 0.0 if fd is not None else float(settings.drain_grace_s)
+    Server(app, delay_s=settings.drain_delay_s, grace_s=grace_s).run(sockets=[listener])
 
 
 def worker(

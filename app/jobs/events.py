@@ -45,6 +45,7 @@ class EventHub:
         self._unread: set[str] = set()  # jobs whose record is to be read again
         self._wanted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self.streaming = True
         self.closed = False  # redis-py may swallow a cancellation while it connects
 
     async def start(self) -> None:
@@ -55,12 +56,17 @@ class EventHub:
                 asyncio.create_task(self._insist(self._keep_up), name="job-records"),
             ]
 
-    def release(self) -> None:
-        """Let all who follow go, because the process is about to end: they may come again."""
-        self.closed = True
-        self._wanted.set()
+    def release_streams(self) -> None:
+        """Let go who can come again elsewhere, because the process is about to end."""
+        self.streaming = False
         for topic in self._topics.values():
             topic.wake()
+
+    def release(self) -> None:
+        """Let all who follow go: there is no more time."""
+        self.closed = True
+        self._wanted.set()
+        self.release_streams()
 
     async def close(self) -> None:
         """Release all and unsubscribe."""

@@ -66,7 +66,7 @@ async def _events(
 ) -> AsyncIterator[bytes]:
     hub, silence = services.events, Silence()
     with hub.follow(job_id, previews=previews) as follower:
-        while not hub.closed and not follower.topic.ended:
+        while hub.streaming and not follower.topic.ended:
             await follower.wait(silence.left_s)
             now = Seen.of(follower.topic) or seen
             news = _news(follower, now, seen)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 
@@ -36,8 +36,10 @@ async def healthz() -> Health:
 
 
 @router.get("/readyz", summary="Can jobs be served", responses=problems(NotReady))
-async def readyz(services: ServicesDep) -> Readiness:
-    """Whether Redis is reachable and at least one worker lives; says which is missing."""
+async def readyz(request: Request, services: ServicesDep) -> Readiness:
+    """Whether Redis is reachable, a worker lives, and the process is to go on; says what is not."""
+    if request.app.state.stopping:
+        raise _not_ready("process", "This process is about to end")
     try:
         workers = await live_workers(services.redis)
     except RedisError:

@@ -1,4 +1,4 @@
-"""nginx with the project's own configuration, before real API replicas and a real worker."""
+"""nginx with the project's own configuration, before real API replicas and real workers."""
 
 import shutil
 import signal
@@ -18,16 +18,17 @@ START_DEADLINE_S = 120.0
 
 
 class Gateway:
-    """Replicas, a worker and nginx on loopback, sharing one Redis and one data folder."""
+    """Replicas, workers and nginx on loopback, sharing one Redis and one data folder."""
 
-    def __init__(self, folder: Path, redis_url: str, bundle: Path, replicas: int = 2) -> None:
+    def __init__(self, folder: Path, redis_url: str, bundle: Path) -> None:
         self.folder = folder
         self.settings: dict[str, str | Path] = {
             "redis_url": redis_url,
             "data_dir": folder / "data",
             "bundle": bundle,
+            "drain_delay_s": "1",
         }
-        self.ports = [free_port() for _ in range(replicas)]
+        self.ports = [free_port(), free_port()]
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.replicas: dict[int, subprocess.Popen[bytes]] = {}
@@ -36,8 +37,9 @@ class Gateway:
     def running(self) -> Iterator["Gateway"]:
         """Start all parts; end them in the opposite order."""
         with ExitStack() as stack:
-            self.worker = self._part("worker")
-            stack.callback(end, self.worker)
+            self.workers = [self._part("worker"), self._part("worker")]
+            for worker in self.workers:
+                stack.callback(end, worker)
             stack.callback(lambda: [end(replica) for replica in self.replicas.values()])
             for port in self.ports:
                 self.replicas[port] = self._part("api", "--port", str(port))
@@ -45,7 +47,7 @@ class Gateway:
                 self.await_answer(f"http://127.0.0.1:{port}/readyz")
             nginx = self._start(nginx_command(self._configure()))
             stack.callback(end, nginx, signal.SIGQUIT)
-            self.await_answer(f"{self.url}/readyz")
+            wait_until(lambda: self._live_workers() == 2, START_DEADLINE_S, "two workers")
             yield self
 
     def restart(self, port: int, signum: signal.Signals = signal.SIGTERM) -> None:
@@ -53,6 +55,21 @@ class Gateway:
         end(self.replicas[port], signum)
         self.replicas[port] = self._part("api", "--port", str(port))
         self.await_answer(f"http://127.0.0.1:{port}/healthz")
+
+    @contextmanager
+    def workers_paused(self) -> Iterator[None]:
+        """No job goes on meanwhile; shorter than the lease, so none is given to another worker."""
+        for worker in self.workers:
+            worker.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for worker in self.workers:
+                worker.send_signal(signal.SIGCONT)
+
+    def _live_workers(self) -> int:
+        answer = httpx.get(f"{self.url}/readyz", timeout=5)
+        return int(answer.json()["workers"]) if answer.is_success else 0
 
     def await_answer(self, url: str) -> None:
         """Wait until this URL is answered with success."""

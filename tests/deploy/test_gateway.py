@@ -1,18 +1,23 @@
 """The shipped nginx configuration before two real replicas: what a client of it lives through."""
 
+import json
 import signal
 import subprocess
-import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
+import psutil
 import pytest
+import redis
 
 from app.client import Avocat, Ended
 from app.embedded_redis import EmbeddedRedis
-from tests.deploy.gateway import NGINX, Gateway, configure, free_port, nginx_command
+from tests.deploy.clients import Clients
+from tests.deploy.gateway import NGINX, Gateway, configure, end, free_port, nginx_command
+from tests.integration.service import wait_until
 from tests.models.tiny import build_tiny_bundle
 
 pytestmark = pytest.mark.skipif(NGINX is None, reason="there is no nginx here: apt install nginx")
@@ -44,10 +49,23 @@ def test_nginx_finds_no_fault_in_the_configuration(tmp_path: Path) -> None:
     assert "[warn]" not in checked.stderr
 
 
-def test_pictures_are_drawn_through_the_gateway(gateway: Gateway) -> None:
+def test_both_workers_draw_for_the_gateway(gateway: Gateway) -> None:
+    with gateway.workers_paused(), Avocat(gateway.url) as client:
+        jobs = [client.submit(f"apple {i}", steps=4, n=8) for i in range(5)]
     with Avocat(gateway.url) as client:
-        (picture,) = client.generate("a red apple", steps=2)
-    assert picture.data.startswith(b"\x89PNG")
+        for job in jobs:
+            picture = client.download(client.wait(job).images[0])
+            assert picture.startswith(b"\x89PNG")
+    served = [worker for worker in range(2) if _drew(gateway, worker)]
+    assert served == [0, 1]
+
+
+def _drew(gateway: Gateway, worker: int) -> bool:
+    """Whether this worker has taken a job, by the records' word."""
+    with redis.Redis.from_url(str(gateway.settings["redis_url"])) as connection:
+        names = {connection.hget(key, "worker") for key in connection.scan_iter("avocat:job:*")}
+    pid = gateway.workers[worker].pid
+    return any(f"-{pid}-".encode() in name for name in names if name)
 
 
 def test_request_ids_of_clients_are_kept_and_bad_ones_replaced(http: httpx.Client) -> None:
@@ -57,83 +75,143 @@ def test_request_ids_of_clients_are_kept_and_bad_ones_replaced(http: httpx.Clien
     assert len(replaced.headers["x-request-id"]) == 32
 
 
-def test_metrics_are_not_for_the_world(http: httpx.Client) -> None:
-    answer = http.get("/metrics")
-    assert (answer.status_code, answer.json()["type"]) == (404, "/problems/not-found")
-    assert answer.json()["instance"] == answer.headers["x-request-id"]
-
-
-def test_a_large_body_is_refused_with_a_problem(http: httpx.Client) -> None:
-    answer = http.post("/v1/jobs", content=b"x" * 70_000)
+@pytest.mark.parametrize(("path", "most"), [("/v1/jobs", 64 << 10), ("/v1/verify", 9 << 20)])
+def test_a_large_body_is_refused_with_a_problem(http: httpx.Client, path: str, most: int) -> None:
+    answer = http.post(path, content=b"x" * (most + 1))
     assert answer.status_code == 413
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["instance"] == answer.headers["x-request-id"]
+    below = http.post(
+        path, content=b"x" * (most - (1 << 20)), headers={"Content-Type": "image/png"}
+    )
+    assert below.status_code in (415, 422)  # the API's own word
+
+
+def test_where_no_replica_answers_the_gateway_says_so(tmp_path: Path) -> None:
+    port = free_port()
+    nginx = subprocess.Popen(nginx_command(configure(tmp_path / "nginx", port, [free_port()])))
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: _status(f"{url}/gateway/healthz") == 200, 30, "the gateway's start")
+        answer = httpx.post(f"{url}/v1/jobs", json={"prompt": "a plum"})
+        assert (answer.status_code, answer.json()["type"]) == (503, "/problems/unavailable")
+        assert answer.headers["retry-after"] == "2"
+        assert answer.json()["instance"] == answer.headers["x-request-id"]
+    finally:
+        end(nginx, signal.SIGQUIT)
+
+
+def _status(url: str) -> int:
+    try:
+        return httpx.get(url, timeout=5).status_code
+    except httpx.TransportError:
+        return 0
+
+
+def test_connections_to_replicas_are_kept(gateway: Gateway, http: httpx.Client) -> None:
+    def open_connections() -> set[int]:
+        found = set()
+        for replica in gateway.replicas.values():
+            for one in psutil.Process(replica.pid).net_connections("tcp4"):
+                if one.status == psutil.CONN_ESTABLISHED and one.laddr.port in gateway.ports:
+                    found.add(one.raddr.port)
+        return found
+
+    http.get("/healthz")
+    before = open_connections()
+    for _ in range(40):
+        http.get("/healthz")
+    assert before
+    assert before & open_connections()
+    assert len(open_connections()) < 20
+
+
+def test_requests_go_to_the_replica_with_fewest_open(gateway: Gateway, http: httpx.Client) -> None:
+    log = gateway.folder / "nginx/access.log"
+    with Avocat(gateway.url) as client, gateway.workers_paused():
+        job = client.submit("a long one", steps=2)
+        stream = client.stream(job)
+        next(stream)  # one connection is taken by the stream
+        for at in range(10):
+            http.get("/healthz", headers={"X-Request-Id": f"least-{at}"})
+        client.cancel(job)
+        assert isinstance(list(stream)[-1], Ended)
+    wait_until(lambda: f"/v1/jobs/{job.id}/events" in log.read_text(), 30, "the stream's log")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    (busy,) = {line["replica"] for line in lines if line["path"] == f"/v1/jobs/{job.id}/events"}
+    others = {line["replica"] for line in lines if line["request_id"].startswith("least-")}
+    assert len(others) == 1
+    assert others != {busy}
+
+
+def test_a_stream_goes_on_after_the_last_event_seen(gateway: Gateway, http: httpx.Client) -> None:
+    with gateway.workers_paused():
+        job = http.post("/v1/jobs", json={"prompt": "a fig", "steps": 2}).json()["id"]
+        with http.stream("GET", f"/v1/jobs/{job}/events") as stream:
+            seen = _id_of_first(stream)  # while the job stands still: nothing is buffered
+    headers = {"Last-Event-ID": seen}
+    with http.stream("GET", f"/v1/jobs/{job}/events", headers=headers) as stream:
+        rest = "".join(stream.iter_text())
+    assert f"id: {seen}\n" not in rest
+    assert rest.count("event: succeeded") == 1
+
+
+def _id_of_first(stream: httpx.Response) -> str:
+    for line in stream.iter_lines():
+        if line.startswith("id: "):
+            return line.removeprefix("id: ")
+    raise AssertionError("the stream ended without an event")
 
 
 def test_a_stream_whose_replica_is_killed_goes_on_at_the_other(gateway: Gateway) -> None:
     """Two streams, so that the least busy replica takes the second; one of them is cut."""
-    gateway.worker.send_signal(signal.SIGSTOP)  # the job stays open while the replica dies
-    try:
-        with Avocat(gateway.url) as client:
+    with Avocat(gateway.url) as client:
+        with gateway.workers_paused():  # the job stays open while the replica dies
             job = client.submit("a green pear", steps=2)
             streams = [client.stream(job), client.stream(job)]
             for stream in streams:
                 next(stream)
             gateway.restart(gateway.ports[0], signal.SIGKILL)
-            gateway.worker.send_signal(signal.SIGCONT)
-            ends = [list(stream)[-1] for stream in streams]
-    finally:
-        gateway.worker.send_signal(signal.SIGCONT)
+        ends = [list(stream)[-1] for stream in streams]
     assert "upstream prematurely closed" in (gateway.folder / "nginx/error.log").read_text()
     assert [isinstance(end, Ended) and end.job.status for end in ends] == ["succeeded"] * 2
 
 
-@pytest.mark.parametrize("least", [200, pytest.param(10_000, marks=pytest.mark.load)])
-def test_a_rolling_restart_fails_no_request(
-    gateway: Gateway, http: httpx.Client, least: int
-) -> None:
-    clients = Clients(http, least)
-    with clients:
-        for port in gateway.ports:
-            gateway.restart(port)
+def test_a_stopping_replica_says_so_and_finishes_what_it_has(gateway: Gateway) -> None:
+    replica, url = gateway.replicas[gateway.ports[0]], f"http://127.0.0.1:{gateway.ports[0]}"
+    asked = {"prompt": "a yellow lemon", "steps": 2, "response_format": "url"}
+    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=url, timeout=60) as http:
+        with gateway.workers_paused():
+            waiting = pool.submit(
+                httpx.post, f"{url}/v1/images/generations", json=asked, timeout=60
+            )
+            wait_until(lambda: bool(http.get("/v1/jobs?limit=1").json()["data"]), 30, "the job")
+            wait_until(lambda: _waits(http), 30, "the call that waits")
+            replica.send_signal(signal.SIGTERM)
+            wait_until(lambda: _status(f"{url}/readyz") == 503, 30, "the end of readiness")
+            late = http.post("/v1/jobs", json={"prompt": "a late one", "steps": 1})
+            assert (late.status_code, late.headers["connection"]) == (202, "close")
+            wait_until(lambda: _status(f"{url}/healthz") == 0, 30, "the closing of the door")
+            assert replica.poll() is None
+        assert waiting.result().status_code == 200
+    gateway.restart(gateway.ports[0])
+
+
+def _waits(http: httpx.Client) -> bool:
+    newest = http.get("/v1/jobs?limit=1").json()["data"][0]
+    return bool(newest["request"]["prompt"] == "a yellow lemon")
+
+
+@pytest.mark.parametrize("least", [300, pytest.param(10_000, marks=pytest.mark.load)])
+def test_rolling_restarts_fail_no_request(gateway: Gateway, least: int) -> None:
+    """Over and over again until so many requests were made, at least once each replica."""
+    with Clients(gateway.url, least) as clients:
+        begun = time.monotonic()
+        restarts = 0
+        while restarts < 2 or not clients.done:
+            gateway.restart(gateway.ports[restarts % 2])
+            restarts += 1
+        took_s = time.monotonic() - begun
     assert clients.failures == []
     assert clients.answered >= least
-
-
-class Clients:
-    """Requests in a row, each tenth a submission, until told to end and `least` were sent."""
-
-    def __init__(self, http: httpx.Client, least: int) -> None:
-        self._http, self._least = http, least
-        self._told_to_end = threading.Event()
-        self._thread = threading.Thread(target=self._ask)
-        self.failures: list[Any] = []
-        self.answered = 0
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *fault: object) -> None:
-        self._told_to_end.set()
-        self._thread.join()
-
-    def _ask(self) -> None:
-        count = 0
-        while count < self._least or not self._told_to_end.is_set():
-            try:
-                answer = self._submit(count) if count % 10 == 0 else self._http.get("/v1/jobs")
-            except httpx.TransportError as fault:
-                self.failures.append(repr(fault))
-            else:
-                self.answered += answer.is_success
-                if not answer.is_success:
-                    self.failures.append((answer.status_code, answer.text))
-            count += 1
-
-    def _submit(self, count: int) -> httpx.Response:
-        """A submission that is taken back at once, so that the worker has little to do."""
-        key = {"Idempotency-Key": f"{id(self)}-{count}"}
-        job = self._http.post("/v1/jobs", json={"prompt": "a plum", "steps": 1}, headers=key)
-        if not job.is_success:
-            return job
-        return self._http.post(f"{job.headers['location']}/cancel")
+    print(f"{clients.answered} requests, {restarts} restarts, {took_s:.0f} s, none failed")

@@ -1,5 +1,6 @@
 """What the container files promise, read from them; `make containers-test` runs them for real."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from app.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
 HADOLINT = Path(sys.executable).with_name("hadolint")
@@ -28,16 +31,34 @@ def test_the_dockerfile_is_clean() -> None:
     assert linted.returncode == 0, linted.stdout
 
 
-def test_compose_reads_its_files() -> None:
-    compose = shutil.which("docker-compose")
-    if compose is None:
+def compose(overlay: str | None, **variables: str) -> subprocess.CompletedProcess[str]:
+    """What Compose makes of the files."""
+    program = shutil.which("docker-compose")
+    if program is None:
         pytest.skip("there is no docker-compose here")
-    files = ("-f", "docker-compose.yml", "-f", "compose.gpu.yml")
-    read = subprocess.run(
-        [compose, *files, "config", "-q"],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    files = ("-f", "docker-compose.yml", *(("-f", overlay) if overlay else ()))
+    return subprocess.run(
+        [program, *files, "config"], cwd=REPOSITORY, env=os.environ | variables,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("overlay", [None, "compose.gpu.yml", "compose.s3.yml"])
+def test_compose_reads_its_files(overlay: str | None) -> None:
+    read = compose(overlay, AVOCAT_STORAGE="s3://pictures")
     assert read.returncode == 0, read.stderr
+
+
+def test_the_s3_overlay_asks_for_a_bucket_and_gives_it_to_both() -> None:
+    missing = compose("compose.s3.yml")
+    assert missing.returncode != 0
+    assert "AVOCAT_STORAGE" in missing.stderr
+    read = yaml.safe_load(compose("compose.s3.yml", AVOCAT_STORAGE="s3://pictures/a").stdout)
+    fields = {f"AVOCAT_{name.upper()}" for name in Settings.model_fields}
+    for name in ("api", "worker"):
+        variables = read["services"][name]["environment"]
+        assert variables["AVOCAT_STORAGE"] == "s3://pictures/a"
+        assert {name for name in variables if name.startswith("AVOCAT_")} <= fields
 
 
 def test_no_container_may_write_its_root_or_gain_rights(services: dict[str, Any]) -> None:

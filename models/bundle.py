@@ -25,7 +25,9 @@ FORMAT: Literal[1] = 1
 CONFIG_FILE = "bundle.json"
 DENOISER_FILE = "denoiser.safetensors"
 UPSCALER_FILE = "upscaler.safetensors"
+TURBO_FILE = "turbo.safetensors"
 CLIP_FOLDER = "clip"
+PRESETS = ("", "turbo")
 
 
 class ScheduleConfig(BaseModel):
@@ -39,6 +41,16 @@ class ScheduleConfig(BaseModel):
     beta_end: float = Field(default=0.02, gt=0, lt=1)
 
 
+class Turbo(BaseModel):
+    """The preset of few steps: a second network of the denoiser's form, and how to sample it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sampler: Sampler = "ddim"
+    steps: int = Field(default=6, ge=1)
+    guidance_scale: float = Field(default=1.0, ge=0, le=20)
+
+
 class BundleConfig(ModelConfig):
     """`bundle.json`: everything about a model but its weights."""
 
@@ -48,6 +60,7 @@ class BundleConfig(ModelConfig):
     noise_schedule: ScheduleConfig = ScheduleConfig()
     clip: ClipReference = ClipReference(model=f"{LOCAL_PREFIX}{CLIP_FOLDER}")
     upscaler: UpscalerConfig | None = None
+    turbo: Turbo | None = None
     training: dict[str, Any] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict, description="sha256 of every other file")
 
@@ -59,6 +72,26 @@ class BundleConfig(ModelConfig):
                 f"{self.noise_schedule.length} timesteps"
             )
         return self
+
+    def preset(self, name: str) -> "BundleConfig":
+        """The configuration under a preset, as a model of its own name; "" is the bundle's own.
+
+        Raises:
+            BundleError: it has no such preset.
+        """
+        if not name:
+            return self
+        if name not in PRESETS or self.turbo is None:
+            has = "turbo" if self.turbo is not None else "none; `avocat train distil` makes turbo"
+            raise BundleError(f"model {self.name!r} has no preset {name!r} (it has {has})")
+        few = {
+            "name": f"{self.name}-{name}",
+            "default_sampler": self.turbo.sampler,
+            "default_steps": self.turbo.steps,
+            "default_guidance_scale": self.turbo.guidance_scale,
+            "default_guidance_interval": (0.0, 1.0),
+        }
+        return self.model_copy(update=few)
 
     @property
     def image_size(self) -> int:
@@ -164,18 +197,21 @@ def read_config(path: Path) -> BundleConfig:
         raise BundleError(f"{CONFIG_FILE}: {where}: {first['msg']}") from None
 
 
-def load_bundle(path: Path, device: torch.device | str = "cpu") -> Bundle:
+def load_bundle(path: Path, device: torch.device | str = "cpu", preset: str = "") -> Bundle:
     """Load a bundle in float32 onto `device`, every file checked against its hash.
 
+    Under the preset `turbo` it is the model `NAME-turbo`: another network of the same form, with
+    the defaults that suit it.
+
     Raises:
-        BundleError: a file is missing, damaged, or does not fit the configuration.
+        BundleError: a file is missing, damaged, or does not fit the configuration; no such preset.
     """
     path = Path(path)
-    config = read_config(path)
+    config = read_config(path).preset(preset)
     _check_hashes(path, config)
     schedule = noise_schedule(**config.noise_schedule.model_dump())
     network = UNet(config.denoiser)
-    _load_weights(network, path / DENOISER_FILE)
+    _load_weights(network, path / (TURBO_FILE if preset else DENOISER_FILE))
     upscaler = None
     if config.upscaler is not None:
         upscaler = Upscaler(config.upscaler)
@@ -204,7 +240,7 @@ def save_weights(module: nn.Module, file: Path) -> None:
 
 def save_config(path: Path, config: BundleConfig) -> BundleConfig:
     """Write `bundle.json` with the hash of every weight and configuration file beside it."""
-    names = [DENOISER_FILE, UPSCALER_FILE]
+    names = [DENOISER_FILE, UPSCALER_FILE, TURBO_FILE]
     names += [f"{CLIP_FOLDER}/open_clip_config.json", f"{CLIP_FOLDER}/open_clip_model.safetensors"]
     files = {name: _sha256(path / name) for name in names if (path / name).exists()}
     config = config.model_copy(update={"files": files})

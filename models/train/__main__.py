@@ -1,4 +1,4 @@
-"""`python -m models.train clip | denoiser | upscaler | judge …`: the training commands."""
+"""`python -m models.train clip | denoiser | upscaler | judge | distil …`: the training commands."""
 
 import argparse
 import importlib.util
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from models.bundle import read_config
 from models.errors import ModelError
 from models.train import parallel
 
@@ -32,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         ("clip", "the CLIP that turns prompts into contexts"),
         ("denoiser", "the network that predicts the noise"),
         ("upscaler", "the single-pass x2 network behind the larger sizes"),
+        ("distil", "the preset turbo: the denoiser again, in few steps of one forward each"),
         ("judge", "a CLIP of another form, apart from the bundle, for `avocat evaluate --judge`"),
     ):
         part = parts.add_parser(name, help=text, description=f"Train {text}.")
@@ -63,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
             "--loaders", type=int, default=0, help="processes that draw batches ahead (for a GPU)"
         )
         part.add_argument("--threads", type=int, default=0, help="CPU threads (0: all cores)")
-        if name != "upscaler":
+        if name not in ("upscaler", "distil"):
             part.add_argument("--image-size", type=int, default=48, help="side in pixels")
         if name == "clip":
             part.add_argument(
@@ -84,6 +86,11 @@ def _parser() -> argparse.ArgumentParser:
             part.add_argument("--clip", default="local-dir:clip", help="open_clip model name")
             part.add_argument("--pretrained", help="open_clip pretrained tag or weight file")
             part.add_argument("--name", default="custom", help="the model's name in requests")
+        if name == "distil":
+            part.add_argument("--turbo-steps", type=int, default=6, help="steps of the preset")
+            part.add_argument("--guidance-scale", type=float, help="default: the bundle's")
+            part.add_argument("--learning-rate", type=float, default=3e-4)
+            part.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
 
 
@@ -122,11 +129,11 @@ def _run(args: argparse.Namespace) -> None:
     from models.train.progress import Budget
 
     device = torch.device("cpu")
-    if args.part == "denoiser":
+    if args.part in ("denoiser", "distil"):
         device = parallel.start(torch.device(args.device))
     elif "TORCHELASTIC_RUN_ID" in os.environ:
         raise ModelError(f"{args.part} trains in one process: run it without torchrun")
-    size = 96 if args.part == "upscaler" else args.image_size
+    size = _image_size(args)
     data = load_pictures(args.data, size)
     for line in data.skipped[:20]:
         print(f"skipped {line}", file=sys.stderr)
@@ -144,6 +151,8 @@ def _run(args: argparse.Namespace) -> None:
         train_clip(batches, args.out / "clip", options, budget, _teacher(args.teacher))
     elif args.part == "denoiser":
         _denoiser(args, batches, budget, device)
+    elif args.part == "distil":
+        _distil(args, batches, budget, device)
     elif args.part == "judge":
         from models.train.judge import JudgeTraining, train_judge
 
@@ -154,6 +163,32 @@ def _run(args: argparse.Namespace) -> None:
 
         settings = UpscalerTraining(batch_size=args.batch_size or 16, seed=args.seed)
         train_upscaler(batches, args.out, settings, budget)
+
+
+def _image_size(args: argparse.Namespace) -> int:
+    if args.part == "upscaler":
+        return 96
+    if args.part == "distil":
+        return read_config(args.out).image_size
+    return int(args.image_size)
+
+
+def _distil(
+    args: argparse.Namespace, batches: "Batches", budget: "Budget", device: torch.device
+) -> None:
+    from models.bundle import load_bundle
+    from models.train.distil import DistilTraining, train_distil
+
+    bundle = load_bundle(args.out, device)
+    scale = args.guidance_scale
+    options = DistilTraining(
+        batch_size=args.batch_size or 64,
+        learning_rate=args.learning_rate,
+        steps=args.turbo_steps,
+        guidance_scale=bundle.config.default_guidance_scale if scale is None else scale,
+        seed=args.seed,
+    )
+    train_distil(batches, args.out, bundle, options, budget)
 
 
 def _denoiser(

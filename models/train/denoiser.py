@@ -83,6 +83,27 @@ def target(
     return alpha * eps - sigma * x_0
 
 
+@torch.no_grad()
+def dropped_contexts(
+    clip: Clip, captions: list[str], dropout: float, generator: torch.Generator
+) -> Tensor:
+    """Contexts `[B, D]` of captions, a share `dropout` of them that of the empty prompt."""
+    dropped = (torch.rand(len(captions), generator=generator) < dropout).tolist()
+    shown = ["" if drop else text for text, drop in zip(captions, dropped, strict=True)]
+    length = int(clip.model.context_length)  # type: ignore[arg-type]
+    tokens = clip.tokenizer(shown, context_length=length)
+    return encode_text(clip.model, tokens.to(next(clip.model.parameters()).device))
+
+
+def stratified_timesteps(rows: int, length: int, generator: torch.Generator) -> Tensor:
+    """One timestep from each of `rows` equal parts of the schedule, int64 `[rows]`.
+
+    So every batch covers the whole of it, which steadies the loss.
+    """
+    share = (torch.arange(rows) + torch.rand(rows, generator=generator)) / rows
+    return (share * length).long()
+
+
 class DenoiserTrainer:
     """One network, its average, its optimiser, and the frozen CLIP that makes contexts."""
 
@@ -121,10 +142,10 @@ class DenoiserTrainer:
         generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + step)
         rows = len(batch.pictures)
         x_0 = batch.pictures.to(self.device, memory_format=torch.channels_last)
-        context = self._contexts(batch.captions, torch.rand(rows, generator=generator))
-        # Stratified timesteps: every batch covers the whole schedule, which steadies the loss.
-        share = (torch.arange(rows) + torch.rand(rows, generator=generator)) / rows
-        t = (share * self.schedule.training_length).long().to(self.device)
+        context = dropped_contexts(
+            self.clip, batch.captions, self.options.context_dropout, generator
+        )
+        t = stratified_timesteps(rows, self.schedule.training_length, generator).to(self.device)
         eps = torch.randn(x_0.shape, generator=generator).to(x_0)
         wanted = target(self.config.parameterisation, self.schedule, x_0, eps, t)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
@@ -140,14 +161,6 @@ class DenoiserTrainer:
             optimizer.step()
         self.ema.update(self.network, step // parallel.world_size())
         return {"loss": loss.item()}
-
-    @torch.no_grad()
-    def _contexts(self, captions: list[str], draw: Tensor) -> Tensor:
-        dropped = (draw < self.options.context_dropout).tolist()
-        shown = ["" if drop else text for text, drop in zip(captions, dropped, strict=True)]
-        length = int(self.clip.model.context_length)  # type: ignore[arg-type]
-        tokens = self.clip.tokenizer(shown, context_length=length).to(self.device)
-        return encode_text(self.clip.model, tokens)
 
     def grid(self, file: Path) -> None:
         """Paint the grid prompts with the averaged weights."""

@@ -75,6 +75,11 @@ class Settings(BaseSettings):
         default_factory=default_bundle,
         description="Folder of the model bundle; empty: the one that comes with Avocat",
     )
+    preset: Literal["", "turbo"] = Field(
+        "",
+        description="Preset of the bundle that workers draw with, as the model NAME-turbo: turbo, "
+        "if the bundle has it; empty: its own defaults",
+    )
     api_keys: SecretStr = Field(
         SecretStr(""),
         description="Comma-separated `name:secret` or `name:secret:high`; empty: open to everyone",

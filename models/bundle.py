@@ -109,7 +109,10 @@ class BundleConfig(ModelConfig):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded bundle; `sha256` is that of its `bundle.json`, which names every file's."""
+    """A loaded bundle; `sha256` is that of its `bundle.json`, which names every file's.
+
+    Under a preset it is that of the hash and the preset's name, for it is another network.
+    """
 
     config: BundleConfig
     schedule: NoiseSchedule
@@ -229,6 +232,8 @@ def load_bundle(path: Path, device: torch.device | str = "cpu", preset: str = ""
     denoiser = Denoiser(network, schedule, config.parameterisation).eval().requires_grad_(False)
     denoiser = channels_last(denoiser.to(device))
     sha256 = _sha256(path / CONFIG_FILE)
+    if preset:
+        sha256 = hashlib.sha256(f"{sha256}:{preset}".encode()).hexdigest()
     return Bundle(config, schedule, denoiser, context, upscaler, sha256, path)
 
 

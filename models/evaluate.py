@@ -138,6 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Evaluate one bundle; writes `evaluation.json` into it and prints it."""
     parser = argparse.ArgumentParser(prog="avocat evaluate", description=__doc__)
     parser.add_argument("bundle", type=Path, help="bundle folder")
+    parser.add_argument("--preset", default="", help="turbo: the bundle's network of few steps")
     parser.add_argument("--judge", type=Path, help="folder of a CLIP trained apart")
     parser.add_argument("--data", type=Path, help="training folder, for unseen combinations")
     parser.add_argument("--steps", type=int, help="default: the bundle's")
@@ -146,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sheet", type=Path, help="also write 64 of the pictures to this PNG")
     args = parser.parse_args(arguments)
     try:
-        bundle = load_bundle(args.bundle)
+        bundle = load_bundle(args.bundle, preset=args.preset)
         own = Judge(bundle.context, "the bundle's own CLIP")
         judge = own if args.judge is None else Judge.from_folder(args.judge)
         paint = Painter(bundle, args.steps, args.guidance_scale)
@@ -155,7 +156,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"avocat evaluate: {fault}", file=sys.stderr)
         return 1
     text = json.dumps(measured, indent=2)
-    (args.bundle / "evaluation.json").write_text(text + "\n")
+    name = f"evaluation-{args.preset}.json" if args.preset else "evaluation.json"
+    (args.bundle / name).write_text(text + "\n")
     print(text)
     if args.sheet is not None:
         large = [_enlarge(bundle, row) for row in pictures[:64]]

@@ -32,7 +32,7 @@ def make_runner(settings: Settings, redis: Redis, name: str, device: str) -> Run
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False  # it would choose other kernels from run to run
     torch.backends.cudnn.deterministic = True
-    bundle = load_bundle(settings.bundle, chosen)
+    bundle = load_bundle(settings.bundle, chosen, settings.preset)
     bundle, runtime = with_runtime(
         bundle,
         wanted=settings.runtime,

@@ -39,6 +39,10 @@ DataDir = Annotated[
 Bundle = Annotated[
     Path | None, typer.Option(help="Folder of the model.", show_default="the bundled one")
 ]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="turbo: the model NAME-turbo, of few steps.", show_default="none"),
+]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there is one")
 ]
@@ -50,6 +54,7 @@ def serve(
     port: Port = None,
     data_dir: DataDir = None,
     bundle: Bundle = None,
+    preset: Preset = None,
     device: Device = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -64,7 +69,9 @@ def serve(
       avocat serve --port 8080 --data-dir /srv/avocat
       AVOCAT_HOST=0.0.0.0 AVOCAT_API_KEYS=me:secret avocat serve
     """
-    apply_overrides(host=host, port=port, data_dir=data_dir, bundle=bundle, device=device)
+    apply_overrides(
+        host=host, port=port, data_dir=data_dir, bundle=bundle, preset=preset, device=device
+    )
     settings = read_settings()
     logs.configure(settings.log_level, settings.log_json)
     check_bundle(settings.bundle)
@@ -161,6 +168,7 @@ def api(
 def worker(
     device: Device = None,
     bundle: Bundle = None,
+    preset: Preset = None,
     name: Annotated[
         str | None, typer.Option(help="Name in `rq info`; a drawn one if absent.")
     ] = None,
@@ -170,7 +178,7 @@ def worker(
 
     Example: AVOCAT_REDIS_URL=redis://redis:6379/0 avocat worker --device cuda:1
     """
-    apply_overrides(device=device, bundle=bundle)
+    apply_overrides(device=device, bundle=bundle, preset=preset)
     read_settings()
     named = ["--name", name] if name is not None else []
     argv = program("worker", *named, *(["--burst"] if burst else []))

@@ -9,8 +9,10 @@ from safetensors.torch import save_file
 from models.bundle import (
     CLIP_FOLDER,
     DENOISER_FILE,
+    TURBO_FILE,
     UPSCALER_FILE,
     BundleConfig,
+    Turbo,
     save_config,
     save_weights,
 )
@@ -21,7 +23,9 @@ from models.upscaler import Upscaler, UpscalerConfig
 CONTEXT_WIDTH = 16
 
 
-def build_tiny_bundle(path: Path, seed: int = 0, *, name: str = "tiny") -> Path:
+def build_tiny_bundle(
+    path: Path, seed: int = 0, *, name: str = "tiny", turbo: bool = False
+) -> Path:
     """Write a random 16x16 RGBA bundle to `path` (made if missing) and return it."""
     torch.manual_seed(seed)
     (path / CLIP_FOLDER).mkdir(parents=True, exist_ok=True)
@@ -36,6 +40,9 @@ def build_tiny_bundle(path: Path, seed: int = 0, *, name: str = "tiny") -> Path:
     network = UNet(unet)
     _randomise(network)
     save_weights(network, path / DENOISER_FILE)
+    if turbo:
+        _randomise(network)
+        save_weights(network, path / TURBO_FILE)
     upscaler = UpscalerConfig(width=8, blocks=1)
     small = Upscaler(upscaler)
     _randomise(small)
@@ -49,6 +56,7 @@ def build_tiny_bundle(path: Path, seed: int = 0, *, name: str = "tiny") -> Path:
             denoiser=unet,
             upscaler=upscaler,
             default_steps=8,
+            turbo=Turbo(steps=3) if turbo else None,
         ),
     )
     return path

@@ -1,6 +1,7 @@
 """The announced card, and what names the bits of a picture."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import redis
@@ -8,9 +9,12 @@ import torch
 
 from app import keys
 from app.jobs.models import ModelCard
+from app.settings import Settings
 from models.bundle import Bundle
 from models.samplers import UNDISTILLED
+from tests.models.tiny import build_tiny_bundle
 from worker.card import announce, fingerprint, live_models, model_card
+from worker.start import make_runner
 
 
 @pytest.fixture
@@ -51,6 +55,20 @@ def test_the_fingerprint_names_what_decides_the_bits(shared_bundle: Bundle) -> N
     finally:
         torch.set_num_threads(1)
     assert len(others | {usual}) == 5
+
+
+def test_a_worker_with_the_preset_serves_a_model_of_its_own(
+    client: redis.Redis, settings: Settings, tmp_path: Path
+) -> None:
+    path = build_tiny_bundle(tmp_path / "bundle", turbo=True)
+    eager = settings.model_copy(update={"bundle": path, "runtime": "eager"})
+    usual, turbo = (
+        make_runner(eager.model_copy(update={"preset": preset}), client, f"w{i}", "cpu")._card
+        for i, preset in enumerate(("", "turbo"))
+    )
+    assert (usual.name, turbo.name) == ("tiny", "tiny-turbo")
+    assert (turbo.default_steps, turbo.default_guidance_scale) == (3, 1.0)
+    assert turbo.fingerprint != usual.fingerprint
 
 
 def test_the_first_model_is_the_default(client: redis.Redis, card: ModelCard) -> None:

@@ -1,4 +1,4 @@
-"""Distillation: what the student is to predict, and that it learns it; turbo is served at the end."""
+"""Distillation: what the student is to predict, that it learns it, and that turbo is served."""
 
 import json
 from pathlib import Path
@@ -108,6 +108,7 @@ def test_turbo_joins_the_bundle_and_draws_as_a_model_of_its_own(
     weights = [bundle.denoiser.state_dict()["network.head.weight"] for bundle in (before, after)]
     assert torch.equal(*weights)  # the bundle's own denoiser is as it was
     assert Painter(turbo)(["a star"], 0).isfinite().all()
+    assert turbo.sha256 != after.sha256  # caches and fingerprints go by it
     assert "turbo.safetensors" in read_config(path).files
 
 

@@ -17,6 +17,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from app.errors import INTERNAL, PROBLEMS
 from app.jobs.queues import Queues
 from app.jobs.record import Priority
 
@@ -93,6 +94,8 @@ class Metrics:
             self._limits.labels(policy)
         for result in ("hit", "miss"):
             self._cache.labels(result)
+        for kind in (*PROBLEMS.values(), INTERNAL):
+            self._problems.labels(kind.slug)
         for outcome in ("delivered", "retried", "given_up"):
             self._webhooks.labels(outcome)
 

@@ -173,3 +173,30 @@ def test_a_gpu_is_asked_for_where_one_is_meant() -> None:
         pod = render(overlay)["Deployment", "worker"]["spec"]["template"]["spec"]
         limits = pod["containers"][0]["resources"]["limits"]
         assert limits.get("nvidia.com/gpu") == gpus
+
+
+def test_metrics_are_scraped_where_they_are(tmp_path: Path) -> None:
+    """The component for the Prometheus Operator, on top of an overlay."""
+    relative = {
+        what: os.path.relpath(OVERLAYS / where, tmp_path.resolve())
+        for what, where in (("resources", "cpu"), ("components", "../components/monitoring"))
+    }
+    kustomization = {what: [path] for what, path in relative.items()}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    objects = render(str(tmp_path.resolve()))
+    ours = [("ServiceMonitor", "api"), ("PodMonitor", "worker")]
+    assert [faults(each) for at, each in objects.items() if at[0] == "NetworkPolicy"] == [None] * 4
+    service, (endpoint,) = objects["Service", "api"], objects[ours[0]]["spec"]["endpoints"]
+    assert objects[ours[0]]["spec"]["selector"]["matchLabels"].items() <= (
+        service["metadata"]["labels"].items()
+    )
+    assert endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
+    pod = objects["Deployment", "worker"]["spec"]["template"]
+    selector = objects[ours[1]]["spec"]["selector"]["matchLabels"]
+    assert selector.items() <= pod["metadata"]["labels"].items()
+    (container,) = pod["spec"]["containers"]
+    (port,) = container["ports"]
+    assert port["name"] == objects[ours[1]]["spec"]["podMetricsEndpoints"][0]["port"]
+    (settings,) = [each for at, each in objects.items() if at[0] == "ConfigMap"]
+    assert settings["data"]["AVOCAT_WORKER_METRICS_PORT"] == str(port["containerPort"])
+    assert settings["data"]["AVOCAT_REDIS_URL"]

@@ -5,12 +5,15 @@ import json
 import time
 from dataclasses import dataclass
 
+import structlog
+
 from app import errors
 from app.auth import Caller
 from app.deps import Services
 from app.jobs import submit
 from app.jobs.ids import new_job_id
 from app.jobs.models import ModelCard
+from app.jobs.origin import CURRENT
 from app.jobs.record import JobRecord, JobRequest
 from app.jobs.repeats import repeat_key
 from app.repeats import submit_or_answer
@@ -64,6 +67,7 @@ async def admit(
     outcome, record = await submit_or_answer(services, record, unique, repeats)
     ahead = outcome.ahead if isinstance(outcome, submit.Accepted) else 0
     admission = Admission(_admitted(outcome), record, ahead)
+    structlog.contextvars.bind_contextvars(job_id=admission.job_id)
     what = "replayed" if admission.replayed else "cached" if record.cached else "accepted"
     services.metrics.submitted(record.request.priority, what)
     return admission
@@ -109,6 +113,7 @@ def _new_record(
     metadata: dict[str, str],
     previews: int,
 ) -> JobRecord:
+    origin = CURRENT.get()
     now, retention_s = round(time.time(), 6), services.settings.retention_s  # as stored
     return JobRecord(
         id=new_job_id(now),
@@ -120,6 +125,8 @@ def _new_record(
         total_steps=resolved.steps,
         metadata=metadata,
         previews=previews,
+        request_id=origin.request_id,
+        traceparent=origin.traceparent,
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, cast
 
+import structlog
 from fastapi import Depends, Request
 from redis.asyncio import Redis
 
@@ -17,6 +18,7 @@ from app.jobs.outlook import Outlooks
 from app.jobs.reader import JobReader, ModelCards
 from app.jobs.record import JobRecord
 from app.jobs.submit import Submitter
+from app.jobs.tracing import Tracing
 from app.limits import RateLimiter
 from app.metrics import Metrics
 from app.middleware import add_header
@@ -57,6 +59,7 @@ class Services:
     targets: Targets
     webhook_secrets: WebhookSecrets
     metrics: Metrics
+    tracing: Tracing
     # Few pictures are decoded at a time, so that they take little memory.
     decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
 
@@ -83,6 +86,7 @@ def make_services(settings: Settings) -> Services:
         targets=Targets.parse(settings.webhook_allow),
         webhook_secrets=WebhookSecrets(redis, settings.webhook_keys),
         metrics=Metrics(),
+        tracing=Tracing(settings.otlp_endpoint, "avocat-api"),
     )
 
 
@@ -112,6 +116,7 @@ async def own_record(
     """
     read = read or services.reader.get
     record = await read(job_id) if is_job_id(job_id) else None
+    structlog.contextvars.bind_contextvars(job_id=job_id[:64])
     if record is None or record.owner != caller.owner:
         raise JobNotFound(f"There is no job {job_id[:64]!r} of yours; it may have expired")
     return record

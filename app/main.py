@@ -3,11 +3,13 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from anyio import to_thread
 from fastapi import FastAPI
 
 from app import __version__, documentation, errors, logs
 from app.deps import make_services
 from app.middleware import BodyLimit, HeadAsGet, RequestContext
+from app.observing import Observing
 from app.routes import events, health, images, jobs, metrics, models, openai, pages, submit, verify
 from app.settings import Settings
 from app.webhooks.assembly import make_dispatcher
@@ -36,6 +38,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await dispatcher.close()
             await services.events.close()
             await services.redis.aclose()
+            await to_thread.run_sync(services.tracing.close)
 
     app = FastAPI(
         title="Avocat",
@@ -56,5 +59,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # The last one added sees requests first.
     app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, elsewhere={verify.PATH})
-    app.add_middleware(RequestContext, metrics=services.metrics)
+    app.add_middleware(RequestContext)
+    app.add_middleware(Observing, metrics=services.metrics, tracing=services.tracing)
     return app

@@ -1,8 +1,5 @@
-"""Plain ASGI middleware: request ids, last-resort errors, HEAD, the body limit."""
+"""Plain ASGI middleware: common headers, last-resort errors, HEAD, the body limit."""
 
-import re
-import secrets
-import time
 from collections.abc import Container, MutableMapping
 from typing import Any
 
@@ -12,12 +9,10 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import INTERNAL, PROBLEMS, BodyTooLarge, problem_response
-from app.metrics import Metrics
 
 __all__ = ["BodyLimit", "HeadAsGet", "RequestContext", "add_header"]
 
 _log = structlog.get_logger()
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,64}")
 # A client that sends too much gets its answer only once it has been listened to, up to here.
 _DRAINED_BYTES = 1 << 20
 
@@ -28,28 +23,23 @@ def add_header(request: Request, name: str, value: str) -> None:
 
 
 class RequestContext:
-    """Gives each request an id and each answer its common headers; turns bugs into a 500."""
+    """Gives each answer its common headers; turns bugs into a 500."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        state: MutableMapping[str, Any] = scope.setdefault("state", {})
-        state["request_id"] = _request_id(Request(scope).headers.get("x-request-id"))
+        state: MutableMapping[str, Any] = scope["state"]
         state["headers"] = {}
-        status: int | None = None
-        seconds: float | None = None
-        begun = time.perf_counter()
+        started = False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status, seconds
+            nonlocal started
             if message["type"] == "http.response.start":
-                status, seconds = message["status"], time.perf_counter() - begun
-                _log_answer(scope, status, seconds)
+                started = True
                 headers = MutableHeaders(raw=message["headers"])
                 headers["X-Request-Id"] = state["request_id"]
                 if scope["app"].state.stopping:
@@ -60,41 +50,16 @@ class RequestContext:
                     headers.setdefault(name, value)
             await send(message)
 
-        self._metrics.opened()
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception:
-            _log.exception("request failed", request_id=state["request_id"], path=scope["path"])
-            if status is not None:  # too late for an answer: let the server cut the connection
+            _log.exception("request failed", path=scope["path"])
+            if started:  # too late for an answer: let the server cut the connection
                 raise
             answer = problem_response(
                 Request(scope), INTERNAL, "The fault is noted; the request id finds it in the log"
             )
             await answer(scope, receive, send_with_headers)
-        finally:
-            self._metrics.closed(scope["method"], _route(scope), status, seconds)
-            if "problem" in state:
-                self._metrics.problem(state["problem"], tuple(state["policies"]))
-
-
-def _route(scope: Scope) -> str:
-    """The template of the route that answered; never the path, for there are endless ones."""
-    if (route := scope.get("route")) is not None:
-        return str(route.path)
-    return "files" if "endpoint" in scope else "none"
-
-
-def _log_answer(scope: Scope, status: int, seconds: float) -> None:
-    """One line per request; never the query, which may hold a signature."""
-    log = _log.debug if scope["path"] in ("/healthz", "/readyz", "/metrics") else _log.info
-    log(
-        "request",
-        method=scope["method"],
-        path=scope["path"],
-        status=status,
-        ms=round(seconds * 1000, 1),
-        request_id=scope["state"]["request_id"],
-    )
 
 
 class HeadAsGet:
@@ -172,10 +137,3 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replay
-
-
-def _request_id(offered: str | None) -> str:
-    """The client's own id if it is harmless, so that its logs and ours can be matched."""
-    if offered is not None and _REQUEST_ID.fullmatch(offered):
-        return offered
-    return secrets.token_hex(16)

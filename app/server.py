@@ -34,6 +34,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             access_log=False,  # the application logs requests with their ids
+            log_config=None,  # its lines have the form of ours
             log_level="warning",
             server_header=False,
             timeout_graceful_shutdown=math.ceil(grace_s) + _LAST_ANSWERS_S,

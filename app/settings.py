@@ -1,7 +1,9 @@
 """Every setting of Avocat, read from `AVOCAT_*` environment variables."""
 
+import importlib.util
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -162,12 +164,23 @@ class Settings(BaseSettings):
         description="Port of the worker's own /metrics; empty: none (under `avocat serve` the "
         "API's tells of the worker, too)",
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="Collector that spans are sent to by OTLP over HTTP, as http://host:4318 "
+        "(needs the extra `tracing`); empty: no tracing",
+    )
     log_level: LogLevel = Field("info", description="Least severe level that is logged")
     log_json: bool = Field(False, description="Logs as JSON lines instead of text")
 
     @field_validator(
         *("redis_url", "signing_key", "metrics_token", "s3_region", "s3_access_key_id"),
-        *("worker_metrics_port", "s3_endpoint", "s3_public_endpoint", "s3_secret_access_key"),
+        *(
+            "worker_metrics_port",
+            "otlp_endpoint",
+            "s3_endpoint",
+            "s3_public_endpoint",
+            "s3_secret_access_key",
+        ),
         mode="before",
     )
     @classmethod
@@ -178,6 +191,17 @@ class Settings(BaseSettings):
     @classmethod
     def _blank_is_default(cls, value: object) -> object:
         return default_bundle() if value == "" else value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _spans_can_be_sent(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname:
+            raise ValueError(f"{value!r} should be a URL as http://host:4318")
+        if importlib.util.find_spec("opentelemetry.exporter") is None:
+            raise ValueError("tracing needs OpenTelemetry: pip install 'avocat[tracing]'")
+        return value
 
     @model_validator(mode="after")
     def _keys_are_readable(self) -> Self:

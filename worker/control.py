@@ -97,7 +97,7 @@ class Control:
             case Finished(job=token) if (flight := self._undecided(token)) is not None:
                 self._row_finished(flight, letter)
             case Fault(job=token, reason=reason) if (flight := self._undecided(token)) is not None:
-                _log.warning("row failed", job=flight.record.id, reason=reason)
+                _log.warning("row failed", reason=reason, **flight.record.log_fields)
                 self.end(flight, Ending.FAIL, problems.not_drawn(reason))
             case Stored():
                 self._stored(letter)
@@ -174,7 +174,7 @@ class Control:
         self.end(flight, Ending.SUCCEED)
 
     def _store_failed(self, flight: Flight, fault: BaseException) -> None:
-        _log.error("images not stored", job=flight.record.id, reason=repr(fault))
+        _log.error("images not stored", reason=repr(fault), **flight.record.log_fields)
         if isinstance(fault, StorageError):
             self.end(flight, Ending.TRY_AGAIN, problems.not_stored())
         else:  # a request that cannot be encoded would not be better next time; a device might

@@ -85,7 +85,7 @@ class Intake:
     def _refuse(self, unfit: Unfit) -> None:
         if not self._ledger.refuse(unfit):
             return
-        _log.warning("queue entry refused", job=unfit.job_id, reason=unfit.reason)
+        _log.warning("queue entry refused", job_id=unfit.job_id, reason=unfit.reason)
         if unfit.record is not None:
             error = problems.entry_invalid()
             self._store.finish(unfit.record.id, None, JobStatus.FAILED, error=error)

@@ -54,7 +54,7 @@ class Previews:
             }
             self._redis.publish(keys.EVENTS, json.dumps(event))
         except Exception as fault:  # a preview is never a reason to disturb the job
-            _log.warning("preview not shown", job=record.id, reason=repr(fault))
+            _log.warning("preview not shown", reason=repr(fault), **record.log_fields)
         finally:
             self._room.release()
 

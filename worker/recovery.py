@@ -90,7 +90,7 @@ class Recovery:
             self._ledger.cancel(held, record.retention_s)
 
     def _begin_again(self, lost: Lost, held: Held, record: JobRecord) -> None:
-        _log.warning("job of a lost worker", job=record.id, worker=record.worker)
+        _log.warning("job of a lost worker", worker=record.worker, **record.log_fields)
         if held.job.retries_left:
             fenced = self._store.requeue(record.id, lost.execution)
             self._ledger.hand_back(held, spend_retry=True)

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from app.jobs.models import ModelCard
 from app.jobs.store import JobStore
+from app.jobs.tracing import Tracing
 from app.settings import Settings
 from app.storage.base import ImageStorage
 from models.model import Model
@@ -41,6 +42,7 @@ from worker.recovery import Recovery
 from worker.registration import RegisteredWorker
 from worker.results import Results
 from worker.settling import Settling
+from worker.spans import trace_flight
 
 __all__ = ["Runner"]
 
@@ -107,6 +109,7 @@ class Runner(RegisteredWorker):
         self._progress = Progress(store)
         self._speed = Speed(redis, self.key, settings.slots, settings.micro_batch, engine.warm_up())
         self._listener = Listener(redis, name, self._mail, self._control.evict)
+        self._tracing = Tracing(settings.otlp_endpoint, "avocat-worker")
         self._drain_grace_s = settings.drain_grace_s
         self._outage = Outage()
         self._look_now = True
@@ -256,10 +259,11 @@ class Runner(RegisteredWorker):
                 refused = fault
                 continue
             del self._control.flights[job_id]
+            ending = flight.ending.name.lower() if settled else "superseded"
+            trace_flight(self._tracing, flight, ending)
             if settled and flight.ending is Ending.SUCCEED:
                 self.metrics.succeeded(flight)
-            ending = flight.ending.name.lower() if settled else "superseded"
-            _log.info("job left", job=job_id, ending=ending)
+            _log.info("job left", ending=ending, **flight.record.log_fields)
         if refused is not None:
             raise refused
 
@@ -293,4 +297,5 @@ class Runner(RegisteredWorker):
             self._control.end_all(Ending.TRY_AGAIN, storing=True)
             self._settle(time.monotonic())
             self.register_death()  # type: ignore[no-untyped-call]
+        self._tracing.close()
         _log.info("worker stopped", name=self.name)

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from app.jobs.origin import trace_id
+
 __all__ = ["JobRecord", "JobRequest", "JobStatus", "Problem", "StoredImage", "from_hash", "to_hash"]
 
 Sampler = Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_karras", "euler", "euler_ancestral", "lcm"]
@@ -111,6 +113,18 @@ class JobRecord(_Frozen):
     warnings: tuple[str, ...] = ()
     error: Problem | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
+    request_id: str | None = None  # of the request that asked for it
+    traceparent: str | None = None  # W3C's: the span that the job is part of
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """What every line about the job is logged with."""
+        found = {"job_id": self.id}
+        if self.request_id is not None:
+            found["request_id"] = self.request_id
+        if self.traceparent is not None:
+            found["trace_id"] = trace_id(self.traceparent)
+        return found
 
 
 # Fields that are JSON inside the hash; all others are plain text.

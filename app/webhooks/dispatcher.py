@@ -97,7 +97,7 @@ class Dispatcher:
                     await self._deliveries.again(due.job_id, 0.0, tried=False)
             raise
         except Exception:  # one bad delivery must not end the others, nor come back at once
-            _log.exception("webhook broke", job=due.job_id)
+            _log.exception("webhook broke", job_id=due.job_id)
 
     async def _deliver(self, due: Due) -> None:
         record = await self._reader.get(due.job_id)
@@ -120,7 +120,9 @@ class Dispatcher:
         await self._note(record, due, host, answer)
 
     async def _note(self, record: JobRecord, due: Due, host: str, answer: Answer) -> None:
-        told = _log.bind(job=record.id, host=host, attempt=due.attempts + 1, answer=answer.reason)
+        told = _log.bind(
+            host=host, attempt=due.attempts + 1, answer=answer.reason, **record.log_fields
+        )
         if answer.delivered:
             await self._deliveries.done(record.id)
             self._count("delivered")

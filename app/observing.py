@@ -1,0 +1,116 @@
+"""Plain ASGI middleware that sees each request from its begin to its end, and tells of it.
+
+To people by one line in the log, to Prometheus by counts, to a tracer by a span.
+"""
+
+import re
+import secrets
+import time
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.jobs.origin import CURRENT, Origin, read_traceparent, trace_id
+from app.jobs.tracing import Span, Tracing
+from app.metrics import Metrics
+
+__all__ = ["Observing"]
+
+_log = structlog.get_logger()
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,64}")
+# Asked again and again by machines; of no interest unless something is sought.
+_PROBES = ("/healthz", "/readyz", "/metrics")
+
+
+class Observing:
+    """Gives each request its id, in `scope["state"]["request_id"]`, and notes how it ended."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._tracing = tracing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state: MutableMapping[str, Any] = scope.setdefault("state", {})
+        headers = Headers(scope=scope)
+        state["request_id"] = _request_id(headers.get("x-request-id"))
+        span = self._begin(scope, read_traceparent(headers.get("traceparent")))
+        status: int | None = None
+        seconds: float | None = None
+        begun = time.perf_counter()
+
+        async def noting(message: Message) -> None:
+            nonlocal status, seconds
+            if message["type"] == "http.response.start":
+                status, seconds = message["status"], time.perf_counter() - begun
+                _log_answer(scope, status, seconds)
+            await send(message)
+
+        self._metrics.opened()
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            route = _route(scope)
+            self._metrics.closed(scope["method"], route, status, seconds)
+            if "problem" in state:
+                self._metrics.problem(state["problem"], tuple(state["policies"]))
+            _end(span, scope["method"], route, status, state)
+
+    def _begin(self, scope: Scope, caller: str | None) -> Span:
+        """Start the span, and let all that is logged or submitted from here on know of it."""
+        request_id = scope["state"]["request_id"]
+        traced = scope["path"] not in _PROBES
+        span = self._tracing.start("request", caller, "SERVER") if traced else Span(caller)
+        CURRENT.set(Origin(request_id, span.traceparent))
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        if span.traceparent is not None:
+            structlog.contextvars.bind_contextvars(trace_id=trace_id(span.traceparent))
+        return span
+
+
+def _end(
+    span: Span, method: str, route: str, status: int | None, state: MutableMapping[str, Any]
+) -> None:
+    attributes: dict[str, str | int] = {
+        "http.request.method": method,
+        "http.route": route,
+        "avocat.request.id": state["request_id"],
+    }
+    if status is not None:
+        attributes["http.response.status_code"] = status
+    failed = status is None or status >= 500
+    error = str(state.get("problem", "the connection was cut")) if failed else None
+    span.end(name=f"{method} {route}", attributes=attributes, error=error)
+
+
+def _log_answer(scope: Scope, status: int, seconds: float) -> None:
+    """One line per request; never the query, which may hold a signature."""
+    log = _log.debug if scope["path"] in _PROBES else _log.info
+    log(
+        "request",
+        method=scope["method"],
+        path=scope["path"],
+        status=status,
+        ms=round(seconds * 1000, 1),
+    )
+
+
+def _route(scope: Scope) -> str:
+    """The template of the route that answered; never the path, for there are endless ones."""
+    if (route := scope.get("route")) is not None:
+        return str(route.path)
+    return "files" if "endpoint" in scope else "none"
+
+
+def _request_id(offered: str | None) -> str:
+    """The client's own id if it is harmless, so that its logs and ours can be matched."""
+    if offered is not None and _REQUEST_ID.fullmatch(offered):
+        return offered
+    return secrets.token_hex(16)

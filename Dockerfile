@@ -14,7 +14,7 @@ COPY app app
 
 FROM build AS build-api
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/avocat/bin/pip install -c constraints.txt ".[s3]"
+    /opt/avocat/bin/pip install -c constraints.txt ".[s3,tracing]"
 
 FROM build AS build-worker
 # Which build of torch: `cpu`, or a CUDA one as `cu128`; it is the name of an index of PyTorch's.
@@ -29,7 +29,7 @@ COPY bundles bundles
 # hadolint ignore=SC2086
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/avocat/bin/pip install -c constraints.txt ${PIP_EXTRA_ARGS} \
-    ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}/${TORCH_BUILD}"} ".[worker,onnx,s3]"
+    ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}/${TORCH_BUILD}"} ".[worker,onnx,s3,tracing]"
 
 FROM ${PYTHON_IMAGE} AS base
 ARG VERSION=0.1.0

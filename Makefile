@@ -36,7 +36,7 @@ $(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "Installing Avocat and its tools into $(VENV); the first time takes a few minutes"
-	$(PIP) --editable '.[embedded,worker,onnx,openvino,s3,train,test,lint,bench]'
+	$(PIP) --editable '.[embedded,worker,onnx,openvino,s3,tracing,train,test,lint,bench]'
 	@# Alone: with its own dependencies uvicorn would serve our API by another loop than installed.
 	$(PIP) --no-deps litserve pyzmq
 	@touch $(VENV)/.run $@

@@ -13,6 +13,7 @@ from redis import exceptions as redis_errors
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from app.jobs.record import RecordTooNew
 from app.openai_errors import Form, form_of, openai_error
 from app.schemas.problems import FieldProblem, ProblemDetails
 
@@ -238,6 +239,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_bad_parameters)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(redis_errors.RedisError, _on_redis_error)
+    app.add_exception_handler(RecordTooNew, _on_newer_record)
 
 
 async def _on_api_error(request: Request, error: Exception) -> Response:
@@ -309,6 +311,17 @@ async def _on_redis_error(request: Request, error: Exception) -> Response:
         PROBLEMS[Unavailable],
         "The job queue cannot be reached at the moment; try again soon",
         headers={"Retry-After": "2"},
+    )
+
+
+async def _on_newer_record(request: Request, error: Exception) -> Response:
+    _log.warning("a record of a later release", reason=str(error))
+    return problem_response(
+        request,
+        PROBLEMS[Unavailable],
+        "The job was made by a later release of this service, which is being upgraded; "
+        "try again soon",
+        headers={"Retry-After": "5"},
     )
 
 

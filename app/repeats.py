@@ -45,7 +45,7 @@ async def _with_pictures_of(
     services: Services, record: JobRecord, earlier_id: str
 ) -> JobRecord | None:
     """The record as succeeded, its images stored; None where the earlier ones are not whole."""
-    earlier = await services.reader.get(earlier_id)
+    [earlier] = await services.reader.many([earlier_id])
     if earlier is None or earlier.status is not JobStatus.SUCCEEDED:
         return None
     # Names of its own, so that neither job's end touches the other's images.

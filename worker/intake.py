@@ -14,7 +14,7 @@ from worker.card import live_models
 from worker.flights import Ending, Flight
 from worker.ledger import Ledger
 from worker.prompts import MOST_PICTURES, Prompts
-from worker.waiting import Unfit, Waiting, waiting
+from worker.waiting import Newer, Unfit, Waiting, waiting
 
 __all__ = ["Intake"]
 
@@ -44,7 +44,8 @@ class Intake:
         self._worker = worker
         self._model = model
         self._timeout_s = timeout_s
-        self._passed_over = 0  # entries for other models seen last time
+        self._passed_over = 0  # entries for other workers seen last time
+        self._left = False  # whether some of them are of a later release
 
     def take(self, *, free: int, idle: bool, clock: Callable[[], float]) -> Iterator[Flight]:
         """Claim what fits into `free` slots, or one job of any size if the engine is `idle`.
@@ -52,7 +53,8 @@ class Intake:
         Each is claimed when asked for, so that the one before is already being drawn. `clock`:
         monotonic seconds, from which deadlines are counted.
         """
-        limit = min(_DEEPEST, max(1, free) + self._passed_over)
+        # Twice as deep each time where others' entries lie in front.
+        limit = min(_DEEPEST, max(1, free) + 2 * self._passed_over)
         ours = self._ours(waiting(self._redis, limit))
         by_id = {one.job.id: one for one in ours}
         candidates = [
@@ -64,23 +66,33 @@ class Intake:
             if flight is not None:
                 yield flight
 
-    def _ours(self, entries: list[Waiting | Unfit]) -> list[Waiting]:
+    def _ours(self, entries: list[Waiting | Unfit | Newer]) -> list[Waiting]:
         """Entries for this worker's model; those that nobody can run are taken out."""
         ours: list[Waiting] = []
         strangers: list[Waiting] = []
+        newer = [entry for entry in entries if isinstance(entry, Newer)]
+        self._leave(newer)
         for entry in entries:
+            if isinstance(entry, Newer):
+                continue
             if isinstance(entry, Unfit):
                 self._refuse(entry)
             elif entry.record.request.model == self._model:
                 ours.append(entry)
             else:
                 strangers.append(entry)
-        self._passed_over = len(strangers)
+        self._passed_over = len(strangers) + len(newer)
         live = live_models(self._redis) if strangers else set()
         for entry in strangers:
             if entry.record.request.model not in live:
                 self._fail_unserved(entry)
         return ours
+
+    def _leave(self, newer: list[Newer]) -> None:
+        """Say once that there are jobs for workers of a later release."""
+        if newer and not self._left:
+            _log.warning("jobs of a later release left", job=newer[0].job_id, why=newer[0].reason)
+        self._left = bool(newer)
 
     def _refuse(self, unfit: Unfit) -> None:
         if not self._ledger.refuse(unfit):

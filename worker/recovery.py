@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Container
+from contextlib import suppress
 from typing import cast
 
 import structlog
@@ -9,7 +10,7 @@ from redis import Redis
 from rq.worker_registration import clean_worker_registry
 
 from app import keys
-from app.jobs.record import JobRecord, JobStatus, Problem
+from app.jobs.record import JobRecord, JobStatus, Problem, RecordTooNew
 from app.jobs.store import JobStore
 from app.storage.base import ImageStorage, StorageError
 from worker import problems
@@ -48,7 +49,10 @@ class Recovery:
         Returns:
             How many there were.
         """
-        lost = [(one, self._record(one.job_id)) for one in self._ledger.lost()]
+        lost = []
+        for one in self._ledger.lost():
+            with suppress(RecordTooNew):  # a worker of that release will take care of it
+                lost.append((one, self._record(one.job_id)))
         # Each goes to the front of its queue, so the oldest must come last.
         lost.sort(key=lambda pair: pair[1].created_at if pair[1] else 0.0, reverse=True)
         strangers = [(one, record) for one, record in lost if one.execution not in own]
@@ -59,6 +63,8 @@ class Recovery:
     def _record(self, job_id: str) -> JobRecord | None:
         try:
             return self._store.get(job_id)
+        except RecordTooNew:
+            raise
         except ValueError:  # not a record
             return None
 
@@ -113,7 +119,10 @@ class Recovery:
     def _agree_on_failure(self, queue: str, job_id: str) -> None:
         if self._redis.hget(keys.job(job_id), "status") not in (b"running", b"queued"):
             return
-        record = self._record(job_id)
+        with suppress(RecordTooNew):
+            self._agree_on_record(queue, job_id, self._record(job_id))
+
+    def _agree_on_record(self, queue: str, job_id: str, record: JobRecord | None) -> None:
         if record is not None and self._redis.lpos(keys.rq_queue(queue), job_id) is None:
             self._fail_record(record, problems.worker_lost(record.attempts))
 

@@ -7,10 +7,10 @@ from typing import Any
 from redis import Redis
 
 from app import keys
-from app.jobs.record import JobRecord, from_hash
+from app.jobs.record import JobRecord, RecordTooNew, from_hash
 from worker.rq_json import GenerateJob, JSONSerializer, NotOurJob
 
-__all__ = ["Unfit", "Waiting", "read_job", "waiting"]
+__all__ = ["Newer", "Unfit", "Waiting", "read_job", "waiting"]
 
 _SUSPENDED = "rq:suspended"  # set by `rq suspend`
 
@@ -34,7 +34,15 @@ class Unfit:
     record: JobRecord | None
 
 
-def waiting(redis: Redis, limit: int) -> list[Waiting | Unfit]:
+@dataclass(frozen=True)
+class Newer:
+    """An entry that a later release made, for its own workers."""
+
+    job_id: str
+    reason: str
+
+
+def waiting(redis: Redis, limit: int) -> list[Waiting | Unfit | Newer]:
     """The first `limit` entries of each queue, in the order to serve them; none if suspended."""
     pipe = redis.pipeline(transaction=False)
     pipe.exists(_SUSPENDED)
@@ -48,7 +56,7 @@ def waiting(redis: Redis, limit: int) -> list[Waiting | Unfit]:
     )
 
 
-def _read(redis: Redis, found: Sequence[tuple[str, bytes]]) -> list[Waiting | Unfit]:
+def _read(redis: Redis, found: Sequence[tuple[str, bytes]]) -> list[Waiting | Unfit | Newer]:
     pipe = redis.pipeline(transaction=False)
     for _, job_id in found:
         text = job_id.decode("utf-8", "replace")
@@ -61,12 +69,16 @@ def _read(redis: Redis, found: Sequence[tuple[str, bytes]]) -> list[Waiting | Un
     ]
 
 
-def _entry(redis: Redis, queue: str, job_id: bytes, ours: Any, theirs: Any) -> Waiting | Unfit:
+def _entry(
+    redis: Redis, queue: str, job_id: bytes, ours: Any, theirs: Any
+) -> Waiting | Unfit | Newer:
     record = None
     try:
         record = from_hash(ours)
         job = read_job(redis, job_id.decode(), theirs)
         job.check()
+    except RecordTooNew as fault:
+        return Newer(job_id.decode(), str(fault))
     except NotOurJob as fault:
         return Unfit(queue, job_id, str(fault), record)
     except Exception as fault:  # anyone who can write to Redis could stop the worker otherwise

@@ -110,11 +110,14 @@ class EventHub:
 
         Raises:
             RedisError: Redis is away.
+            RecordTooNew: another release's.
         """
         with self.follow(job_id, only_end=True) as follower, contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_READ_WITHIN_S):
                 while not self.closed:
-                    if follower.topic.record is not None or follower.topic.gone:
+                    if follower.topic.gone:
+                        return await self._reader.get(job_id)  # which says why, if not gone
+                    if follower.topic.record is not None:
                         return follower.topic.record
                     await follower.wait(_READ_WITHIN_S)
         raise RedisTimeoutError("the record was not read in time")

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from app import keys
 from app.jobs.models import ModelCard
-from app.jobs.record import JobRecord, JobStatus, from_hash
+from app.jobs.record import JobRecord, JobStatus, RecordTooNew, from_hash
 
 __all__ = ["JobReader", "Mark", "ModelCards", "Page", "Position", "live_workers"]
 
@@ -53,17 +53,17 @@ class JobReader:
         self._redis = redis
 
     async def get(self, job_id: str) -> JobRecord | None:
-        """The record, or None when there is none (any more)."""
+        """The record, or None when there is none (any more); raises RecordTooNew."""
         return from_hash(
             await cast(Awaitable[dict[bytes, bytes]], self._redis.hgetall(keys.job(job_id)))
         )
 
     async def many(self, job_ids: Sequence[str]) -> list[JobRecord | None]:
-        """The records of these jobs in one round trip, None where there is none."""
+        """The records of these jobs in one round trip, None where there is none for us."""
         pipe = self._redis.pipeline(transaction=False)
         for job_id in job_ids:
             pipe.hgetall(keys.job(job_id))
-        return [from_hash(fields) for fields in await pipe.execute()] if job_ids else []
+        return [_readable(fields) for fields in await pipe.execute()] if job_ids else []
 
     async def marks(self, job_ids: Sequence[str]) -> list[Mark | None]:
         """How far these jobs are, in one round trip; cheaper than their records."""
@@ -118,12 +118,29 @@ class JobReader:
 
     async def _load(self, owner: str, places: Sequence[Position]) -> list[JobRecord | None]:
         records = await self.many([place.job_id for place in places])
-        gone = [
+        missing = [
             place.job_id for place, record in zip(places, records, strict=True) if record is None
         ]
-        if gone:  # expired: the list forgets them when it is next read
-            await self._redis.zrem(keys.owner_jobs(owner), *gone)
+        if missing:
+            await self._forget_expired(owner, missing)
         return records
+
+    async def _forget_expired(self, owner: str, missing: Sequence[str]) -> None:
+        """The list forgets jobs when it is next read; but not those of a later release."""
+        pipe = self._redis.pipeline(transaction=False)
+        for job_id in missing:
+            pipe.exists(keys.job(job_id))
+        there = await pipe.execute()
+        gone = [job_id for job_id, found in zip(missing, there, strict=True) if not found]
+        if gone:
+            await self._redis.zrem(keys.owner_jobs(owner), *gone)
+
+
+def _readable(fields: dict[bytes, bytes]) -> JobRecord | None:
+    try:
+        return from_hash(fields)
+    except RecordTooNew:
+        return None
 
 
 def _older(place: Position, than: Position) -> bool:

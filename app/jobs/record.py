@@ -9,7 +9,28 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.jobs.origin import trace_id
 
-__all__ = ["JobRecord", "JobRequest", "JobStatus", "Problem", "StoredImage", "from_hash", "to_hash"]
+__all__ = [
+    "FORMAT",
+    "JobRecord",
+    "JobRequest",
+    "JobStatus",
+    "Problem",
+    "RecordTooNew",
+    "StoredImage",
+    "from_hash",
+    "to_hash",
+]
+
+# The format of records, as the hash field `format` has it; those without it are of format 1. A
+# field that readers may ignore needs no new format; one that they would misunderstand does. What a
+# release writes the one before has to read: so a new format is first read, and written a release
+# later.
+FORMAT = 1
+
+
+class RecordTooNew(ValueError):
+    """A later release has written the record; this one must leave it as it is."""
+
 
 Sampler = Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_karras", "euler", "euler_ancestral", "lcm"]
 OutputFormat = Literal["png", "webp", "jpeg"]
@@ -134,7 +155,7 @@ _STORED_IMAGES = TypeAdapter(tuple[StoredImage, ...])
 
 def to_hash(record: JobRecord) -> dict[str, str]:
     """The record as fields of a Redis hash; what is None is left out."""
-    fields: dict[str, str] = {}
+    fields = {"format": str(FORMAT)}
     for name, value in record.model_dump(mode="json").items():
         if value is None:
             continue
@@ -148,9 +169,20 @@ def to_hash(record: JobRecord) -> dict[str, str]:
 
 
 def from_hash(fields: Mapping[bytes, bytes]) -> JobRecord | None:
-    """Read a record; None for an empty hash. Fields of later versions are ignored."""
+    """Read a record; None for an empty hash. Unknown fields are ignored.
+
+    Raises:
+        RecordTooNew: it has a later format.
+        ValueError: it is no record.
+    """
     if not fields:
         return None
+    written = int(fields.get(b"format", b"1"))
+    if written > FORMAT:
+        raise RecordTooNew(
+            f"the job's record has format {written}, of a later release; this one reads up to "
+            f"{FORMAT}"
+        )
     text = {name.decode(): value.decode() for name, value in fields.items()}
     values = {
         name: json.loads(value) if name in _JSON_FIELDS else value for name, value in text.items()

@@ -15,6 +15,7 @@ import redis
 
 from app import keys
 from app.client import Avocat
+from app.jobs.store import JobStore
 from app.settings import Settings
 from app.storage.base import ImageStorage, StorageError
 from app.storage.opening import open_storage
@@ -288,7 +289,8 @@ def test_expired_images_leave_the_bucket(bucket: Rados, redis_url: str) -> None:
         storage.write(name, PNG)
     with redis.Redis.from_url(redis_url) as connection:
         connection.zadd(keys.IMAGE_EXPIRY, {NAME: time.time() - 1, OTHER: time.time() + 60})
-        sweep = Recovery(connection, Ledger(connection, "w", 15), cast(Results, None), storage)
+        books = Ledger(connection, "w", 15)
+        sweep = Recovery(connection, JobStore(connection), books, cast(Results, None), storage)
         bucket.stop()
         try:
             assert sweep.expire_images() == 0  # still listed, so that it is tried again

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.judge import Judge, Recall
 from models.train.captions import STYLE_WORDS
-from models.train.colour import HUES, colour_word
+from models.train.colour import COLOURS, colour_word
 from models.train.data import Captions, PictureSet
 
 # (prompts, first seed) → pictures float32 [B, C, H, W] in [-1, 1], seeds counting up.
@@ -30,7 +30,6 @@ pencil, red heart, crown, ghost, robot, skull"""
 # Twenty things whose colour is free, for the colour words.
 COLOURED = """cat face, dog face, fish, bird, butterfly, octopus, star, balloon, umbrella, book,
 automobile, heart, crown, guitar, house, key, cup, hat, t-shirt, tulip"""
-COLOURS = (*HUES, "white", "black", "gray")
 _RELATION = re.compile(
     r" (?:inside|wearing|with|on top of|on|in|riding|holding|made of|playing|under|next to|behind) "
 )

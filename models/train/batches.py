@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from models.train.captions import dress, subject
-from models.train.colour import HUES, colour_word, dominant_hue, recolour
+from models.train.colour import COLOURS, colour_word, dominant_hue, recolour
 from models.train.data import Captions, PictureSet
 from models.train.heldout import HeldOut
 from models.train.scenes import Scene, pair, several, trio
@@ -82,13 +82,16 @@ class Batches:
         self.data, self.heldout, self.seed, self.mix = data, heldout, seed, mix or Mix()
         self.loaders = loaders
         self.weights = torch.tensor([self._weight(entry) for entry in data.captions])
-        unit = data.pictures.float() / 255
-        hues = [dominant_hue(picture) for picture in unit]
-        self.paintable = [
-            share > 0.45 and entry.group not in ("flags", "people & body", "symbols")
-            for (_, share), entry in zip(hues, data.captions, strict=True)
-        ]
-        self.colours = [colour_word(picture) for picture in unit]
+        # One at a time and thinned out: all as floats would be four times the data.
+        thin = max(1, data.pictures.shape[-1] // 32)
+        self.paintable: list[bool] = []
+        self.colours: list[str | None] = []
+        for picture, entry in zip(data.pictures[..., ::thin, ::thin], data.captions, strict=True):
+            unit = picture.float() / 255
+            _, share = dominant_hue(unit)
+            steady = entry.group in ("flags", "people & body", "symbols")
+            self.paintable.append(share > 0.45 and not steady)
+            self.colours.append(colour_word(unit))
         self.scene_members = [
             i for i, entry in enumerate(data.captions) if entry.group in _SCENE_GROUPS
         ]
@@ -157,7 +160,7 @@ class Batches:
         return picture
 
     def _recoloured(self, picture: Tensor, entry: Captions, rng: random.Random) -> _Sample:
-        word = rng.choice(list(HUES))
+        word = rng.choice(COLOURS)
         phrase = _without_colour(subject(entry, rng))
         if self.heldout.forbids(f"{word} {phrase}"):
             phrase = subject(entry, rng)
@@ -217,5 +220,5 @@ class _Every(Sampler[int]):
 
 
 def _without_colour(phrase: str) -> str:
-    words = [w for w in phrase.split() if w not in HUES and w not in ("white", "black", "gray")]
+    words = [w for w in phrase.split() if w not in COLOURS]
     return " ".join(words) or phrase

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from models.errors import ModelError
 from models.train.progress import TrainingState
 
 
@@ -62,12 +63,33 @@ class Checkpoint:
         return TrainingState()
 
     def load(self) -> TrainingState:
-        """Restore the last save, if any, and return how far the run was then."""
+        """Restore the last save, if any, and return how far the run was then.
+
+        Raises:
+            ModelError: it is damaged, or of a run with other options.
+        """
         if not self.path.exists():
             return TrainingState()
-        state: dict[str, Any] = torch.load(self.path, weights_only=True, map_location="cpu")
-        for module, weights in zip(self.modules, state["modules"], strict=True):
-            module.load_state_dict(weights)
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        return TrainingState(**{key: state[key] for key in TrainingState._fields})
+        state = self._read()
+        try:
+            for module, weights in zip(self.modules, state["modules"], strict=True):
+                module.load_state_dict(weights)
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            return TrainingState(**{key: state[key] for key in TrainingState._fields})
+        except (RuntimeError, ValueError, KeyError) as fault:
+            first = str(fault).splitlines()[-1].strip()
+            raise ModelError(
+                f"{str(self.path)!r} is of a run with other sizes, or of another version "
+                f"({first}); give the same options as before, another --out, or delete it"
+            ) from None
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            state: dict[str, Any] = torch.load(self.path, weights_only=True, map_location="cpu")
+        except Exception as fault:  # torch raises many kinds for a damaged file
+            first = str(fault).splitlines()[0]
+            raise ModelError(
+                f"{str(self.path)!r} is damaged ({first}); delete it to start afresh"
+            ) from None
+        return state

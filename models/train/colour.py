@@ -16,6 +16,14 @@ HUES: dict[str, tuple[float, float, float]] = {  # name: (hue, saturation factor
     "brown": (0.07, 0.85, 0.6),
 }
 
+# What has no hue: the values that black and full light of a drawing become.
+GREYS: dict[str, tuple[float, float]] = {
+    "white": (0.87, 1.0),
+    "gray": (0.36, 0.8),
+    "black": (0.0, 0.28),
+}
+COLOURS = (*HUES, *GREYS)
+
 
 def to_hsv(rgb: Tensor) -> Tensor:
     """`[..., 3, H, W]` RGB in [0, 1] → hue (turns), saturation, value, all in [0, 1]."""
@@ -95,8 +103,11 @@ def _hue_word(hue: float, saturation: float, value: float) -> str | None:
 def recolour(picture: Tensor, word: str) -> Tensor:
     """Turn the dominant hue of a premultiplied `[4, H, W]` picture in [0, 1] into `word`'s.
 
-    Other hues turn along, shading stays. Raises KeyError for a word not in `HUES`.
+    Other hues turn along, or go where it goes grey; shading stays. Raises KeyError for a word that
+    is not in `COLOURS`.
     """
+    if word in GREYS:
+        return _greyed(picture, *GREYS[word])
     target, saturation_factor, value_factor = HUES[word]
     best, _ = dominant_hue(picture)
     colour, alpha = straight(picture)
@@ -107,3 +118,9 @@ def recolour(picture: Tensor, word: str) -> Tensor:
     value = value * (1 + (value_factor - 1) * vivid)
     painted = to_rgb(torch.stack([hue, saturation.clamp(0, 1), value.clamp(0, 1)]))
     return torch.cat([painted * alpha, alpha])
+
+
+def _greyed(picture: Tensor, darkest: float, lightest: float) -> Tensor:
+    colour, alpha = straight(picture)
+    value = darkest + (lightest - darkest) * colour.amax(0, keepdim=True)
+    return torch.cat([value.expand(3, -1, -1) * alpha, alpha])

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
@@ -67,9 +67,9 @@ def load_pictures(source: Path, image_size: int, *, progress: bool = True) -> Pi
     for key, parts in tqdm(_samples(source), desc="pictures", disable=not progress, unit=""):
         try:
             caption = _caption(parts)
-            pictures.append(_decode(_first(parts, PICTURE_SUFFIXES), image_size))
+            pictures.append(_decode(_picture(parts), image_size))
             captions.append(caption)
-        except (DatasetError, UnidentifiedImageError, OSError, ValueError) as fault:
+        except DatasetError as fault:
             skipped.append(f"{key}: {fault}")
     if not pictures:
         hint = f"; first fault: {skipped[0]}" if skipped else ""
@@ -99,47 +99,74 @@ def _samples(source: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 def _tar_samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     samples: dict[str, dict[str, bytes]] = {}
-    with tarfile.open(shard) as tar:
-        for member in tar:
-            handle = tar.extractfile(member)
-            if handle is None:
-                continue
-            path = PurePosixPath(member.name)
-            samples.setdefault(str(path.with_suffix("")), {})[path.suffix.lower()] = handle.read()
+    try:
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                handle = tar.extractfile(member)
+                if handle is None:
+                    continue
+                path = PurePosixPath(member.name)
+                parts = samples.setdefault(str(path.with_suffix("")), {})
+                parts[path.suffix.lower()] = handle.read()
+    except (tarfile.TarError, EOFError, OSError) as fault:
+        raise DatasetError(f"{str(shard)!r} is no tar file, or is cut short: {fault}") from None
     for key, parts in samples.items():
         yield f"{shard.name}:{key}", parts
 
 
-def _first(parts: dict[str, bytes], suffixes: tuple[str, ...]) -> bytes:
-    for suffix in suffixes:
+def _picture(parts: dict[str, bytes]) -> bytes:
+    for suffix in PICTURE_SUFFIXES:
         if suffix in parts:
             return parts[suffix]
-    raise DatasetError(f"no {', '.join(suffixes)} in the sample")
+    raise DatasetError(f"no picture beside the caption ({', '.join(PICTURE_SUFFIXES)})")
 
 
 def _caption(parts: dict[str, bytes]) -> Captions:
-    if ".json" not in parts:
-        text = _first(parts, (".txt",)).decode("utf-8").strip()
-        if not text:
-            raise DatasetError("the caption is empty")
-        return Captions(name=text)
-    entry: dict[str, Any] = json.loads(parts[".json"])
+    """The JSON's caption if there is a JSON, else the text's."""
+    try:
+        if ".json" in parts:
+            return _described(json.loads(parts[".json"]))
+        if ".txt" not in parts:
+            raise DatasetError("no caption beside the picture (.json or .txt)")
+        text = parts[".txt"].decode("utf-8-sig").strip()
+    except ValueError as fault:  # not JSON, or not UTF-8
+        raise DatasetError(f"the caption cannot be read: {fault}") from None
+    if not text:
+        raise DatasetError("the caption is empty")
+    return Captions(name=" ".join(text.split()))
+
+
+def _described(entry: Any) -> Captions:
+    if not isinstance(entry, dict):
+        raise DatasetError(f"the JSON is a {type(entry).__name__}; an object is needed")
     name = entry.get("name") or entry.get("caption")
     if not isinstance(name, str) or not name.strip():
         raise DatasetError("the JSON has neither a 'name' nor a 'caption'")
-    return Captions(
-        name=name.strip(),
-        keywords=tuple(str(word) for word in entry.get("keywords", ())),
-        style=entry.get("style"),
-        group=entry.get("group"),
-        base=entry.get("base"),
-        skin_tone=entry.get("skin_tone"),
-    )
+    keywords = entry.get("keywords") or ()
+    if isinstance(keywords, str):
+        keywords = keywords.split(",")
+    if not isinstance(keywords, list | tuple):
+        raise DatasetError(f"'keywords' is {keywords!r}; it should be a list of words")
+    words = {key: entry.get(key) for key in ("style", "group", "base", "skin_tone")}
+    if wrong := [key for key, word in words.items() if not isinstance(word, str | None)]:
+        raise DatasetError(f"{wrong[0]!r} is {words[wrong[0]]!r}; it should be a word")
+    kept = tuple(word for word in (str(keyword).strip() for keyword in keywords) if word)
+    return Captions(" ".join(name.split()), kept, **words)
 
 
 def _decode(data: bytes, image_size: int) -> Tensor:
-    """RGBA, alpha premultiplied before the reduction, padded to a square. uint8 `[4, S, S]`."""
-    rgba = np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"), dtype=np.float32) / 255
+    """RGBA, alpha premultiplied before the reduction, padded to a square. uint8 `[4, S, S]`.
+
+    A photograph is turned as its camera was held.
+    """
+    try:
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGBA")
+        if (factor := max(upright.size) // (4 * image_size)) > 1:
+            # Thinned out before it is made square in floats: a banner would fill the memory.
+            upright = upright.convert("RGBa").reduce(factor).convert("RGBA")
+        rgba = np.asarray(upright, dtype=np.float32) / 255
+    except Exception as fault:  # damaged files make Pillow raise many kinds
+        raise DatasetError(f"the picture cannot be read: {fault}") from None
     rgba = np.concatenate([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], axis=-1)
     side = max(rgba.shape[:2])
     top, left = (side - rgba.shape[0]) // 2, (side - rgba.shape[1]) // 2

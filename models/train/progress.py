@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -86,6 +87,14 @@ class Budget:
         return cosine * min(1.0, (self.step + 1) / self.warmup)
 
 
+def _step_of(line: str) -> float:
+    """The step of a line; past every step if a kill cut the line short."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
 class Metrics:
     """One JSON line per step; a resumed run goes on in the same file, after the step it resumes."""
 
@@ -94,8 +103,10 @@ class Metrics:
         self.path = path
         if path.exists():  # drop the steps between the last checkpoint and the kill
             lines = path.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= resumed_step]
-            path.write_text("".join(line + "\n" for line in kept))
+            kept = [line for line in lines if _step_of(line) <= resumed_step]
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(line + "\n" for line in kept))
+            os.replace(partial, path)
 
     def write(self, step: int, spent_s: float, values: dict[str, float]) -> None:
         row = {

@@ -9,7 +9,8 @@ import torch
 
 from models.train.batches import Batches, Mix
 from models.train.captions import article, dress, subject
-from models.train.colour import HUES, colour_word, dominant_hue, recolour, to_hsv, to_rgb
+from models.train.colour import COLOURS as WORDS
+from models.train.colour import colour_word, dominant_hue, recolour, to_hsv, to_rgb
 from models.train.data import Captions, load_pictures
 from models.train.heldout import HeldOut, content_words, read_heldout
 from models.train.scenes import PLACEMENTS, compose, pair, plural, several, trio
@@ -99,7 +100,7 @@ def test_the_dominant_colour_is_named(colour: str) -> None:
     assert colour_word(tensor(colour)) == colour
 
 
-@pytest.mark.parametrize("word", HUES)
+@pytest.mark.parametrize("word", WORDS)
 def test_a_recoloured_picture_has_the_colour_of_its_word(word: str) -> None:
     painted = recolour(tensor("green"), word)
     assert colour_word(painted) == word

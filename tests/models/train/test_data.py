@@ -71,7 +71,7 @@ def test_a_bad_sample_is_skipped_and_named(
 
 def test_a_missing_caption_is_named(folder: Path) -> None:
     (folder / "red_disc.json").unlink()
-    assert "no .txt" in load_pictures(folder, 12, progress=False).skipped[0]
+    assert "no caption beside the picture" in load_pictures(folder, 12, progress=False).skipped[0]
 
 
 def test_an_empty_or_missing_folder_is_a_sentence(tmp_path: Path) -> None:

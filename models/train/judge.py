@@ -18,10 +18,11 @@ from models.context import encode_text
 from models.layers import channels_last
 from models.train.batches import Batch, Batches
 from models.train.checkpoint import Checkpoint
-from models.train.clip import build, flatten, save_clip
+from models.train.clip import build, flatten, low_precision, save_clip
 from models.train.loop import train
 from models.train.progress import Budget
 
+SMALLEST = 32  # what the network reduces to one pixel
 _COARSEST = 0.4  # share of the side that a picture is reduced to at most
 _LOUDEST = 0.1  # standard deviation of the strongest noise, of the range [-1, 1]
 
@@ -107,11 +108,15 @@ def soft_contrastive(logits: Tensor, belongs: Tensor) -> Tensor:
 class JudgeTrainer:
     """The network and its optimiser; `step` is one update."""
 
-    def __init__(self, config: dict[str, Any], options: JudgeTraining) -> None:
+    def __init__(
+        self, config: dict[str, Any], options: JudgeTraining, device: torch.device | None = None
+    ) -> None:
         torch.manual_seed(options.seed)
+        self.device = device or torch.device("cpu")
         self.options, self.config = options, config
         self.model, self.tokenizer = build(config)
         self.model.visual = channels_last(self.model.visual)
+        self.model.to(self.device)
         named = list(self.model.named_parameters())
         kept = [p for n, p in named if p.ndim <= 1 or "embedding" in n]
         decayed = [p for n, p in named if p.ndim > 1 and "embedding" not in n]
@@ -131,10 +136,12 @@ class JudgeTrainer:
         generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + step)
         texts, belongs = belonging(batch)
         self.model.train()
-        worn = flatten(wear(batch.pictures, generator)).to(memory_format=torch.channels_last)
-        image = F.normalize(self.model.encode_image(worn), dim=-1)
-        text = encode_text(self.model, self.tokenizer(texts))
-        logits = self.options.scale * image @ text.T
+        worn = flatten(wear(batch.pictures, generator))
+        with low_precision(self.device):
+            seen = self.model.encode_image(worn.to(self.device, memory_format=torch.channels_last))
+            text = encode_text(self.model, self.tokenizer(texts).to(self.device)).float()
+        logits = self.options.scale * F.normalize(seen.float(), dim=-1) @ text.T
+        belongs = belongs.to(self.device)
         loss = soft_contrastive(logits, belongs)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -144,10 +151,12 @@ class JudgeTrainer:
         return {"loss": loss.item(), "r@1": first.item()}
 
 
-def train_judge(batches: Batches, out: Path, options: JudgeTraining, budget: Budget) -> None:
+def train_judge(
+    batches: Batches, out: Path, options: JudgeTraining, budget: Budget, device: torch.device
+) -> None:
     """Train until the budget is spent, resuming from `out/judge.checkpoint`; writes `out`."""
     size = batches.data.pictures.shape[-1]
-    trainer = JudgeTrainer(model_config(size, options.width), options)
+    trainer = JudgeTrainer(model_config(size, options.width), options, device)
     checkpoint = Checkpoint(out / "judge.checkpoint", [trainer.optimizer], trainer.model)
     weights = out / "open_clip_model.safetensors"
     train("judge", trainer.step, batches, options.batch_size, budget, checkpoint, weights)

@@ -39,7 +39,7 @@ def train(
     ) as bar:
         size = parallel.world_size()
         stream = batches.stream(batch_size, state.step * size + parallel.rank(), size)
-        while not budget.done:
+        while not budget.done and not budget.paused:
             draw, batch = next(stream)
             values = step_once(batch, draw, budget.learning_rate_scale())
             budget.advance(batch_size * size)

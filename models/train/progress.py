@@ -34,10 +34,12 @@ class Budget:
         minutes: float | None,
         warmup: int = 200,
         device: torch.device | None = None,
+        call_minutes: float | None = None,
     ) -> None:
+        """`call_minutes`: how long this process may go on; the next one resumes the run."""
         if (steps is None) == (minutes is None):
             raise ValueError(f"give either steps or minutes (got {steps!r} and {minutes!r})")
-        self.total, self.minutes = steps, minutes
+        self.total, self.minutes, self.call_minutes = steps, minutes, call_minutes
         self.warmup = warmup if steps is None else min(warmup, steps // 10 + 1)
         self.device = device or torch.device("cpu")
         self.state = self._resumed = TrainingState()
@@ -80,6 +82,12 @@ class Budget:
     @property
     def done(self) -> bool:
         return self.fraction >= 1.0
+
+    @property
+    def paused(self) -> bool:
+        """Whether this process is to stop here, though the run is not done."""
+        here_s = self.spent_s - self._resumed.spent_s
+        return self.call_minutes is not None and here_s >= 60 * self.call_minutes
 
     def learning_rate_scale(self) -> float:
         """Share of the peak learning rate for the next step, in (0, 1]."""

@@ -48,11 +48,13 @@ def pairs(pictures: Tensor, options: UpscalerTraining, step: int) -> tuple[Tenso
     return large, small + strength * torch.randn(small.shape, generator=generator)
 
 
-def train_upscaler(batches: Batches, out: Path, options: UpscalerTraining, budget: Budget) -> None:
+def train_upscaler(
+    batches: Batches, out: Path, options: UpscalerTraining, budget: Budget, device: torch.device
+) -> None:
     """Train until the budget is spent; writes the weights and adds them to `bundle.json`."""
     torch.manual_seed(options.seed)
     config = UpscalerConfig()
-    network = channels_last(Upscaler(config))
+    network = channels_last(Upscaler(config).to(device))
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate)
     checkpoint = Checkpoint(out / "upscaler.checkpoint", [optimizer], network)
 
@@ -60,7 +62,7 @@ def train_upscaler(batches: Batches, out: Path, options: UpscalerTraining, budge
         large, small = pairs(batch.pictures, options, step)
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * scale
-        loss = F.l1_loss(network(small), large)
+        loss = F.l1_loss(network(small.to(device)), large.to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -84,6 +86,7 @@ def _finish(
     bundle = read_config(out)
     training = {**bundle.training, "upscaler": provenance}
     save_config(out, bundle.model_copy(update={"upscaler": config, "training": training}))
+    network.cpu()
     large = batches.draw(10**9, 8).pictures
     small = F.interpolate(large, scale_factor=0.5, mode="bicubic", antialias=True)
     rows = [*small, *network(small), *large]

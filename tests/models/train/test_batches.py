@@ -200,3 +200,15 @@ def test_no_held_out_pair_in_the_real_data() -> None:
     batches = Batches(data, heldout, 0, Mix(0.5, 0.5))
     made = [caption for step in range(40) for caption in batches.draw(step, 64).captions]
     assert not [caption for caption in made if heldout.forbids(caption)]
+
+
+@pytest.mark.parametrize("start", range(0, 14, 2))
+def test_an_echoed_batch_comes_again_under_the_next_number(folder: Path, start: int) -> None:
+    """Rank 0 of two, each batch three times; begun anywhere, also amid the echoes."""
+    data = load_pictures(folder, 24, progress=False)
+    once, thrice = (Batches(data, HELDOUT, 0, echo=n) for n in (1, 3))
+    stream = thrice.stream(4, start, 2)
+    for step in range(start, 20, 2):
+        number, batch = next(stream)
+        assert number == step
+        assert batch.captions == once.draw(step // 2 // 3 * 2, 4).captions

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,8 +67,7 @@ def test_a_resumed_run_has_the_curve_of_an_unbroken_one(
 
     monkeypatch.setattr(Checkpoint, "due", lambda _: True)
     monkeypatch.setattr(Budget, "advance", kill_at_three)
-    with pytest.raises(KeyboardInterrupt):
-        train("denoiser", folder, clip_only, 6, *SMALL)
+    assert train("denoiser", folder, clip_only, 6, *SMALL) == 130
     monkeypatch.undo()
     assert train("denoiser", folder, clip_only, 6, *SMALL) == 0
     assert losses(clip_only) == pytest.approx(unbroken, rel=1e-2)
@@ -191,3 +191,90 @@ def test_torchrun_is_refused_where_it_would_train_two_models(
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     assert train("clip", folder, tmp_path / "out", 1, *SMALL_CLIP) == 1
     assert "run it without torchrun" in capsys.readouterr().err
+
+
+def test_a_call_may_end_before_its_run_and_the_next_goes_on(
+    folder: Path, clip_only: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ["--call-minutes", "0.0001"]
+    codes = [train("denoiser", folder, clip_only, 3, *SMALL, *short) for _ in range(3)]
+    assert codes == [75, 75, 0]
+    assert "paused after 33% of the run, 1 steps" in capsys.readouterr().err
+    assert len(losses(clip_only)) == 3
+    assert load_bundle(clip_only).config.training["denoiser"]["steps"] == 3
+
+
+def test_a_line_that_a_kill_cut_short_is_dropped(folder: Path, clip_only: Path) -> None:
+    assert train("denoiser", folder, clip_only, 2, *SMALL) == 0
+    with (clip_only / "denoiser.jsonl").open("a") as file:
+        file.write('{"step": 3, "seco')
+    assert train("denoiser", folder, clip_only, 3, *SMALL) == 0
+    assert len(losses(clip_only)) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--image-size", "25"], "image_size is 25"),
+        (["--width", "20"], "--width"),
+        (["--favour", "cubist"], "--favour names styles that no caption has: cubist"),
+        (["--heldout", "none.txt"], "--heldout names no file"),
+        (["--parameterisation", "eps", "--zero-terminal-snr"], "v does"),
+        (["--width", "24"], "is of a run with other sizes"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(
+    folder: Path,
+    clip_only: Path,
+    options: list[str],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if sentence.startswith("is of"):
+        assert train("denoiser", folder, clip_only, 1, *SMALL) == 0
+    assert train("denoiser", folder, clip_only, 2, *SMALL, *options) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("avocat train: ")
+    assert sentence in said
+
+
+def test_a_damaged_checkpoint_says_what_to_do(
+    folder: Path, clip_only: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (clip_only / "denoiser.checkpoint").write_bytes(b"cut short")
+    assert train("denoiser", folder, clip_only, 1, *SMALL) == 1
+    assert "denoiser.checkpoint' is damaged" in capsys.readouterr().err
+
+
+def test_training_again_keeps_what_else_the_bundle_says(folder: Path, clip_only: Path) -> None:
+    assert train("denoiser", folder, clip_only, 1, *SMALL) == 0
+    assert train("upscaler", folder, clip_only, 1) == 0
+    assert train("denoiser", folder, clip_only, 2, *SMALL, "--schedule", "linear") == 0
+    again = load_bundle(clip_only)
+    assert again.config.upscales == [1, 2, 4]
+    assert set(again.config.training) == {"denoiser", "upscaler"}
+    assert again.config.noise_schedule.kind == "linear"
+
+
+@pytest.mark.load
+def test_a_killed_process_resumes_with_the_same_curve(folder: Path, clip_only: Path) -> None:
+    """SIGKILL, twice, as soon as the metrics have grown; no checkpoint is younger than the kill."""
+    run = ["--data", str(folder), "--out", str(clip_only), "--steps", "60", "--batch-size", "4"]
+    code = "import sys, models.train.checkpoint as c; c.Checkpoint.due = lambda _: True; "
+    code += "from models.train.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "denoiser", *run, *SMALL, "--threads", "1"]
+    metrics = clip_only / "denoiser.jsonl"
+    for least in (5, 25):
+        child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + 120
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < least:
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        child.kill()
+        child.wait()
+    assert subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    resumed = losses(clip_only)
+    for name in ("denoiser.jsonl", "denoiser.checkpoint", "denoiser.safetensors"):
+        (clip_only / name).unlink()
+    assert train("denoiser", folder, clip_only, 60, *SMALL, "--threads", "1") == 0
+    assert resumed == pytest.approx(losses(clip_only), rel=1e-2)

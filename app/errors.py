@@ -305,7 +305,8 @@ async def _on_redis_error(request: Request, error: Exception) -> Response:
     away = isinstance(error, _REDIS_AWAY) or str(error).startswith(_REDIS_REFUSES)
     if not away:
         raise error
-    _log.warning("redis is away", reason=type(error).__name__)
+    # As many lines as there are requests would bury the others; `Outage` tells of the outage.
+    _log.debug("redis is away", reason=type(error).__name__)
     return problem_response(
         request,
         PROBLEMS[Unavailable],

@@ -20,18 +20,17 @@ async def image_bytes(services: Services, image: StoredImage) -> bytes:
 
     Raises:
         ImageNotFound: it is missing or damaged.
-        Unavailable: the storage is away.
+        Unavailable: the storage is away, or may not be read.
     """
     try:
         data = await to_thread.run_sync(services.storage.read, image.name)
-    except StorageError as error:
+    except FileNotFoundError:
+        data = b""
+    except (StorageError, OSError) as error:
         _log.error("image cannot be read", image=image.name, reason=str(error))
         raise Unavailable(
             "The storage of images does not answer; try again soon", headers={"Retry-After": "5"}
         ) from None
-    except OSError as error:
-        _log.error("image cannot be read", image=image.name, reason=type(error).__name__)
-        data = b""
     if hashlib.sha256(data).hexdigest() != image.sha256:  # never send what is not the picture
         _log.error("image is missing or damaged", image=image.name, bytes=len(data))
         raise ImageNotFound(f"The image {image.name!r} is lost; submit the job again")

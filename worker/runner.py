@@ -19,6 +19,7 @@ from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from app.jobs.models import ModelCard
+from app.jobs.outage import Outage
 from app.jobs.store import JobStore
 from app.jobs.tracing import Tracing
 from app.settings import Settings
@@ -34,7 +35,6 @@ from worker.listener import Listener
 from worker.loop import EngineLoop
 from worker.mail import Letter, Mail, StopRequested
 from worker.metrics import Metrics
-from worker.outage import Outage
 from worker.previews import Previews
 from worker.progress import Progress, Speed
 from worker.prompts import Prompts

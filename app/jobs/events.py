@@ -19,6 +19,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from app import keys
 from app.jobs import scripts
 from app.jobs.followers import Follower, Preview, Topic
+from app.jobs.outage import Outage
 from app.jobs.outlook import Outlook, Outlooks
 from app.jobs.reader import JobReader
 from app.jobs.record import JobRecord, JobStatus
@@ -28,7 +29,6 @@ __all__ = ["EventHub"]
 _log = structlog.get_logger()
 
 _LOOK_EVERY_S = 2.0
-_TRY_AGAIN_AFTER_S = 0.5
 _READ_WITHIN_S = 5.0
 _BATCH = 200  # jobs per round trip: other requests get their turn in between
 
@@ -52,8 +52,8 @@ class EventHub:
         """Subscribe and read in the background; a lost Redis is tried again until `close`."""
         if not self._tasks:
             self._tasks = [
-                asyncio.create_task(self._insist(self._subscribe), name="job-events"),
-                asyncio.create_task(self._insist(self._keep_up), name="job-records"),
+                asyncio.create_task(self._insist(self._subscribe, "job events"), name="job-events"),
+                asyncio.create_task(self._insist(self._keep_up, "job records"), name="job-records"),
             ]
 
     def release_streams(self) -> None:
@@ -137,19 +137,21 @@ class EventHub:
                 await follower.wait(left)
         return await self._reader.get(job_id)
 
-    async def _insist(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _insist(self, work: Callable[[Outage], Awaitable[None]], what: str) -> None:
+        outage, loop = Outage(what), asyncio.get_running_loop()
         while not self.closed:
             try:
-                await work()
+                await work(outage)
             except (RedisError, OSError) as error:
-                _log.warning("job events lost, trying again", reason=type(error).__name__)
-                await asyncio.sleep(_TRY_AGAIN_AFTER_S)
+                outage.failed(error, loop.time())
+                await asyncio.sleep(outage.wait_s(loop.time()))
 
-    async def _subscribe(self) -> None:
+    async def _subscribe(self, outage: Outage) -> None:
         async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
             await cast(Awaitable[None], pubsub.subscribe(keys.EVENTS))
             while not self.closed:
                 message = await pubsub.get_message(timeout=1.0)
+                outage.over()
                 if message is not None:
                     self._dispatch(message["data"])
 
@@ -180,7 +182,7 @@ class EventHub:
         self._unread.add(job_id)
         self._wanted.set()
 
-    async def _keep_up(self) -> None:
+    async def _keep_up(self, outage: Outage) -> None:
         """Read what is to be read, and now and then look at everything."""
         loop = asyncio.get_running_loop()
         look_at = loop.time() + _LOOK_EVERY_S
@@ -189,8 +191,10 @@ class EventHub:
             if loop.time() >= look_at:
                 await self._look()
                 look_at = loop.time() + _LOOK_EVERY_S
+                outage.over()
             while batch := list(itertools.islice(self._unread, _BATCH)):
                 await self._read(batch)
+                outage.over()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(look_at):
                     await self._wanted.wait()

@@ -1,9 +1,11 @@
 """Waiting for jobs to end."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
+import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app import keys
@@ -50,6 +52,36 @@ async def test_odd_messages_do_not_stop_it(service: Service, data: bytes) -> Non
     service.draw(job)
     record = await asyncio.wait_for(wait, 6)
     assert record is not None
+
+
+async def test_without_redis_the_api_says_so_once_and_is_back_within_five_seconds(
+    tmp_path: Path,
+) -> None:
+    server = EmbeddedRedis(tmp_path / "redis")
+    server.start()
+    try:
+        async with serving(server.url, tmp_path)() as service:
+            job = (await service.submit())["id"]
+            wait = asyncio.create_task(hub(service).wait_until_terminal(job, 60))
+            await until(lambda: service.redis.pubsub_numsub(keys.EVENTS)[0][1] == 1)
+            with structlog.testing.capture_logs() as logs:
+                server.process.kill()
+                server.process.wait()
+                began = time.monotonic()
+                while time.monotonic() < began + 4:
+                    answer = await service.client.post("/v1/jobs", json={"prompt": "x"})
+                    assert answer.status_code == 503
+                    assert int(answer.headers["Retry-After"]) >= 1
+                said = [entry for entry in logs if entry["log_level"] != "debug"]
+                assert 1 <= len(said) <= 8, said
+                server.start()
+                back = time.monotonic()
+                await until(lambda: service.redis.pubsub_numsub(keys.EVENTS)[0][1] == 1)
+                service.draw(job)
+                assert (await asyncio.wait_for(wait, 10)).status.terminal
+                assert time.monotonic() < back + 5
+    finally:
+        server.stop()
 
 
 async def test_a_wait_outlives_a_restart_of_redis(tmp_path: Path) -> None:

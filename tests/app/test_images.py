@@ -157,6 +157,20 @@ async def test_all_processes_sign_alike(serve: Serve) -> None:
         assert (await third.client.get(url)).status_code == 403
 
 
+async def test_a_file_that_cannot_be_read_now_is_not_called_lost(service: Service) -> None:
+    image = service.draw((await service.submit())["id"])[0]
+    path = service.storage.path(image.name)
+    path.rename(path.with_name("aside"))
+    path.mkdir()  # root may read every file, but nobody a folder
+    url = f"/v1/images/{image.name}"
+    answer = await service.client.get(url)
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"] == "5"
+    path.rmdir()
+    path.with_name("aside").rename(path)
+    assert (await service.client.get(url)).status_code == 200
+
+
 async def test_a_damaged_file_is_never_sent(service: Service) -> None:
     url = await drawn(service)
     path = service.storage.path(urlsplit(url).path.rpartition("/")[2])

@@ -10,13 +10,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.embedded_redis import EmbeddedRedis
 from app.jobs.connection import connect
+from app.jobs.outage import Outage
 from app.jobs.record import JobStatus
 from app.jobs.store import JobStore
 from app.settings import Settings
 from models.bundle import Bundle
 from tests.worker.conftest import Jobs, wait_for
 from tests.worker.parts import slowed
-from worker.outage import Outage
 
 
 def test_waits_grow_and_each_reason_is_said_once() -> None:

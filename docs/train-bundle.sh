@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Trains a whole bundle in calls of a fixed length: call it again, with the same words, until it ends with 0.
+#
+#   docs/train-bundle.sh PICTURES OUT [MINUTES OF THIS CALL]
+#
+# Parts that are done are passed over; a call that ends earlier exits with 75. LENGTH="--steps 20"
+# makes every part so short, to see that all of them run.
+set -euo pipefail
+pictures=$1 out=$2 minutes=${3:-100000}
+python=${PYTHON:-python3}
+loaders=${LOADERS:-0}
+end=$(($(date +%s) + minutes * 60))
+mkdir -p "$out"
+held=()
+[ -e "$pictures/heldout.txt" ] && held=(--heldout "$pictures/heldout.txt")
+
+part() { # part NAME FOLDER MINUTES OPTIONS…
+    local name=$1 folder=$2 length=${LENGTH:---minutes $3}
+    shift 3
+    [ -e "$out/.$name.done" ] && return
+    local left=$(((end - $(date +%s)) / 60))
+    [ "$left" -ge 1 ] || exit 75
+    # shellcheck disable=SC2086  # the length is two words
+    "$python" -m models.train "$name" --data "$pictures" "${held[@]}" --out "$folder" $length \
+        --call-minutes "$left" --loaders "$loaders" "$@"
+    touch "$out/.$name.done"
+}
+
+part clip "$out" 7 --image-size 64 --batch-size "${BATCH:-1024}" ${TEACHER:+--teacher "$TEACHER"}
+part denoiser "$out" 14 --image-size 64 --patch 2 --width 64 --multipliers 1 2 4 \
+    --scenes 0.25 --batch-size "${BATCH:-512}" --echo 2 --name "${NAME:-emoji}"
+part upscaler "$out" 2 --batch-size 32
+part distil "$out" 5 --scenes 0.25 --batch-size "${BATCH:-512}"
+part judge "$out-judge" 4 --image-size 64 --batch-size "${BATCH:-512}"

@@ -36,6 +36,8 @@ __all__ = [
     "SubmitterDep",
     "make_services",
     "own_record",
+    "services_of",
+    "submitting_caller",
 ]
 
 _STORAGE_PATIENCE_S = 5.0  # somebody waits for the answer
@@ -90,14 +92,14 @@ def make_services(settings: Settings) -> Services:
     )
 
 
+def services_of(request: Request) -> Services:
+    """The application's services; for those to whom a declared dependency is too dear."""
+    return cast(Services, request.app.state.services)
+
+
 async def get_services(request: Request) -> Services:
     """The application's services."""
-    return _services(request)
-
-
-def _services(request: Request) -> Services:
-    # Dependencies call each other like this: each one that is declared costs as much as a query.
-    return cast(Services, request.app.state.services)
+    return services_of(request)
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]
@@ -124,16 +126,16 @@ async def own_record(
 
 async def get_caller(request: Request) -> Caller:
     """Who asks; raises Unauthorized."""
-    return _services(request).authenticator.caller(request.headers.get("authorization"))
+    return services_of(request).authenticator.caller(request.headers.get("authorization"))
 
 
 CallerDep = Annotated[Caller, Depends(get_caller)]
 
 
-async def get_submitting_caller(request: Request) -> Caller:
+async def submitting_caller(request: Request) -> Caller:
     """Who submits; counts it against the key's rate, and raises QuotaExceeded over it."""
     caller = await get_caller(request)
-    state = await _services(request).limiter.take(caller.owner)
+    state = await services_of(request).limiter.take(caller.owner)
     if state is None:
         return caller
     for name, value in state.headers.items():
@@ -147,4 +149,4 @@ async def get_submitting_caller(request: Request) -> Caller:
     return caller
 
 
-SubmitterDep = Annotated[Caller, Depends(get_submitting_caller)]
+SubmitterDep = Annotated[Caller, Depends(submitting_caller)]

@@ -86,6 +86,9 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="Comma-separated `name:secret` or `name:secret:high`; empty: open to everyone",
     )
+    allow_anonymous: bool = Field(
+        False, description="Whether to listen on more than this machine although there are no keys"
+    )
     signing_key: SecretStr | None = Field(
         None, description="Key of image URL signatures; empty: drawn once and kept in Redis"
     )

@@ -19,6 +19,7 @@ else
 fi
 compose+=(--project-name avocat-check)
 export DOCKER_BUILDKIT=1 COMPOSE_DOCKER_CLI_BUILD=1 AVOCAT_PORT="${AVOCAT_PORT:-18000}"
+export AVOCAT_ALLOW_ANONYMOUS=true # its gateway is published on this machine alone
 url="${BASE_URL:-http://127.0.0.1:$AVOCAT_PORT}"
 trap '"${compose[@]}" down --volumes --timeout 60' EXIT
 

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import ipaddress
 import os
 import socket
 import time
@@ -72,8 +73,25 @@ def lock_data_folder(folder: Path) -> int:
             time.sleep(0.05)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """The listening socket, which outlives a restart of the API; ends with a sentence if taken."""
+def listen(settings: Settings) -> socket.socket:
+    """The listening socket, which outlives a restart of the API.
+
+    Ends with one sentence if it cannot be had, or if strangers could reach a service without keys.
+    """
+    listener = _bound(settings.host, settings.port)
+    address = listener.getsockname()[0]
+    open_to_all = not settings.keys and not settings.allow_anonymous
+    if open_to_all and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        listener.close()
+        fail(
+            f"without keys everybody who reaches {settings.host} could use the service: set "
+            "AVOCAT_API_KEYS=name:secret, or AVOCAT_ALLOW_ANONYMOUS=true if that is wanted",
+            ExitCode.BAD_INPUT,
+        )
+    return listener
+
+
+def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         made = socket.create_server((host, port), family=family, backlog=2048)

@@ -77,7 +77,7 @@ def serve(
     check_bundle(settings.bundle)
     lock = lock_data_folder(settings.data_dir)
     check_storage(settings)
-    listener = listen(settings.host, settings.port)
+    listener = listen(settings)
     address, bound_port = reachable(listener)
     url = f"http://[{address}]:{bound_port}" if ":" in address else f"http://{address}:{bound_port}"
     if not as_json:
@@ -145,11 +145,13 @@ def api(
 
     It keeps no state: any number may run behind a gateway.
 
-    Example: AVOCAT_REDIS_URL=redis://redis:6379/0 avocat api --host 0.0.0.0
+    \b
+    Example:
+      AVOCAT_REDIS_URL=redis://redis:6379/0 AVOCAT_API_KEYS=me:secret avocat api --host 0.0.0.0
     """
     apply_overrides(host=host, port=port)
     settings = read_settings()
-    listener = socket.socket(fileno=fd) if fd is not None else listen(settings.host, settings.port)
+    listener = socket.socket(fileno=fd) if fd is not None else listen(settings)
     # Here, so that the other commands start faster.
     from app.main import create_app
     from app.server import Server, allow_many_connections

@@ -69,7 +69,7 @@ class Services:
 def make_services(settings: Settings) -> Services:
     """Build all services on one Redis client."""
     redis = connect_async(settings.resolved_redis_url)
-    outlooks = Outlooks(redis)
+    outlooks = Outlooks(redis, settings.patience_s)
     key = settings.signing_key
     return Services(
         settings=settings,

@@ -33,6 +33,7 @@ __all__ = [
     "rq_job",
     "rq_queue",
     "rq_running",
+    "turns",
 ]
 
 # RQ: queue names in the order workers serve them, and the function every job names.
@@ -69,6 +70,9 @@ CANCELS = "avocat:cancels"
 WAKEUPS = "avocat:wakeups"
 
 OWNER_PREFIX = "avocat:owner:"
+# hash per queue: model -> start tag of its last job taken; model, line feed, owner -> end of the
+# owner's last job there. In forwards of the network. Gone when the queue was empty.
+TURNS_PREFIX = "avocat:turns:"
 
 
 def job(job_id: str) -> str:
@@ -94,6 +98,11 @@ def idempotency(owner: str, key: str) -> str:
 def repeat(owner: str, digest: str) -> str:
     """String: id of the owner's newest job with the pictures of `digest`; expires with it."""
     return f"avocat:repeat:{owner}:{digest}"
+
+
+def turns(queue: str) -> str:
+    """Hash: what each owner of waiting jobs has had of a queue."""
+    return f"{TURNS_PREFIX}{queue}"
 
 
 def rate(owner: str) -> str:

@@ -131,6 +131,12 @@ class Settings(BaseSettings):
     max_attempts: int = Field(
         3, ge=1, description="Times a job is taken again when its worker is lost, first included"
     )
+    patience_s: int = Field(
+        120,
+        ge=1,
+        description="Seconds after which a job that waits behind higher priorities makes its queue "
+        "have every second turn",
+    )
     lease_s: int = Field(15, ge=3, description="Seconds after which a silent worker counts as lost")
     slots: int = Field(16, ge=1, description="Rows a worker advances at once; a picture is one row")
     micro_batch: int = Field(2, ge=1, description="Rows of the network's fixed batch shape")

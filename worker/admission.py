@@ -1,7 +1,8 @@
 """Admission policy: which waiting jobs enter the engine now. Pure."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+
+from app.jobs.line import Line
 
 __all__ = ["Candidate", "choose"]
 
@@ -15,18 +16,19 @@ class Candidate:
     alone: bool = False
 
 
-def choose(candidates: Sequence[Candidate], *, free: int, idle: bool) -> list[Candidate]:
-    """The candidates to admit, in the order given: priority first, oldest first within.
+def choose(line: Line[Candidate], *, now: float, free: int, idle: bool) -> list[Candidate]:
+    """The candidates to admit, in the order of the line (app/jobs/line.py), and out of it.
 
     A job enters when all of its rows fit into the `free` slots, or when the engine is `idle`.
     None overtakes one that has to wait, so a job with many rows cannot be starved by small ones. A
     job that may be what killed its workers runs alone, so that it takes no neighbour down again.
     """
     chosen: list[Candidate] = []
-    for candidate in candidates:
+    while (candidate := line.head(now)) is not None:
         first = idle and not chosen
         if not first and (candidate.alone or candidate.rows > free):
             break
+        line.take(now)
         chosen.append(candidate)
         free -= candidate.rows
         if candidate.alone:

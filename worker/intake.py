@@ -1,11 +1,13 @@
 """Takes jobs out of the queues, as many as the engine has room for."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import structlog
 from redis import Redis
 
+from app.jobs.ids import made_at
+from app.jobs.line import Line
 from app.jobs.record import JobStatus
 from app.jobs.store import JobStore
 from worker import problems
@@ -35,8 +37,9 @@ class Intake:
         worker: str,
         model: str,
         timeout_s: int,
+        patience_s: float,
     ) -> None:
-        """`timeout_s` is for jobs that came without one of their own."""
+        """`timeout_s` is for jobs that came without one of their own; `patience_s`: see `Line`."""
         self._redis = redis
         self._store = store
         self._ledger = ledger
@@ -44,6 +47,8 @@ class Intake:
         self._worker = worker
         self._model = model
         self._timeout_s = timeout_s
+        self._patience_s = patience_s
+        self._impatient = True
         self._passed_over = 0  # entries for other workers seen last time
         self._left = False  # whether some of them are of a later release
 
@@ -55,32 +60,39 @@ class Intake:
         """
         # Twice as deep each time where others' entries lie in front.
         limit = min(_DEEPEST, max(1, free) + 2 * self._passed_over)
-        ours = self._ours(waiting(self._redis, limit))
-        by_id = {one.job.id: one for one in ours}
-        candidates = [
-            Candidate(id_, _rows(one), alone=one.job.retries_left == 0)
-            for id_, one in by_id.items()
-        ]
-        for one in choose(candidates, free=free, idle=idle):
+        heads = waiting(self._redis, limit)
+        ours = self._ours(heads.entries)
+        by_id = {one.job.id: one for queue in ours for one in queue}
+        line = Line(
+            [[_candidate(one) for one in queue] for queue in ours],
+            lambda one: made_at(one.job_id),
+            patience_s=self._patience_s,
+            beyond=heads.beyond,
+            impatient=self._impatient,
+        )
+        chosen = choose(line, now=time.time(), free=free, idle=idle)
+        self._impatient = line.impatient
+        for one in chosen:
             flight = self._claim(by_id[one.job_id], clock)
             if flight is not None:
                 yield flight
 
-    def _ours(self, entries: list[Waiting | Unfit | Newer]) -> list[Waiting]:
+    def _ours(self, queues: Sequence[Sequence[Waiting | Unfit | Newer]]) -> list[list[Waiting]]:
         """Entries for this worker's model; those that nobody can run are taken out."""
-        ours: list[Waiting] = []
+        ours: list[list[Waiting]] = [[] for _ in queues]
         strangers: list[Waiting] = []
-        newer = [entry for entry in entries if isinstance(entry, Newer)]
+        newer = [entry for queue in queues for entry in queue if isinstance(entry, Newer)]
         self._leave(newer)
-        for entry in entries:
-            if isinstance(entry, Newer):
-                continue
-            if isinstance(entry, Unfit):
-                self._refuse(entry)
-            elif entry.record.request.model == self._model:
-                ours.append(entry)
-            else:
-                strangers.append(entry)
+        for queue, entries in zip(ours, queues, strict=True):
+            for entry in entries:
+                if isinstance(entry, Newer):
+                    continue
+                if isinstance(entry, Unfit):
+                    self._refuse(entry)
+                elif entry.record.request.model == self._model:
+                    queue.append(entry)
+                else:
+                    strangers.append(entry)
         self._passed_over = len(strangers) + len(newer)
         live = live_models(self._redis) if strangers else set()
         for entry in strangers:
@@ -129,5 +141,6 @@ class Intake:
         return flight
 
 
-def _rows(entry: Waiting) -> int:
-    return min(MOST_PICTURES, max(entry.record.request.n, entry.record.request.best_of))
+def _candidate(entry: Waiting) -> Candidate:
+    rows = min(MOST_PICTURES, entry.record.request.rows)
+    return Candidate(entry.job.id, rows, alone=entry.job.retries_left == 0)

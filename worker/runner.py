@@ -103,6 +103,7 @@ class Runner(RegisteredWorker):
             worker=name,
             model=card.name,
             timeout_s=settings.job_timeout_s,
+            patience_s=settings.patience_s,
         )
         self._settling = Settling(store, ledger, results)
         self._recovery = Recovery(redis, store, ledger, results, storage)

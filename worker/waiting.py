@@ -7,10 +7,12 @@ from typing import Any
 from redis import Redis
 
 from app import keys
+from app.jobs.ids import made_at
 from app.jobs.record import JobRecord, RecordTooNew, from_hash
+from app.jobs.scripts import OLDEST
 from worker.rq_json import GenerateJob, JSONSerializer, NotOurJob
 
-__all__ = ["Newer", "Unfit", "Waiting", "read_job", "waiting"]
+__all__ = ["Heads", "Newer", "Unfit", "Waiting", "read_job", "waiting"]
 
 _SUSPENDED = "rq:suspended"  # set by `rq suspend`
 
@@ -42,17 +44,30 @@ class Newer:
     reason: str
 
 
-def waiting(redis: Redis, limit: int) -> list[Waiting | Unfit | Newer]:
-    """The first `limit` entries of each queue, in the order to serve them; none if suspended."""
+@dataclass(frozen=True, eq=False)
+class Heads:
+    """The first entries of each queue, and since when the oldest of the others waits, or inf."""
+
+    entries: Sequence[Sequence[Waiting | Unfit | Newer]]
+    beyond: Sequence[float]
+
+
+def waiting(redis: Redis, limit: int) -> Heads:
+    """The first `limit` entries of each queue of `keys.QUEUES`; none if suspended."""
+    lists = [keys.rq_queue(name) for name in keys.QUEUES]
     pipe = redis.pipeline(transaction=False)
     pipe.exists(_SUSPENDED)
-    for name in keys.QUEUES:
-        pipe.lrange(keys.rq_queue(name), 0, limit - 1)
-    suspended, *heads = pipe.execute()
+    pipe.eval(OLDEST, len(lists), *lists, limit)
+    for name in lists:
+        pipe.lrange(name, 0, limit - 1)
+    suspended, oldest, *heads = pipe.execute()
     if suspended:
-        return []
-    return _read(
-        redis, [(name, id_) for name, ids in zip(keys.QUEUES, heads, strict=True) for id_ in ids]
+        heads = [[] for _ in heads]
+    found = [(name, id_) for name, ids in zip(keys.QUEUES, heads, strict=True) for id_ in ids]
+    entries = iter(_read(redis, found))
+    return Heads(
+        [[next(entries) for _ in ids] for ids in heads],
+        [made_at(job_id.decode("utf-8", "replace")) for job_id in oldest],
     )
 
 

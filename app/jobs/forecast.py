@@ -5,8 +5,10 @@ batch with it and on who comes in when somebody leaves. What arrives later is no
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from app.jobs.line import Line
 
 __all__ = ["Engine", "Load", "forecast"]
 
@@ -28,6 +30,7 @@ class Load:
     rows: int
     steps: float  # left, for each row
     forwards: float  # per row and step: 2 with guidance, 1 without, between where it acts in part
+    since: float = math.inf  # unix seconds it waits from
 
 
 class _Playing:
@@ -75,32 +78,35 @@ class _Playing:
 
 
 def forecast(
-    engines: Sequence[Engine], running: Mapping[int, Sequence[Load]], waiting: Iterable[Load]
+    engines: Sequence[Engine],
+    running: Mapping[int, Sequence[Load]],
+    waiting: Sequence[Sequence[Load]],
+    patience_s: float = math.inf,
+    at: float = 0.0,
 ) -> dict[str, float]:
-    """Seconds until each job is done.
+    """Seconds from `at`, unix seconds, until each job is done.
 
-    `running`: by index of the engine that has them; `waiting`: in the order to be taken. A job is
-    taken when an engine has slots for all of its rows or none in flight, and none overtakes it.
+    `running`: by index of the engine that has them; `waiting`: by queue, as `Line` has them. A job
+    is taken when an engine has slots for all of its rows or none in flight, and none overtakes it.
     """
     playing = [_Playing(engine) for engine in engines]
     for index, loads in running.items():
         for load in loads:
             playing[index].admit(load)
-    line = iter(waiting)
-    head = next(line, None)
+    line = Line(waiting, lambda load: load.since, patience_s=patience_s)
+    now = 0.0
     ends: dict[str, float] = {}
-    while head is not None:
+    while (head := line.head(at + now)) is not None:
         taker = next((one for one in playing if one.free >= head.rows or not one.loads), None)
         if taker is not None:
             taker.admit(head)
-            head = next(line, None)
+            line.take(at + now)
             continue
-        soonest = min(playing, key=_Playing.next_end)
-        at = soonest.next_end()
+        now = min(one.next_end() for one in playing)
         for one in playing:
-            ends |= dict.fromkeys(one.advance(at), at)
+            ends |= dict.fromkeys(one.advance(now), now)
     for one in playing:  # nobody comes in any more: each engine plays on by itself
         while one.left:
-            at = one.next_end()
-            ends |= dict.fromkeys(one.advance(at), at)
+            now = one.next_end()
+            ends |= dict.fromkeys(one.advance(now), now)
     return ends

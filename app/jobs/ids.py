@@ -1,9 +1,11 @@
 """Job ids: ULIDs, which sort by time and carry 80 random bits."""
 
+import functools
+import math
 import re
 import secrets
 
-__all__ = ["is_job_id", "new_job_id"]
+__all__ = ["is_job_id", "made_at", "new_job_id"]
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32
 _JOB_ID = re.compile(rf"[0-7][{_ALPHABET}]{{25}}")
@@ -18,3 +20,10 @@ def new_job_id(now: float) -> str:
 def is_job_id(text: str) -> bool:
     """Whether `text` has the form of an id; what has not, need not be looked up."""
     return _JOB_ID.fullmatch(text) is not None
+
+
+def made_at(job_id: str) -> float:
+    """Unix seconds at which an id was made; infinity for what is no id."""
+    if not is_job_id(job_id):
+        return math.inf
+    return functools.reduce(lambda n, sign: n * 32 + _ALPHABET.index(sign), job_id[:10], 0) / 1000

@@ -12,7 +12,9 @@ from redis.asyncio import Redis
 
 from app import keys
 from app.jobs.forecast import Engine, Load, forecast
+from app.jobs.ids import made_at
 from app.jobs.record import JobRecord, JobRequest, JobStatus
+from app.jobs.scripts import OLDEST
 
 __all__ = ["Outlook", "Outlooks", "load_of"]
 
@@ -39,36 +41,34 @@ class _Model:
     waiting: dict[str, list[Load]] = field(default_factory=dict)  # by queue
     ends: dict[str, float] = field(default_factory=dict)  # seconds from the look
 
-    def play(self) -> None:
+    def play(self, patience_s: float) -> None:
         """Fill `ends`."""
         if self.engines:
-            line = [load for queue in keys.QUEUES for load in self.waiting.get(queue, ())]
-            self.ends = forecast(self.engines, self.running, line)
+            line = [self.waiting.get(queue, []) for queue in keys.QUEUES]
+            self.ends = forecast(self.engines, self.running, line, patience_s, time.time())
 
-    def end_of(self, load: Load, record: JobRecord) -> float:
-        """Seconds for a job that came after the look: among those that run, or behind its queue."""
+    def end_of(self, load: Load, record: JobRecord, ahead: int | None) -> float:
+        """Seconds for a job that came after the look: among those that run, or in its queue."""
         if record.status is JobStatus.RUNNING:
             return forecast(self.engines[:1], {0: [*self.running.get(0, ()), load]}, [])[
                 load.job_id
             ]
         queue = record.request.priority
-        queues = keys.QUEUES[: keys.QUEUES.index(queue) + 1]
-        before = [one for name in queues for one in self.waiting.get(name, ())]
+        higher = keys.QUEUES[: keys.QUEUES.index(queue)]
+        before = [one for name in higher for one in self.waiting.get(name, ())]
+        own = self.waiting.setdefault(queue, [])
+        place = len(own) if ahead is None else max(0, ahead - len(before))
+        before += own[:place]
         before += [one for loads in self.running.values() for one in loads]
-        self.waiting.setdefault(queue, []).append(load)
+        own.insert(place, load)
         rate = sum(one.micro_batch / one.seconds_per_call for one in self.engines)
-        alone = min(forecast([engine], {}, [load])[load.job_id] for engine in self.engines)
+        alone = min(forecast([engine], {}, [[load]])[load.job_id] for engine in self.engines)
         return max(alone, sum(map(_work, [*before, load])) / rate)
 
 
-def load_of(job_id: str, request: JobRequest, steps_left: float) -> Load:
+def load_of(job_id: str, request: JobRequest, steps_left: float, since: float = 0.0) -> Load:
     """What a job still asks of an engine."""
-    first, last = request.guidance_interval
-    guided = 0.0
-    if request.guidance_scale != 1:
-        shares = (step / max(1, request.steps - 1) for step in range(request.steps))
-        guided = sum(first <= share <= last for share in shares) / request.steps
-    return Load(job_id, max(request.n, request.best_of), steps_left, 1 + guided)
+    return Load(job_id, request.rows, steps_left, request.forwards / request.steps, since)
 
 
 def _work(load: Load) -> float:
@@ -78,8 +78,9 @@ def _work(load: Load) -> float:
 class Outlooks:
     """Looks at the queues and the workers now and then, and plays forward what they will do."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, patience_s: float) -> None:
         self._redis = redis
+        self._patience_s = patience_s
         self._lock = asyncio.Lock()
         self._models: dict[str, _Model] = {}
         self._loads: dict[str, tuple[str, Load]] = {}  # by job: its model, and what it asks
@@ -104,17 +105,17 @@ class Outlooks:
         if record.status.terminal:
             return Outlook()
         position = ahead if record.status is JobStatus.QUEUED else None
-        eta_s = self._eta_s(record)
+        eta_s = self._eta_s(record, ahead)
         return Outlook(position, None if eta_s is None else round(eta_s, 3))
 
-    def _eta_s(self, record: JobRecord) -> float | None:
+    def _eta_s(self, record: JobRecord, ahead: int | None) -> float | None:
         model = self._models.get(record.request.model)
         if model is None or not model.engines:
             return None
         since = time.monotonic() - self._looked_at
         if record.id not in model.ends:  # it came after the look
             load = load_of(record.id, record.request, record.total_steps - record.step)
-            model.ends[record.id] = since + model.end_of(load, record)
+            model.ends[record.id] = since + model.end_of(load, record, ahead)
         return max(0.0, model.ends[record.id] - since)
 
     async def _positions(self, records: Sequence[JobRecord]) -> dict[str, int]:
@@ -123,17 +124,23 @@ class Outlooks:
         if not queued:
             return {}
         pipe = self._redis.pipeline(transaction=False)
-        for queue in keys.QUEUES:
-            pipe.llen(keys.rq_queue(queue))
+        lists = [keys.rq_queue(queue) for queue in keys.QUEUES]
+        pipe.eval(OLDEST, len(lists), *lists, 0)
+        for queue in lists:
+            pipe.llen(queue)
         for record in queued:
             pipe.lpos(keys.rq_queue(record.request.priority), record.id)
-        replies = await pipe.execute()
-        lengths, places = replies[: len(keys.QUEUES)], replies[len(keys.QUEUES) :]
+        oldest, *replies = await pipe.execute()
+        lengths, places = replies[: len(lists)], replies[len(lists) :]
+        late = [time.time() - made_at(_text(one)) >= self._patience_s for one in oldest]
         found = {}
         for record, place in zip(queued, places, strict=True):
-            higher = sum(lengths[: keys.QUEUES.index(record.request.priority)])
-            # Not in the list: a worker is just taking it.
-            found[record.id] = 0 if place is None else place + higher
+            at = keys.QUEUES.index(record.request.priority)
+            higher = sum(lengths[:at])
+            if place is None:  # a worker is just taking it
+                found[record.id] = 0
+            else:  # a queue whose patience is over has every second turn
+                found[record.id] = place + (min(higher, place) if late[at] else higher)
         return found
 
     async def _look(self) -> None:
@@ -155,7 +162,7 @@ class Outlooks:
                     if name in models:
                         models[name].waiting.setdefault(queue, []).append(load)
         for model in models.values():
-            model.play()
+            model.play(self._patience_s)
         self._models, self._looked_at = models, began
         took = time.monotonic() - began
         self._look_again_at = began + max(_FRESH_S, took / _SHARE)
@@ -204,7 +211,8 @@ class Outlooks:
     def _remember(self, job_id: str, fields: Sequence[Any] | None) -> None:
         with suppress(ValueError, TypeError):  # whatever lies there
             request = JobRequest.model_validate_json(fields[0])  # type: ignore[index]
-            self._loads[job_id] = request.model, load_of(job_id, request, request.steps)
+            load = load_of(job_id, request, request.steps, made_at(job_id))
+            self._loads[job_id] = request.model, load
 
 
 def _place_running(models: dict[str, _Model], job_id: str, fields: Sequence[Any] | None) -> None:

@@ -77,6 +77,22 @@ class JobRequest(_Frozen):
     webhook_url: str | None = None  # told of the end
 
     @property
+    def rows(self) -> int:
+        """Pictures drawn, of which `n` are kept."""
+        return max(self.n, self.best_of)
+
+    @property
+    def forwards(self) -> int:
+        """Forwards of the network that one row takes: two for a step in which guidance acts."""
+        first, last = self.guidance_interval
+        if self.guidance_scale == 1:
+            return self.steps
+        if first <= 0 and last >= 1:
+            return 2 * self.steps
+        shares = (step / max(1, self.steps - 1) for step in range(self.steps))
+        return self.steps + sum(first <= share <= last for share in shares)
+
+    @property
     def width(self) -> int:
         """Pixels across."""
         return int(self.size.split("x")[0])

@@ -4,9 +4,28 @@ Records keep what a script needs to close them (`owner`, `retention_s`), so work
 settings of the API's. Scripts build the owner's keys from `OWNER_PREFIX`.
 """
 
-from app.keys import CANCELS, EVENTS, IMAGE_EXPIRY, OWNER_PREFIX, WAKEUPS, WEBHOOKS_DUE
+from app.keys import (
+    CANCELS,
+    EVENTS,
+    IMAGE_EXPIRY,
+    OWNER_PREFIX,
+    TURNS_PREFIX,
+    WAKEUPS,
+    WEBHOOKS_DUE,
+)
 
-__all__ = ["ANSWER", "CANCEL", "FINISH", "PROGRESS", "RATE", "REQUEUE", "START", "SUBMIT", "WISH"]
+__all__ = [
+    "ANSWER",
+    "CANCEL",
+    "FINISH",
+    "OLDEST",
+    "PROGRESS",
+    "RATE",
+    "REQUEUE",
+    "START",
+    "SUBMIT",
+    "WISH",
+]
 
 # announce(id, status): one status event.
 # close(key, id, status, now): make a job terminal; returns when it expires.
@@ -55,6 +74,39 @@ local function remember(idempotency, body, id, ttl)
   redis.call('SET', idempotency, cjson.encode({body_sha256 = body, job_id = id}), 'EX', ttl)
 end
 """
+# place(queue, turns, prefix, id, who, cost, fresh): put a job into its queue where its turn is;
+# returns the jobs before it there. `who`: model and owner. Start-time fair queueing: a job's start
+# tag is the later of the end of its owner's last one and the start of the last one taken, so that
+# owners get equal work; who has nothing queued or running (`fresh`) owes nothing. Queues are always
+# sorted by tag, so the place is found by halving, and to take a job needs no thought of fairness.
+_PLACE = """
+local function place(queue, turns, prefix, id, model, owner, cost, fresh)
+  local length = redis.call('LLEN', queue)
+  if length == 0 then redis.call('DEL', turns) end
+  local mine = model .. '\\n' .. owner
+  local known = redis.call('HMGET', turns, model, mine)
+  local turn = tonumber(known[1] or '0')
+  if not fresh then turn = math.max(turn, tonumber(known[2] or '0')) end
+  redis.call('HSET', turns, mine, string.format('%.0f', turn + cost))
+  redis.call('HSET', prefix .. id, 'turn', string.format('%.0f', turn))
+  local function later(at)
+    local its = redis.call('HGET', prefix .. redis.call('LINDEX', queue, at), 'turn')
+    return (tonumber(its or '0') or 0) > turn
+  end
+  local low, high = 0, length
+  if length == 0 or not later(length - 1) then low = length end
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if later(middle) then high = middle else low = middle + 1 end
+  end
+  if low == length then
+    redis.call('RPUSH', queue, id)
+  else
+    redis.call('LINSERT', queue, 'BEFORE', redis.call('LINDEX', queue, low), id)
+  end
+  return low
+end
+"""
 # offer(repeats, id, expires_at): let a later request for the same pictures find them.
 _OFFER = """
 local function offer(repeats, id, expires_at)
@@ -66,15 +118,17 @@ end
 SUBMIT = (
     _SHARED
     + _SUBMISSION
+    + _PLACE
     + f"""
 -- KEYS[1] job record   KEYS[2] owner's jobs   KEYS[3] owner's active set
 -- KEYS[4] idempotency record   KEYS[5] RQ job   KEYS[6] RQ's set of queues
--- KEYS[7] RQ queue to push to   KEYS[8] repeats   KEYS[9..] all RQ queues, for the cap
+-- KEYS[7] RQ queue to push to   KEYS[8] repeats   KEYS[9] its turns
+-- KEYS[10..] all RQ queues, for the cap
 -- ARGV[1] job id   ARGV[2] created_at   ARGV[3] sha256 of the body, '' without idempotency key
 -- ARGV[4] idempotency ttl in s   ARGV[5] queue cap   ARGV[6] cap of active jobs
 -- ARGV[7] queue name   ARGV[8] '1' where an earlier job's pictures would do
 -- ARGV[9] the record and ARGV[10] the RQ job as JSON: field, value, field, value, ...
--- ARGV[11] what the RQ job calls, as RQ packs it
+-- ARGV[11] what the RQ job calls, as RQ packs it   ARGV[12] model   ARGV[13] owner   ARGV[14] cost
 -- Returns {{outcome, detail}}: accepted (job id, jobs before it) | replayed (job id) | mismatch
 -- | repeats (job id) | full | busy
 local id = ARGV[1]
@@ -84,9 +138,9 @@ local same = ARGV[8] == '1' and redis.call('GET', KEYS[8])
 if same then return {{'repeats', same}} end
 
 local waiting, ahead = 0, 0
-for i = 9, #KEYS do
+for i = 10, #KEYS do
+  if KEYS[i] == KEYS[7] then ahead = waiting end  -- of higher priority
   waiting = waiting + redis.call('LLEN', KEYS[i])
-  if KEYS[i] == KEYS[7] then ahead = waiting end
 end
 if waiting >= tonumber(ARGV[5]) then return {{'full', tostring(waiting)}} end
 
@@ -102,6 +156,8 @@ if redis.call('SCARD', KEYS[3]) >= cap then
   if active >= cap then return {{'busy', tostring(active)}} end
 end
 
+local prefix = string.sub(KEYS[1], 1, -1 - string.len(id))
+local fresh = redis.call('SCARD', KEYS[3]) == 0
 redis.call('HSET', KEYS[1], unpack(cjson.decode(ARGV[9])))
 redis.call('HSET', KEYS[5], 'data', ARGV[11], unpack(cjson.decode(ARGV[10])))
 redis.call('ZADD', KEYS[2], ARGV[2], id)
@@ -109,7 +165,9 @@ redis.call('PERSIST', KEYS[2])
 redis.call('SADD', KEYS[3], id)
 remember(KEYS[4], ARGV[3], id, ARGV[4])
 redis.call('SADD', KEYS[6], KEYS[7])
-redis.call('RPUSH', KEYS[7], id)  -- not announced: nobody can follow what has no id yet
+-- Not announced: nobody can follow what has no id yet.
+ahead = ahead + place(
+  KEYS[7], KEYS[9], prefix, id, ARGV[12], ARGV[13], tonumber(ARGV[14]), fresh)
 redis.call('PUBLISH', '{WAKEUPS}', ARGV[7])
 return {{'accepted', id, tostring(ahead)}}
 """
@@ -170,7 +228,7 @@ return status
 
 START = (
     _SHARED
-    + """
+    + f"""
 -- KEYS[1] job record
 -- ARGV[1] job id   ARGV[2] execution   ARGV[3] worker   ARGV[4] now
 -- Returns 1 when the job is this execution's now, else 0.
@@ -184,6 +242,15 @@ redis.call('HSET', KEYS[1], 'status', 'running', 'execution', ARGV[2], 'worker',
   'step', '0')
 redis.call('HSETNX', KEYS[1], 'started_at', ARGV[4])
 redis.call('HINCRBY', KEYS[1], 'attempts', 1)
+-- Who comes from now on starts here, and not where those began who have waited all along.
+local turn = redis.call('HGET', KEYS[1], 'turn')
+if turn then
+  local request = cjson.decode(redis.call('HGET', KEYS[1], 'request'))
+  local turns = '{TURNS_PREFIX}' .. request.priority
+  if tonumber(redis.call('HGET', turns, request.model) or '0') < tonumber(turn) then
+    redis.call('HSET', turns, request.model, turn)
+  end
+end
 announce(ARGV[1], 'running')
 return 1
 """
@@ -266,6 +333,25 @@ announce(ARGV[1], 'queued')
 return 1
 """
 )
+
+OLDEST = """
+-- KEYS[1..] queues, the highest priority first   ARGV[1] places of each that need not be looked at
+-- Returns for each queue the least id behind those places, '' where there is none: ids sort by
+-- time. Nothing is read as long as no more than one queue has jobs, for then it does not matter.
+local found, others = {}, 0
+for i, queue in ipairs(KEYS) do
+  local oldest = ''
+  local length = redis.call('LLEN', queue)
+  if others > 0 and length > tonumber(ARGV[1]) then
+    for _, id in ipairs(redis.call('LRANGE', queue, ARGV[1], -1)) do
+      if #id == 26 and (oldest == '' or id < oldest) then oldest = id end
+    end
+  end
+  if length > 0 then others = others + 1 end
+  found[i] = oldest
+end
+return found
+"""
 
 RATE = """
 -- KEYS[1] submissions of one key, scored by time

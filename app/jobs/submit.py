@@ -106,12 +106,14 @@ class Submitter:
         `repeats`: the key (`repeat_key`) of jobs whose pictures would do as well. Safe to send
         twice: a record that exists already counts as accepted.
         """
+        request = record.request
         fields, data = self._rq_jobs.fields(record)
         args: list[str | int | bytes] = [
             *_start(record, idempotency, self._settings.idempotency_ttl_s),
             *(self._settings.queue_cap, self._settings.max_active_jobs_per_key),
-            *(record.request.priority, "" if repeats is None else "1"),
+            *(request.priority, "" if repeats is None else "1"),
             *(_pairs(to_hash(record)), _pairs(fields), data),
+            *(request.model, record.owner, request.rows * request.forwards),
         ]
         named = _submit_keys(record, idempotency, repeats or "")
         reply = await cast(Awaitable[list[bytes]], self._submit(keys=named, args=args))
@@ -176,6 +178,7 @@ def _submit_keys(record: JobRecord, idempotency: Idempotency | None, repeats: st
         *(keys.job(record.id), keys.owner_jobs(record.owner), keys.owner_active(record.owner)),
         *(_idempotency_key(record, idempotency), keys.rq_job(record.id)),
         *(keys.RQ_QUEUES, keys.rq_queue(record.request.priority), repeats),
+        keys.turns(record.request.priority),
         *(keys.rq_queue(queue) for queue in keys.QUEUES),
     ]
 

@@ -47,32 +47,32 @@ def mixed(count: int, seed: int) -> list[Load]:
 
 
 def test_one_job_takes_its_calls() -> None:
-    assert forecast([ENGINE], {}, [Load("a", 1, 10, 2)]) == {"a": pytest.approx(0.1)}
-    assert forecast([ENGINE], {}, [Load("a", 1, 10, 1)]) == {"a": pytest.approx(0.1)}
-    assert forecast([ENGINE], {}, [Load("a", 8, 10, 2)]) == {"a": pytest.approx(0.8)}
+    assert forecast([ENGINE], {}, [[Load("a", 1, 10, 2)]]) == {"a": pytest.approx(0.1)}
+    assert forecast([ENGINE], {}, [[Load("a", 1, 10, 1)]]) == {"a": pytest.approx(0.1)}
+    assert forecast([ENGINE], {}, [[Load("a", 8, 10, 2)]]) == {"a": pytest.approx(0.8)}
 
 
 def test_those_in_one_batch_share_its_time() -> None:
-    ends = forecast([ENGINE], {0: [Load("a", 1, 10, 2)]}, [Load("b", 1, 20, 2)])
+    ends = forecast([ENGINE], {0: [Load("a", 1, 10, 2)]}, [[Load("b", 1, 20, 2)]])
     assert ends == {"a": pytest.approx(0.2), "b": pytest.approx(0.3)}
 
 
 def test_none_overtakes_one_that_waits_for_room() -> None:
     running = {0: [Load("a", 15, 10, 1)]}
-    ends = forecast([ENGINE], running, [Load("b", 8, 10, 1), Load("c", 1, 1, 1)])
+    ends = forecast([ENGINE], running, [[Load("b", 8, 10, 1), Load("c", 1, 1, 1)]])
     assert ends["c"] > ends["a"]
 
 
 def test_more_rows_than_slots_take_turns() -> None:
     small = Engine(slots=2, micro_batch=2, seconds_per_call=0.01)
-    assert forecast([small], {}, [Load("a", 4, 10, 1)]) == {"a": pytest.approx(0.2)}
+    assert forecast([small], {}, [[Load("a", 4, 10, 1)]]) == {"a": pytest.approx(0.2)}
 
 
 @pytest.mark.parametrize("engines", [1, 3])
 @pytest.mark.parametrize("seed", range(3))
 def test_two_hundred_mixed_jobs(engines: int, seed: int) -> None:
     jobs = mixed(200, seed)
-    really, said = played([ENGINE] * engines, jobs), forecast([ENGINE] * engines, {}, jobs)
+    really, said = played([ENGINE] * engines, jobs), forecast([ENGINE] * engines, {}, [jobs])
     assert really.keys() == said.keys()
     errors = [abs(said[job] - really[job]) / really[job] for job in really]
     assert statistics.median(errors) < 0.02
@@ -81,3 +81,13 @@ def test_two_hundred_mixed_jobs(engines: int, seed: int) -> None:
 
 def test_nothing_waits_and_nothing_runs() -> None:
     assert forecast([ENGINE], {}, []) == {}
+
+
+def test_a_queue_whose_patience_is_over_goes_every_second_time() -> None:
+    one = Engine(slots=1, micro_batch=1, seconds_per_call=1.0)
+    high = [Load(f"high{i}", 1, 10, 1, since=0.0) for i in range(6)]
+    low = [Load(f"low{i}", 1, 10, 1, since=0.0) for i in range(2)]
+    ends = forecast([one], {}, [high, low], patience_s=15.0, at=0.0)
+    assert sorted(ends, key=ends.__getitem__) == [
+        "high0", "high1", "low0", "high2", "low1", "high3", "high4", "high5"
+    ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +34,7 @@ class Scene:
         self.recovery = Recovery(client, store, self.ledger, results, self.storage)
 
     def claim(self, job: str) -> Held:
-        entries = waiting(self.client, 10)
+        entries = chain(*waiting(self.client, 10).entries)
         entry = next(e for e in entries if isinstance(e, Waiting) and e.job.id == job)
         held = Ledger(self.client, "vanished", 15).claim(entry)
         assert held is not None

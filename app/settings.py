@@ -138,8 +138,23 @@ class Settings(BaseSettings):
         "have every second turn",
     )
     lease_s: int = Field(15, ge=3, description="Seconds after which a silent worker counts as lost")
-    slots: int = Field(16, ge=1, description="Rows a worker advances at once; a picture is one row")
-    micro_batch: int = Field(2, ge=1, description="Rows of the network's fixed batch shape")
+    slots: int = Field(
+        0,
+        ge=0,
+        description="Rows a worker advances at once; a picture is one row. 0: as many as bring "
+        "throughput on its device",
+    )
+    micro_batch: int = Field(
+        0,
+        ge=0,
+        description="Rows of the network's fixed batch shape; 0: 2 on CPU, on a GPU as many as "
+        "cost a lone row little (measured at the first start)",
+    )
+    exact: bool = Field(
+        True,
+        description="Each picture has the same bytes whoever its neighbours are; false: the "
+        "batch shape varies, and so do last bits",
+    )
     threads: int = Field(0, ge=0, description="Threads of the network on CPU; 0: all cores")
     runtime: Literal["auto", "eager", "compile", "onnxruntime", "openvino"] = Field(
         "auto",

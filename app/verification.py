@@ -88,6 +88,9 @@ async def _claim(services: Services, sent: PictureFile) -> _Claim | Verification
     card = next((one for one in cards.values() if one.fingerprint == recipe.fingerprint), None)
     if card is None:
         return _verdict("unverifiable", _why_not_here(cards, recipe), recipe)
+    if not card.exact:
+        reason = "Its worker ran with AVOCAT_EXACT=0: last bits depend on what else was drawn"
+        return _verdict("unverifiable", reason, recipe)
     draft = _draft(recipe, card)
     try:
         resolve(draft, card)

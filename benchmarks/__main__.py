@@ -21,7 +21,8 @@ from app.settings import Settings
 from benchmarks import page, plots
 from benchmarks.gpu import COMMAND as GPU_COMMAND
 from benchmarks.results import Result, busy_share
-from benchmarks.subject import Plan
+from benchmarks.subject import Plan, loaded
+from worker.capacity import with_capacity
 
 REPOSITORY: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = REPOSITORY / "benchmarks" / "results.json"
@@ -95,6 +96,7 @@ def _measured(options: argparse.Namespace, pictures: Path | None) -> tuple[list[
     failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="avocat-bench-") as folder:
         settings = Settings(data_dir=Path(folder))
+        settings = with_capacity(settings, loaded(settings))
         for name in options.names or BENCHMARKS:
             times = BENCHMARKS[name]
             seconds = options.seconds or (times.quick if options.quick else times.full)

@@ -25,6 +25,7 @@ from worker.engine import Engine
 
 __all__ = ["BATCH_TIMEOUT_S", "STOP", "Answers", "run", "serve"]
 
+MOST: Final = 16  # jobs in a batch
 BATCH_TIMEOUT_S: Final = 0.05  # that a batch waits for more, as LitServe's examples have it
 STOP: Final = (None, None, None, None)  # LitServe's own mark of the end
 
@@ -40,9 +41,7 @@ class _Painter(LitAPI):  # type: ignore[misc]
     """Draws a batch of jobs in one go and stores the pictures as PNG."""
 
     def __init__(self, bundle: Bundle, plan: Plan, folder: Path) -> None:
-        super().__init__(
-            max_batch_size=plan.settings.slots, batch_timeout=BATCH_TIMEOUT_S, loop=BatchedLoop()
-        )
+        super().__init__(max_batch_size=MOST, batch_timeout=BATCH_TIMEOUT_S, loop=BatchedLoop())
         self.request_timeout = -1
         self._bundle = bundle
         self._plan = plan

@@ -19,14 +19,14 @@ class Candidate:
 def choose(line: Line[Candidate], *, now: float, free: int, idle: bool) -> list[Candidate]:
     """The candidates to admit, in the order of the line (app/jobs/line.py), and out of it.
 
-    A job enters when all of its rows fit into the `free` slots, or when the engine is `idle`.
-    None overtakes one that has to wait, so a job with many rows cannot be starved by small ones. A
-    job that may be what killed its workers runs alone, so that it takes no neighbour down again.
+    A job enters when a slot is `free`; its further rows wait in the engine, before those of later
+    jobs, so no slot stays empty and a job with many rows cannot be starved by small ones. A job
+    that may be what killed its workers runs alone, in an engine that was `idle`, so that it takes
+    no neighbour down again.
     """
     chosen: list[Candidate] = []
-    while (candidate := line.head(now)) is not None:
-        first = idle and not chosen
-        if not first and (candidate.alone or candidate.rows > free):
+    while free > 0 and (candidate := line.head(now)) is not None:
+        if candidate.alone and (chosen or not idle):
             break
         line.take(now)
         chosen.append(candidate)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -15,15 +16,28 @@ from app.keys import MODELS, RQ_WORKERS, WORKER_MODEL
 from models.model import Model
 from worker.encoding import encoder_version
 
-__all__ = ["announce", "fingerprint", "live_models", "model_card"]
+__all__ = ["Smaller", "announce", "fingerprint", "live_models", "model_card"]
 
 _DTYPE = "float32"
 
 
-def model_card(model: Model, micro_batch: int, runtime: str) -> ModelCard:
+@dataclass(frozen=True, eq=False)
+class Smaller:
+    """A model that takes batches of any size, and what executes its network."""
+
+    model: Model
+    runtime: str
+
+    def card(self, micro_batch: int, *, exact: bool) -> ModelCard:
+        """The card where it is given batches of that size."""
+        return model_card(self.model, micro_batch, self.runtime, exact=exact)
+
+
+def model_card(model: Model, micro_batch: int, runtime: str, *, exact: bool = True) -> ModelCard:
     """The card of a loaded model, as the API reads it. `is_default` is decided when announced.
 
-    `runtime` names what executes the network, with its version.
+    `runtime` names what executes the network, with its version; `exact`: whether it only sees
+    batches of `micro_batch` rows.
     """
     config = model.config
     return ModelCard(
@@ -31,7 +45,8 @@ def model_card(model: Model, micro_batch: int, runtime: str) -> ModelCard:
         description=config.description,
         license=config.license,
         bundle_sha256=model.sha256,
-        fingerprint=fingerprint(model, micro_batch, runtime),
+        fingerprint=fingerprint(model, micro_batch, runtime, exact=exact),
+        exact=exact,
         runtime=runtime,
         native_size=model.sizes[0],
         sizes=tuple(f"{width}x{height}" for width, height in model.sizes),
@@ -48,7 +63,7 @@ def model_card(model: Model, micro_batch: int, runtime: str) -> ModelCard:
     )
 
 
-def fingerprint(model: Model, micro_batch: int, runtime: str) -> str:
+def fingerprint(model: Model, micro_batch: int, runtime: str, *, exact: bool = True) -> str:
     """Name all that decides the bits of a picture beside its recipe, as 32 hex digits."""
     parts = {
         "bundle": model.sha256,
@@ -59,6 +74,8 @@ def fingerprint(model: Model, micro_batch: int, runtime: str) -> str:
         "encoder": encoder_version(),
         "device": _device_class(model.context.device),
     }
+    if not exact:
+        parts["exact"] = False
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

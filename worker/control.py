@@ -1,14 +1,12 @@
 """The jobs in this worker, in step with the engine's and the storing threads. No Redis here."""
 
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty
 
 import structlog
-from torch import Tensor
 
-from app.jobs.record import JobRecord, Problem
+from app.jobs.record import Problem
 from app.storage.base import StorageError
 from worker import problems
 from worker.flights import Ending, Flight
@@ -148,17 +146,19 @@ class Control:
 
     def _row_finished(self, flight: Flight, row: Finished) -> None:
         flight.rows[row.index] = row.picture
+        flight.cards[row.index] = self._results.card
         if flight.order is not None and len(flight.rows) == len(flight.order.rows):
             flight.storing = True
             flight.times.drawn = time.time()
-            self._pool.submit(self._store, flight.record, flight.token, flight.order, flight.rows)
+            self._pool.submit(self._store, flight, flight.order)
 
-    def _store(
-        self, record: JobRecord, token: str, order: Order, rows: Mapping[int, Tensor]
-    ) -> None:
-        """In a storing thread."""
+    def _store(self, flight: Flight, order: Order) -> None:
+        """In a storing thread; nothing changes what a flight has drawn any more."""
+        token = flight.token
         try:
-            images = tuple(self._results.store(record, token, order, rows))
+            images = tuple(
+                self._results.store(flight.record, token, order, flight.rows, flight.cards)
+            )
         except BaseException as fault:  # the runner decides; a lost exception would hang the job
             self._mail.put(StoreFailed(token, fault))
         else:

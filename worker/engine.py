@@ -16,6 +16,7 @@ from torch import Tensor
 from models.guidance import guide
 from models.model import Model
 from models.samplers import step
+from worker.memory import ran_out
 from worker.rows import Row, RowSpec
 
 __all__ = ["Engine", "Fault", "Finished", "Snapshot", "StepReport"]
@@ -55,6 +56,7 @@ class StepReport:
 
     advanced: int = 0  # rows in the step
     calls: int = 0  # of the network
+    shrunk: bool = False  # memory ran out: there are fewer slots now, and all rows began anew
     finished: list[Finished] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     snapshots: list[Snapshot] = field(default_factory=list)
@@ -63,12 +65,31 @@ class StepReport:
 class Engine:
     """Holds up to `slots` rows on the device; rows beyond that wait their turn in order.
 
+    When memory runs out, it halves its slots and lets all rows begin anew from their seeds, which
+    gives the same pictures; so the batches get smaller, too, once there are fewer slots than that.
+
     Not thread-safe. An exception out of `step` means the device or the network is at fault: no row
     can be trusted any more.
     """
 
-    def __init__(self, model: Model, slots: int, micro_batch: int) -> None:
-        """`micro_batch` is the one batch size the network is called with.
+    def __init__(
+        self,
+        model: Model,
+        slots: int,
+        micro_batch: int,
+        *,
+        exact: bool = True,
+        smaller: Model | None = None,
+    ) -> None:
+        """Hold no row yet.
+
+        Args:
+            model: what to draw with.
+            slots: rows in flight at most.
+            micro_batch: the one batch size the network is called with.
+            exact: else that is the largest, short batches are not padded, and the last bits of a
+                picture depend on its neighbours.
+            smaller: the model to draw with when batches have to be smaller; the same if None.
 
         Raises:
             ValueError: `slots` or `micro_batch` below 1.
@@ -79,6 +100,8 @@ class Engine:
         self.micro_batch = micro_batch
         self.device = model.context.device
         self._model = model
+        self._exact = exact
+        self._smaller = smaller or model
         self._rows: list[Row] = []  # with a slot
         self._waiting: deque[Row] = deque()
 
@@ -147,20 +170,35 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> StepReport:
         """Advance every row one step; rows that are done or broken leave."""
-        self._fill_slots()
         report = StepReport()
-        lanes: dict[object, list[Row]] = {}
-        for row in self._rows:
-            lanes.setdefault(row.lane, []).append(row)
-        for lane in lanes.values():
-            self._advance(lane, report)
+        try:
+            self._fill_slots()
+            lanes: dict[object, list[Row]] = {}
+            for row in self._rows:
+                lanes.setdefault(row.lane, []).append(row)
+            for lane in lanes.values():
+                self._advance(lane, report)
+        except Exception as fault:
+            if not ran_out(fault) or self.slots == self.micro_batch == 1:
+                raise
+            report.shrunk = True
+        if report.shrunk:  # not while the error is handled, which keeps what was allocated
+            self._shrink()
         return report
 
     def _fill_slots(self) -> None:
         while self._waiting and len(self._rows) < self.slots:
-            row = self._waiting.popleft()
-            row.begin(self.device)
-            self._rows.append(row)
+            self._rows.append(self._waiting.popleft())
+            self._rows[-1].begin(self.device)
+
+    def _shrink(self) -> None:
+        self.slots = max(1, self.slots // 2)
+        if self.slots < self.micro_batch:
+            self.micro_batch, self._model = self.slots, self._smaller
+        self._waiting.extendleft([row.anew() for row in reversed(self._rows)])
+        self._rows = []
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _advance(self, rows: Sequence[Row], report: StepReport) -> None:
         """Take rows of one lane one step on."""
@@ -194,7 +232,8 @@ class Engine:
         guided = [i for i, row in enumerate(rows) if row.guided]
         asked = [(row, 0) for row in rows] + [(rows[i], 1) for i in guided]
         size = self.micro_batch
-        asked += [asked[-1]] * (-len(asked) % size)  # padding
+        if self._exact:
+            asked += [asked[-1]] * (-len(asked) % size)  # padding
         parts = [self._forward(asked[at : at + size]) for at in range(0, len(asked), size)]
         report.calls += len(parts)
         predicted = torch.cat(parts)
@@ -206,7 +245,7 @@ class Engine:
         return out
 
     def _forward(self, asked: Sequence[tuple[Row, int]]) -> Tensor:
-        """One call of the network with exactly `micro_batch` (row, which context) pairs."""
+        """One call of the network with these (row, which context) pairs."""
         # Stacking copies into fresh memory: alignment, too, is the same for every micro-batch.
         x = torch.stack([row.x for row, _ in asked])
         timesteps = torch.tensor([row.timestep for row, _ in asked], device=self.device)

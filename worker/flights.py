@@ -5,6 +5,7 @@ from enum import Enum, auto
 
 from torch import Tensor
 
+from app.jobs.models import ModelCard
 from app.jobs.record import JobRecord, Problem, StoredImage
 from worker.ledger import Held
 from worker.prompts import Order
@@ -51,8 +52,10 @@ class Flight:
     timeout_s: float
     deadline: float  # monotonic seconds
     rows: dict[int, Tensor] = field(default_factory=dict)  # finished ones by index
+    cards: dict[int, ModelCard] = field(default_factory=dict)  # what those were drawn with
     images: tuple[StoredImage, ...] = ()
     storing: bool = False
+    most_steps: int = 0  # told so far
     previews: int = 0  # of each picture, as the engine was told
     ending: Ending | None = None
     problem: Problem | None = None
@@ -76,9 +79,14 @@ class Flight:
         return self.held.job.retries_left == 0
 
     def steps_done(self, in_engine: int) -> int:
-        """Steps for the job's progress, its rows averaged; `in_engine`: sum over rows there."""
+        """Steps for the job's progress, its rows averaged, never fewer than told before.
+
+        `in_engine`: the sum over its rows there.
+        """
         if self.order is None:
             return 0
         done = in_engine + len(self.rows) * self.record.request.steps
         asked = len(self.order.rows) * self.record.request.steps
-        return min(self.record.total_steps, done * self.record.total_steps // asked)
+        told = min(self.record.total_steps, done * self.record.total_steps // asked)
+        self.most_steps = max(self.most_steps, told)  # rows may have begun anew
+        return self.most_steps

@@ -8,7 +8,7 @@ from queue import Empty, SimpleQueue
 import torch
 
 from worker.engine import Engine, Fault, StepReport
-from worker.mail import EngineFailed, Mail
+from worker.mail import EngineFailed, Mail, Shrunk
 from worker.rows import RowSpec
 
 __all__ = ["EngineLoop"]
@@ -93,6 +93,9 @@ class EngineLoop:
             self._mail.put(fault)
         for finished in report.finished:
             self._mail.put(finished)
+        if report.shrunk:  # after what was drawn before
+            self.slots = self._engine.slots
+            self._mail.put(Shrunk(self._engine.slots, self._engine.micro_batch))
 
     def _admit(self, rows: Sequence[RowSpec]) -> None:
         try:

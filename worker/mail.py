@@ -13,6 +13,7 @@ __all__ = [
     "Finished",
     "Letter",
     "Mail",
+    "Shrunk",
     "Snapshot",
     "StopRequested",
     "StoreFailed",
@@ -36,6 +37,14 @@ class Cancel:
 @dataclass(frozen=True)
 class StopRequested:
     """The worker is to end; asked again, at once."""
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """Memory ran out: the engine has less room, and its batches may be smaller from now on."""
+
+    slots: int
+    micro_batch: int
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ Letter = (
     | Snapshot
     | Finished
     | Fault
+    | Shrunk
     | Stored
     | StoreFailed
     | EngineFailed

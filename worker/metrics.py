@@ -48,6 +48,11 @@ class Metrics:
         self._device = str(device)
         self._looked_at = float("-inf")
 
+    def resized(self, slots: int) -> None:
+        """The engine has another number of slots now."""
+        self._slots = slots
+        self._all_slots.set(slots)
+
     def _job_metrics(self, registry: CollectorRegistry) -> None:
         self._waits = Histogram(
             "avocat_queue_wait_seconds",

@@ -61,6 +61,10 @@ class Speed:
         self._since: tuple[float, int] | None = None  # when this stretch of work began, and calls
         self._told_at = float("-inf")
 
+    def reshape(self, slots: int, micro_batch: int) -> None:
+        """The engine has another number of slots or another batch size now."""
+        self._shape = {"slots": slots, "micro_batch": micro_batch}
+
     @property
     def seconds_per_call(self) -> float:
         """The estimate now."""

@@ -25,6 +25,7 @@ class _Developed:
     picture: Image.Image
     seed: int
     clip_score: float | None
+    card: ModelCard
 
 
 class Results:
@@ -35,27 +36,27 @@ class Results:
     ) -> None:
         self._model = model
         self._prompts = prompts
-        self._card = card
+        self.card = card  # of what is drawn from now on
         self._storage = storage
 
-    @property
-    def fingerprint(self) -> str:
-        """Of all pictures stored here."""
-        return self._card.fingerprint
-
     def store(
-        self, record: JobRecord, execution: str, order: Order, rows: Mapping[int, Tensor]
+        self,
+        record: JobRecord,
+        execution: str,
+        order: Order,
+        rows: Mapping[int, Tensor],
+        cards: Mapping[int, ModelCard],
     ) -> list[StoredImage]:
         """Store a job's pictures: all `n`, or of more candidates the best by CLIP score first.
 
-        `rows` are the engine's pictures by row index. When this returns, all images survive a
-        crash; when it raises, none is left.
+        `rows` are the engine's pictures by row index, `cards` what each was drawn with. When this
+        returns, all images survive a crash; when it raises, none is left.
 
         Raises:
             StorageError: an image could not be stored.
         """
         request = record.request
-        developed = [self._develop(record, order, i, rows[i]) for i in sorted(rows)]
+        developed = [self._develop(record, order, i, rows[i], cards[i]) for i in sorted(rows)]
         if len(developed) > request.n:
             developed.sort(key=lambda one: -(one.clip_score or 0.0))  # stable: ties keep seed order
         images: list[StoredImage] = []
@@ -73,13 +74,15 @@ class Results:
             for name in names:
                 self._storage.delete(name)
 
-    def _develop(self, record: JobRecord, order: Order, index: int, row: Tensor) -> _Developed:
+    def _develop(
+        self, record: JobRecord, order: Order, index: int, row: Tensor, card: ModelCard
+    ) -> _Developed:
         picture = to_picture(self._model.develop(row, order.size))
         score = self._prompts.score(picture, record.request.prompt)
-        return _Developed(picture, order.rows[index].seed, score)
+        return _Developed(picture, order.rows[index].seed, score, card)
 
     def _write(self, record: JobRecord, execution: str, index: int, one: _Developed) -> StoredImage:
-        recipe = Recipe.of(record.request, one.seed, self._card)
+        recipe = Recipe.of(record.request, one.seed, one.card)
         data = encode(one.picture, recipe)
         name = image_names(record, execution)[index]
         self._storage.write(name, data)

@@ -58,6 +58,7 @@ class Row:
 
     def __init__(self, spec: RowSpec, way: Trajectory) -> None:
         self.spec = spec
+        self._way = way
         self.position = 0  # steps done
         self.previews = 0  # wanted over the whole way
         self._start = way.start
@@ -65,6 +66,12 @@ class Row:
         self._timesteps: list[float] = way.timesteps.tolist()
         self._noisy: list[bool] = way.needs_noise.tolist()
         self._generator = row_generator(spec.seed)
+
+    def anew(self) -> "Row":
+        """The same row before its first step, holding no memory of the device."""
+        row = Row(self.spec, self._way)
+        row.previews = self.previews
+        return row
 
     @property
     def lane(self) -> tuple[tuple[int, ...], ...]:

@@ -25,7 +25,7 @@ from app.jobs.tracing import Tracing
 from app.settings import Settings
 from app.storage.base import ImageStorage
 from models.model import Model
-from worker.card import announce
+from worker.card import Smaller, announce
 from worker.control import Control
 from worker.engine import Engine
 from worker.flights import Ending
@@ -33,7 +33,7 @@ from worker.intake import Intake
 from worker.ledger import Ledger
 from worker.listener import Listener
 from worker.loop import EngineLoop
-from worker.mail import Letter, Mail, StopRequested
+from worker.mail import Letter, Mail, Shrunk, StopRequested
 from worker.metrics import Metrics
 from worker.previews import Previews
 from worker.progress import Progress, Speed
@@ -82,19 +82,28 @@ class Runner(RegisteredWorker):
         storage: ImageStorage,
         settings: Settings,
         name: str,
+        smaller: Smaller | None = None,
     ) -> None:
-        """Nothing runs and nothing is registered before `work`."""
+        """Nothing runs and nothing is registered before `work`.
+
+        `smaller`: what draws when batches have to be smaller, the same model if None.
+        """
         super().__init__(redis, name=name, model=card.name, lease_s=settings.lease_s)
-        self._card = card
+        self._card, self._announced = card, False
+        self._smaller = smaller or Smaller(model, card.runtime)
         self._mail: Mail = SimpleQueue()
-        engine = Engine(model, settings.slots, settings.micro_batch)
+        engine = Engine(
+            *(model, settings.slots, settings.micro_batch),
+            exact=settings.exact,
+            smaller=self._smaller.model,
+        )
         self.metrics = Metrics(engine.slots, engine.device)
         self._engine_loop = EngineLoop(
             engine, self._mail, torch.get_num_threads(), self.metrics.stepped
         )
         store = JobStore(redis, self.metrics.ended)
         prompts = Prompts(model)
-        results = Results(model, prompts, card, storage)
+        results = self._results = Results(model, prompts, card, storage)
         ledger = Ledger(redis, name, settings.lease_s)
         self._ledger = ledger
         self._control = Control(self._engine_loop, results, Previews(redis, model), self._mail)
@@ -111,6 +120,7 @@ class Runner(RegisteredWorker):
         self._speed = Speed(redis, self.key, settings.slots, settings.micro_batch, engine.warm_up())
         self._listener = Listener(redis, name, self._mail, self._control.evict)
         self._tracing = Tracing(settings.otlp_endpoint, "avocat-worker")
+        self._micro_batch, self._exact = settings.micro_batch, settings.exact
         self._drain_grace_s = settings.drain_grace_s
         self._outage = Outage()
         self._look_now = True
@@ -151,7 +161,7 @@ class Runner(RegisteredWorker):
         """
         self._install_signal_handlers()
         self.register()
-        announce(self.connection, self._card)
+        self._announce()
         self._listener.start()
         self._engine_loop.start()
         _log.info("worker ready", name=self.name, model=self._card.name)
@@ -192,6 +202,8 @@ class Runner(RegisteredWorker):
         self._look_now = True  # work arrived, or a slot may be free
         if isinstance(letter, StopRequested):
             self._stop_requested_now(time.monotonic())
+        if isinstance(letter, Shrunk):
+            self._shrunk(letter)
         self._control.read(letter)
         if self._control.fault is not None and self._stop_asked_at is None:
             _log.error("engine failed; all jobs go back", reason=repr(self._control.fault))
@@ -231,10 +243,26 @@ class Runner(RegisteredWorker):
         held = [flight.held for flight in self._control.flights.values()]
         if self._beats.due(now):
             if not self.beat(self._ledger, held):
-                announce(self.connection, self._card)  # Redis came back without its data
+                self._announced = False  # Redis came back without its data
             self._beats.done(now)
         else:
             self.show_state(held)
+        if not self._announced:
+            self._announce()
+
+    def _announce(self) -> None:
+        announce(self.connection, self._card)
+        self._announced = True
+
+    def _shrunk(self, letter: Shrunk) -> None:
+        """What is drawn from now on may have another fingerprint."""
+        _log.warning("memory ran out: fewer slots", slots=letter.slots, size=letter.micro_batch)
+        self._speed.reshape(letter.slots, letter.micro_batch)
+        self.metrics.resized(letter.slots)
+        if letter.micro_batch != self._micro_batch:
+            self._micro_batch = letter.micro_batch
+            self._card = self._smaller.card(letter.micro_batch, exact=self._exact)
+            self._results.card, self._announced = self._card, False
 
     def _take(self, now: float) -> None:
         control, due = self._control, self._look_now or self._looks.due(now)

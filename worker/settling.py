@@ -3,7 +3,7 @@
 Every write may be repeated after a lost connection, and is refused once another worker has the job.
 """
 
-from app.jobs.record import JobRecord, JobStatus, Problem
+from app.jobs.record import JobStatus, Problem
 from app.jobs.repeats import repeat_key
 from app.jobs.store import JobStore
 from worker import problems
@@ -80,12 +80,16 @@ class Settling:
             images=flight.images if succeeded else (),
             warnings=flight.order.warnings if flight.order is not None else (),
             error=problem,
-            repeats=self._repeats(record) if succeeded else None,
+            repeats=self._repeats(flight) if succeeded else None,
         )
         return written or self._written_before(flight, status)
 
-    def _repeats(self, record: JobRecord) -> str:
-        return repeat_key(record.owner, record.request, self._results.fingerprint)
+    def _repeats(self, flight: Flight) -> str | None:
+        """None where the batch size changed between two of its pictures."""
+        record, prints = flight.record, {card.fingerprint for card in flight.cards.values()}
+        if len(prints) != 1:
+            return None
+        return repeat_key(record.owner, record.request, prints.pop())
 
     def _written_before(self, flight: Flight, status: JobStatus) -> bool:
         """Whether it was this execution that ended the job, and only the answer got lost."""

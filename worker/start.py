@@ -9,7 +9,9 @@ from redis import Redis
 from app.settings import Settings
 from app.storage.opening import open_storage
 from models.bundle import load_bundle
-from worker.card import model_card
+from worker.capacity import with_capacity
+from worker.card import Smaller, model_card
+from worker.memory import check_fits, free_bytes, ran_out
 from worker.runner import Runner
 from worker.runtimes.choice import with_runtime
 
@@ -32,19 +34,40 @@ def make_runner(settings: Settings, redis: Redis, name: str, device: str) -> Run
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False  # it would choose other kernels from run to run
     torch.backends.cudnn.deterministic = True
-    bundle = load_bundle(settings.bundle, chosen, settings.preset)
+    check_fits(settings.bundle, chosen)
+    try:
+        return _loaded(settings, redis, name, chosen, threads)
+    except Exception as fault:
+        if not ran_out(fault):
+            raise
+        free = free_bytes(chosen) / 1e9
+        raise ValueError(
+            f"bundle {settings.bundle.name} does not fit: {chosen} had {free:.1f} GB of memory "
+            f"free when it ran out ({str(fault).splitlines()[0]})"
+        ) from fault
+
+
+def _loaded(
+    settings: Settings, redis: Redis, name: str, device: torch.device, threads: int
+) -> Runner:
+    loaded = load_bundle(settings.bundle, device, settings.preset)
+    settings = with_capacity(settings, loaded)
     bundle, runtime = with_runtime(
-        bundle,
-        wanted=settings.runtime,
+        loaded,
+        wanted=settings.runtime if settings.exact else _of_any_size(settings.runtime),
         rows=settings.micro_batch,
         threads=threads,
         cache=settings.runtimes_dir,
     )
-    card = model_card(bundle, settings.micro_batch, f"{runtime.name} {runtime.version}")
+    card = model_card(
+        *(bundle, settings.micro_batch, f"{runtime.name} {runtime.version}"), exact=settings.exact
+    )
+    eager = runtime.name == "eager"
+    smaller = Smaller(bundle if eager else loaded, f"eager {torch.__version__}")
     _log.info(
         "bundle loaded",
         model=card.name,
-        device=str(chosen),
+        device=str(device),
         threads=threads,
         slots=settings.slots,
         micro_batch=settings.micro_batch,
@@ -54,7 +77,14 @@ def make_runner(settings: Settings, redis: Redis, name: str, device: str) -> Run
     )
     storage = open_storage(settings, patience_s=_STORAGE_PATIENCE_S)
     storage.check()
-    return Runner(redis, bundle, card, storage, settings, name)
+    return Runner(redis, bundle, card, storage, settings, name, smaller)
+
+
+def _of_any_size(wanted: str) -> str:
+    """The runtime for batches that vary; the others are built for one size."""
+    if wanted not in ("auto", "eager"):
+        raise ValueError(f"runtime {wanted!r} takes one batch size: AVOCAT_EXACT=0 needs eager")
+    return "eager"
 
 
 def resolve_device(device: str) -> torch.device:

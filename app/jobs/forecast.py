@@ -33,48 +33,55 @@ class Load:
     since: float = math.inf  # unix seconds it waits from
 
 
+@dataclass
+class _Row:
+    load: Load
+    left: float  # steps
+
+
 class _Playing:
-    """One engine as time goes on."""
+    """One engine as time goes on. Rows of a job for which there is no slot wait in it."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.left: dict[str, float] = {}  # steps of the jobs in flight
-        self.loads: dict[str, Load] = {}
+        self.rows: list[_Row] = []
         self.now = 0.0
 
     @property
     def free(self) -> int:
-        return self.engine.slots - sum(load.rows for load in self.loads.values())
-
-    @property
-    def step_s(self) -> float:
-        """Seconds of a step with the rows in flight."""
-        forwards = sum(
-            min(load.rows, self.engine.slots) * load.forwards for load in self.loads.values()
-        )
-        calls = math.ceil(forwards / self.engine.micro_batch)
-        return max(1, calls) * self.engine.seconds_per_call
+        return self.engine.slots - len(self.rows)
 
     def admit(self, load: Load) -> None:
-        # Rows beyond the slots wait for the first ones to end.
-        rounds = math.ceil(load.rows / self.engine.slots)
-        self.loads[load.job_id] = load
-        self.left[load.job_id] = load.steps * rounds
+        self.rows += [_Row(load, load.steps) for _ in range(load.rows)]
 
     def next_end(self) -> float:
-        """When the first job in flight ends."""
-        return self.now + min(self.left.values()) * self.step_s if self.left else math.inf
+        """When the first row in flight ends."""
+        flying = self._flying
+        return self.now + min(row.left for row in flying) * self._step_s if flying else math.inf
 
     def advance(self, to: float) -> list[str]:
-        """Let time pass; the jobs that ended by then."""
-        done = (to - self.now) / self.step_s if self.left else 0.0
+        """Let time pass until `to`, at most until the next end; the jobs that ended by then."""
+        if not self.rows:
+            self.now = to
+            return []
+        done = (to - self.now) / self._step_s
         self.now = to
-        for job_id in self.left:
-            self.left[job_id] -= done
-        ended = [job_id for job_id, left in self.left.items() if left <= 1e-9]
-        for job_id in ended:
-            del self.left[job_id], self.loads[job_id]
-        return ended
+        for row in self._flying:
+            row.left -= done
+        ended = {row.load.job_id for row in self.rows if row.left <= 1e-9}
+        self.rows = [row for row in self.rows if row.left > 1e-9]
+        return list(ended - {row.load.job_id for row in self.rows})
+
+    @property
+    def _flying(self) -> list[_Row]:
+        return self.rows[: self.engine.slots]
+
+    @property
+    def _step_s(self) -> float:
+        """Seconds of a step with the rows in flight."""
+        forwards = sum(row.load.forwards for row in self._flying)
+        calls = math.ceil(forwards / self.engine.micro_batch - 1e-9)
+        return max(1, calls) * self.engine.seconds_per_call
 
 
 def forecast(
@@ -87,7 +94,7 @@ def forecast(
     """Seconds from `at`, unix seconds, until each job is done.
 
     `running`: by index of the engine that has them; `waiting`: by queue, as `Line` has them. A job
-    is taken when an engine has slots for all of its rows or none in flight, and none overtakes it.
+    is taken when an engine has a slot free, and none overtakes it.
     """
     playing = [_Playing(engine) for engine in engines]
     for index, loads in running.items():
@@ -97,7 +104,7 @@ def forecast(
     now = 0.0
     ends: dict[str, float] = {}
     while (head := line.head(at + now)) is not None:
-        taker = next((one for one in playing if one.free >= head.rows or not one.loads), None)
+        taker = next((one for one in playing if one.free > 0), None)
         if taker is not None:
             taker.admit(head)
             line.take(at + now)
@@ -106,7 +113,7 @@ def forecast(
         for one in playing:
             ends |= dict.fromkeys(one.advance(now), now)
     for one in playing:  # nobody comes in any more: each engine plays on by itself
-        while one.left:
+        while one.rows:
             now = one.next_end()
             ends |= dict.fromkeys(one.advance(now), now)
     return ends

@@ -20,6 +20,7 @@ class ModelCard(BaseModel):
     bundle_sha256: str
     fingerprint: str = ""  # bundle, batch shape, dtype, runtime, device class
     runtime: str = ""  # what executes the network, with its version
+    exact: bool = True  # a picture's bytes do not depend on who is drawn beside it
     native_size: tuple[int, int]  # width, height in pixels
     sizes: tuple[str, ...]  # "WxH", native one first
     channels: Literal[3, 4] = 4  # 4: RGBA

@@ -18,6 +18,12 @@ def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     data_dir = tmp_path_factory.mktemp("data")
     settings = Settings(
-        bundle=bundle_path, data_dir=data_dir, device="cpu", threads=1, slots=4, runtime="eager"
+        bundle=bundle_path,
+        data_dir=data_dir,
+        device="cpu",
+        threads=1,
+        slots=4,
+        micro_batch=2,
+        runtime="eager",
     )
     return Plan(0.05, settings, "the command")

@@ -71,7 +71,13 @@ def store(client: redis.Redis) -> JobStore:
 @pytest.fixture
 def settings(redis_url: str, bundle_path: Path, tmp_path: Path) -> Settings:
     return Settings(
-        redis_url=redis_url, bundle=bundle_path, data_dir=tmp_path, threads=1, lease_s=3
+        redis_url=redis_url,
+        bundle=bundle_path,
+        data_dir=tmp_path,
+        threads=1,
+        lease_s=3,
+        slots=16,
+        micro_batch=2,
     )
 
 

@@ -25,9 +25,9 @@ def line(*queues: Sequence[Candidate]) -> Line[Candidate]:
     ("rows", "free", "idle", "taken"),
     [
         ((1, 1, 1), 2, False, 2),
-        ((3, 1), 2, False, 0),  # nobody overtakes
-        ((1, 8, 1), 4, False, 1),
-        ((8, 1), 4, True, 1),  # more rows than slots: when there is nothing else
+        ((3, 1), 2, False, 1),  # the third row waits for a slot, before anybody else's
+        ((1, 8, 1), 4, False, 2),
+        ((8, 1), 4, True, 1),
         ((2, 2), 4, True, 2),
         ((), 4, True, 0),
         ((1,), 0, False, 0),

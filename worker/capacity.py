@@ -1,0 +1,113 @@
+"""How many rows a worker's device is given: at once, and in one call of the network.
+
+A call of the network takes M rows, always as many (else a row's bits would depend on its
+neighbours), so M is as large as costs a lone row little: 2 on CPU, where a guided row and its
+unconditional twin fill it; on a GPU what is measured here. More rows in flight than one call takes
+bring no further throughput: they would only share what there is, and jobs that advance together
+end later on average than jobs that are drawn one after the other. So there are as many slots as
+rows in a call, and at least two, so that the next job begins in the very step in which one ends.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+import torch
+
+from app.settings import Settings
+from models.model import Model
+from worker.memory import free_bytes, ran_out
+
+__all__ = ["most_rows", "with_capacity"]
+
+_log = structlog.get_logger()
+
+ON_CPU = 2
+SIZES = (2, 4, 8, 16, 32, 64)
+LITTLE = 1.25  # times the seconds that a call with the fewest rows takes
+MEMORY_SHARE = 0.8  # of what is free; the rest is for encoding, upscaling and other processes
+_ROUNDS = 7
+FEWEST_SLOTS = 2
+
+
+def with_capacity(settings: Settings, model: Model) -> Settings:
+    """The settings with slots and micro-batch where they leave them to measurement.
+
+    What was measured is kept in the data folder: the batch size is part of the fingerprint, and
+    chance must not choose between two starts.
+    """
+    size = settings.micro_batch or _kept(settings.runtimes_dir, model)
+    slots = settings.slots or max(FEWEST_SLOTS, size)
+    return settings.model_copy(update={"micro_batch": size, "slots": slots})
+
+
+def _kept(folder: Path, model: Model) -> int:
+    device = model.context.device
+    if device.type != "cuda":
+        return ON_CPU
+    gpu = torch.cuda.get_device_properties(device)
+    parts = json.dumps([model.sha256, torch.__version__, gpu.name, gpu.total_memory])
+    file = folder / f"rows-{hashlib.sha256(parts.encode()).hexdigest()[:32]}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return max(1, int(json.loads(file.read_text("utf-8"))["micro_batch"]))
+    found = most_rows(lambda size: _call(model, size), lambda: _budget(device))
+    with suppress(OSError):  # a read-only folder: it is measured again at the next start
+        folder.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps({"micro_batch": found, "gpu": gpu.name}), "utf-8")
+        part.replace(file)
+    return found
+
+
+def most_rows(call: Callable[[int], tuple[float, int]], budget: Callable[[], int]) -> int:
+    """The largest of `SIZES` that costs a lone row little and fits into memory.
+
+    `call` tells the seconds of a call of that many rows, and the bytes it took at its peak; of
+    those there may be `budget`.
+
+    Raises:
+        RuntimeError: not even the fewest rows fit.
+    """
+    best, first_s = SIZES[0], 0.0
+    for size in SIZES:
+        free = budget()
+        try:
+            seconds, peak_bytes = call(size)
+        except Exception as fault:
+            if size == SIZES[0] or not ran_out(fault):
+                raise
+            break
+        _log.info("rows measured", rows=size, seconds=seconds, peak_bytes=peak_bytes)
+        first_s = first_s or seconds
+        if size != SIZES[0] and (seconds > LITTLE * first_s or peak_bytes > free):
+            break
+        best = size
+    return best
+
+
+def _budget(device: torch.device) -> int:
+    torch.cuda.empty_cache()
+    return int(MEMORY_SHARE * free_bytes(device))
+
+
+@torch.inference_mode()
+def _call(model: Model, size: int) -> tuple[float, int]:
+    """Least seconds of a call with `size` rows, and the bytes allocated for it at the peak."""
+    device, picture = model.context.device, model.sizes[0]
+    given = model.context.conditioning("", "", 1.0, picture)
+    x = torch.zeros(size, *model.shape(picture), device=device)
+    timestep = torch.zeros(size, dtype=torch.int64, device=device)
+    context = [torch.stack([part] * size).to(device) for part in given.context]
+    torch.cuda.reset_peak_memory_stats(device)
+    before, times = torch.cuda.memory_allocated(device), []
+    for _ in range(_ROUNDS):
+        torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        model.denoiser(x, timestep, *context)
+        torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return min(times), torch.cuda.max_memory_allocated(device) - before

@@ -1,0 +1,62 @@
+"""Memory of a device: how much is free, what a model needs, and the errors that say it ran out."""
+
+from pathlib import Path
+
+import torch
+
+__all__ = ["check_fits", "free_bytes", "ran_out"]
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+# What torch's allocator of CPU memory, ONNX Runtime and OpenVINO say; none has a class for it.
+_SAYINGS = (
+    "can't allocate memory",
+    "not enough memory",
+    "failed to allocate memory",
+    "bad_alloc",
+    "bad allocation",
+    "out of memory",
+)
+
+
+def ran_out(fault: BaseException) -> bool:
+    """Whether an error says that there was no memory left for what was asked."""
+    if isinstance(fault, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = str(fault).lower()
+    return isinstance(fault, RuntimeError) and any(saying in said for saying in _SAYINGS)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that a process may still take, as far as the driver or the kernel can tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    lines = (line.split() for line in _MEMINFO.read_text().splitlines())
+    available = next(int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:")
+    try:  # a container may have less than the machine
+        limit = int((_CGROUP / "memory.max").read_text())
+        return min(available, max(0, limit - int((_CGROUP / "memory.current").read_text())))
+    except (OSError, ValueError):  # no limit
+        return available
+
+
+def check_fits(bundle: Path, device: torch.device) -> None:
+    """Refuse a bundle whose weights alone are more than the device has free.
+
+    Raises:
+        ValueError: with both sizes.
+    """
+    needed, free = _weights_bytes(bundle), free_bytes(device)
+    if needed > free:
+        raise ValueError(
+            f"bundle {bundle.name} has {_in_words(needed)} of weights, but {device} has only "
+            f"{_in_words(free)} of memory free; take a smaller bundle, or a device with more memory"
+        )
+
+
+def _weights_bytes(bundle: Path) -> int:
+    return sum(file.stat().st_size for file in bundle.rglob("*.safetensors"))
+
+
+def _in_words(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -161,7 +161,14 @@ class Settings(BaseSettings):
         description="What executes the network: auto (the fastest here, measured at the first "
         "start), eager, compile, onnxruntime or openvino",
     )
-    device: str = Field("auto", description="Device of the worker: auto, cpu, cuda or cuda:N")
+    device: str = Field(
+        "auto",
+        description="Device of the worker: auto, cpu, cuda or cuda:N; several with commas are "
+        "dealt to the workers of `avocat serve` by turns, auto deals all GPUs",
+    )
+    workers: int = Field(
+        1, ge=1, le=64, description="Workers that `avocat serve` starts; on CPU they share threads"
+    )
     drain_grace_s: int = Field(
         30,
         ge=0,

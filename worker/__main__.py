@@ -49,8 +49,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: AVOCAT_DEVICE)")
     parser.add_argument("--name", help="name shown by `rq info` (default: made from the host's)")
+    parser.add_argument(
+        "--share",
+        type=_share,
+        default=(0, 1),
+        metavar="I/N",
+        help="worker I (from 0) of N on this machine: which device and how many threads it takes",
+    )
     parser.add_argument("--burst", action="store_true", help="stop when no work is left")
     return parser
+
+
+def _share(text: str) -> tuple[int, int]:
+    turn, _, workers = text.partition("/")
+    if not (turn.isdigit() and workers.isdigit() and int(turn) < int(workers)):
+        raise argparse.ArgumentTypeError(f"{text!r} should be I/N with I from 0 to N - 1")
+    return int(turn), int(workers)
 
 
 def _settings() -> Settings:
@@ -74,7 +88,8 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
 
     redis = _reachable(settings)
     try:
-        runner = make_runner(settings, redis, name, options.device or settings.device)
+        device = options.device or settings.device
+        runner = make_runner(settings, redis, name, device, options.share)
     except (ModelError, StorageError, ValueError, RedisError) as fault:
         raise StartError(str(fault)) from None
     host, port = settings.worker_metrics_host, settings.worker_metrics_port

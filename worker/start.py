@@ -1,6 +1,10 @@
 """Puts a worker together: device, bundle, storage, runner."""
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import structlog
 import torch
@@ -21,16 +25,19 @@ _log = structlog.get_logger()
 _STORAGE_PATIENCE_S = 60.0  # what is drawn already is worth waiting for
 
 
-def make_runner(settings: Settings, redis: Redis, name: str, device: str) -> Runner:
-    """A runner that is ready to work.
+def make_runner(
+    settings: Settings, redis: Redis, name: str, device: str, share: tuple[int, int] = (0, 1)
+) -> Runner:
+    """A runner that is ready to work; `share`: which worker of how many on this machine it is.
 
     Raises:
         BundleError: the bundle is missing, damaged, or of another kind.
         StorageError: images cannot be stored as it is set up.
         ValueError: the device or the runtime does not exist here.
     """
-    chosen = resolve_device(device)
-    threads = settings.threads or len(os.sched_getaffinity(0))
+    turn, workers = share
+    chosen = resolve_device(device, turn)
+    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // workers)
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False  # it would choose other kernels from run to run
     torch.backends.cudnn.deterministic = True
@@ -51,14 +58,15 @@ def _loaded(
     settings: Settings, redis: Redis, name: str, device: torch.device, threads: int
 ) -> Runner:
     loaded = load_bundle(settings.bundle, device, settings.preset)
-    settings = with_capacity(settings, loaded)
-    bundle, runtime = with_runtime(
-        loaded,
-        wanted=settings.runtime if settings.exact else _of_any_size(settings.runtime),
-        rows=settings.micro_batch,
-        threads=threads,
-        cache=settings.runtimes_dir,
-    )
+    with _undisturbed(settings.runtimes_dir):
+        settings = with_capacity(settings, loaded)
+        bundle, runtime = with_runtime(
+            loaded,
+            wanted=settings.runtime if settings.exact else _of_any_size(settings.runtime),
+            rows=settings.micro_batch,
+            threads=threads,
+            cache=settings.runtimes_dir,
+        )
     card = model_card(
         *(bundle, settings.micro_batch, f"{runtime.name} {runtime.version}"), exact=settings.exact
     )
@@ -87,15 +95,30 @@ def _of_any_size(wanted: str) -> str:
     return "eager"
 
 
-def resolve_device(device: str) -> torch.device:
-    """The device that a setting names; `auto`: the first GPU, else the CPU.
+@contextmanager
+def _undisturbed(folder: Path) -> Iterator[None]:
+    """One worker after the other measures, and the later ones read what the first has found."""
+    with ExitStack() as stack:
+        with suppress(OSError):  # a read-only folder
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((folder / "lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def resolve_device(device: str, turn: int = 0) -> torch.device:
+    """The device that a setting names; `auto`: the GPUs by turns, else the CPU.
+
+    `turn` counts the workers of this machine; of several devices with commas each takes the next.
 
     Raises:
         ValueError: another word, or a GPU that is not there.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    named = [one.strip() for one in device.split(",")]
+    device = named[turn % len(named)]
     if device == "auto":
-        device = "cuda:0" if gpus else "cpu"
+        device = f"cuda:{turn % gpus}" if gpus else "cpu"
     try:
         chosen = torch.device(device)
     except RuntimeError:

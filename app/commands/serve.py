@@ -46,6 +46,10 @@ Preset = Annotated[
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there is one")
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, max=64, help="Workers, dealt the devices by turns.", show_default="1"),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="The ready message as one JSON line.")]
 
 
@@ -56,9 +60,10 @@ def serve(
     bundle: Bundle = None,
     preset: Preset = None,
     device: Device = None,
+    workers: Workers = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Start Redis, the API and one worker, and keep them running until Ctrl-C.
+    """Start Redis, the API and the workers, and keep them running until Ctrl-C.
 
     Options override the AVOCAT_* settings (`avocat settings` lists them). With AVOCAT_REDIS_URL
     set, that Redis is used instead of one of our own. Jobs and images stay in the data folder.
@@ -67,11 +72,13 @@ def serve(
     Examples:
       avocat serve
       avocat serve --port 8080 --data-dir /srv/avocat
+      avocat serve --workers 4 --device cuda:0,cuda:1
       AVOCAT_HOST=0.0.0.0 AVOCAT_API_KEYS=me:secret avocat serve
     """
     apply_overrides(
         host=host, port=port, data_dir=data_dir, bundle=bundle, preset=preset, device=device
     )
+    apply_overrides(workers=workers)
     settings = read_settings()
     logs.configure(settings.log_level, settings.log_json)
     check_bundle(settings.bundle)
@@ -124,8 +131,20 @@ def parts(settings: Settings, listener: socket.socket, lock: int) -> list[Part]:
     fd = listener.fileno()
     api_argv = program("app.cli", "api", "--fd", str(fd))
     found.append(ProcessPart("api", api_argv, variables, grace_s=15.0, inherit=[fd]))
+    return [*found, *worker_parts(settings, variables)]
+
+
+def worker_parts(settings: Settings, variables: dict[str, str]) -> list[Part]:
+    """All workers; each knows its turn, and picks device and threads by that."""
     drain_s = settings.drain_grace_s + 10.0
-    found.append(ProcessPart("worker", program("worker"), variables, grace_s=drain_s))
+    found: list[Part] = []
+    for turn in range(settings.workers):
+        share = ["--share", f"{turn}/{settings.workers}"] if settings.workers > 1 else []
+        port = settings.worker_metrics_port
+        own = {} if port is None else {"AVOCAT_WORKER_METRICS_PORT": str(port + turn)}
+        name = f"worker {turn + 1}" if share else "worker"
+        argv = program("worker", *share)
+        found.append(ProcessPart(name, argv, variables | own, grace_s=drain_s))
     return found
 
 

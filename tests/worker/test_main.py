@@ -17,6 +17,7 @@ import torch
 from app import keys
 from app.jobs.record import JobStatus
 from app.jobs.store import JobStore
+from worker.__main__ import main
 from worker.start import resolve_device
 
 Spawn = Callable[..., Any]
@@ -114,3 +115,16 @@ def test_a_signal_before_any_work_ends_it(spawn_worker: Spawn, client: redis.Red
 def test_auto_is_the_best_device_there_is() -> None:
     expected = "cuda:0" if torch.cuda.is_available() else "cpu"
     assert resolve_device("auto") == torch.device(expected)
+
+
+def test_devices_are_dealt_by_turns() -> None:
+    assert [resolve_device("cpu, cpu", turn) for turn in range(3)] == [torch.device("cpu")] * 3
+    with pytest.raises(ValueError, match="'cuda:99' is not there"):
+        resolve_device("cpu,cuda:99", 3)
+
+
+@pytest.mark.parametrize("share", ["2/2", "x/2", "1", "-1/2"])
+def test_a_share_that_cannot_be_is_refused(share: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--share", share])
+    assert "should be I/N" in capsys.readouterr().err

@@ -8,6 +8,9 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 from pydantic import ValidationError
@@ -18,6 +21,9 @@ from app import logs
 from app.jobs.connection import connect
 from app.settings import Settings
 from app.storage.base import StorageError
+
+if TYPE_CHECKING:  # it brings torch
+    from worker.profile import NoProfile
 
 _log = structlog.get_logger()
 _REDIS_WAIT_S = 10.0
@@ -56,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="I/N",
         help="worker I (from 0) of N on this machine: which device and how many threads it takes",
     )
+    parser.add_argument(
+        "--profile", type=Path, metavar="FILE", help="write a trace that ui.perfetto.dev opens"
+    )
     parser.add_argument("--burst", action="store_true", help="stop when no work is left")
     return parser
 
@@ -93,14 +102,25 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
     except (ModelError, StorageError, ValueError, RedisError) as fault:
         raise StartError(str(fault)) from None
     host, port = settings.worker_metrics_host, settings.worker_metrics_port
+    if options.profile is not None:
+        runner.profile = _profile(options.profile)
     try:
-        with serving(runner.metrics, host, port):
+        with serving(runner.metrics, host, port), closing(runner.profile):
             runner.work(burst=options.burst)
     except (NameTaken, RedisError) as fault:
         raise StartError(str(fault)) from None
     except OSError as fault:
         raise StartError(f"metrics cannot be served at {host}:{port}: {fault}") from None
     return 1 if runner.fault is not None else 0
+
+
+def _profile(file: Path) -> "NoProfile":
+    from worker.profile import Profile
+
+    try:
+        return Profile(file)
+    except OSError as fault:
+        raise StartError(f"--profile {str(file)!r} cannot be written: {fault.strerror}") from None
 
 
 def _reachable(settings: Settings) -> Redis:

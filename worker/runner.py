@@ -27,7 +27,7 @@ from app.storage.base import ImageStorage
 from models.model import Model
 from worker.card import Smaller, announce
 from worker.control import Control
-from worker.engine import Engine
+from worker.engine import Engine, StepReport
 from worker.flights import Ending
 from worker.intake import Intake
 from worker.ledger import Ledger
@@ -36,6 +36,7 @@ from worker.loop import EngineLoop
 from worker.mail import Letter, Mail, Shrunk, StopRequested
 from worker.metrics import Metrics
 from worker.previews import Previews
+from worker.profile import NoProfile
 from worker.progress import Progress, Speed
 from worker.prompts import Prompts
 from worker.recovery import Recovery
@@ -88,6 +89,7 @@ class Runner(RegisteredWorker):
 
         `smaller`: what draws when batches have to be smaller, the same model if None.
         """
+        self.profile = NoProfile()
         super().__init__(redis, name=name, model=card.name, lease_s=settings.lease_s)
         self._card, self._announced = card, False
         self._smaller = smaller or Smaller(model, card.runtime)
@@ -98,9 +100,7 @@ class Runner(RegisteredWorker):
             smaller=self._smaller.model,
         )
         self.metrics = Metrics(engine.slots, engine.device)
-        self._engine_loop = EngineLoop(
-            engine, self._mail, torch.get_num_threads(), self.metrics.stepped
-        )
+        self._engine_loop = EngineLoop(engine, self._mail, torch.get_num_threads(), self._stepped)
         store = JobStore(redis, self.metrics.ended)
         prompts = Prompts(model)
         results = self._results = Results(model, prompts, card, storage)
@@ -129,6 +129,11 @@ class Runner(RegisteredWorker):
         self._stop_asked_at: float | None = None
         self._stop_at = float("inf")
         self._served = 0
+
+    def _stepped(self, report: StepReport, seconds: float) -> None:
+        """In the engine's thread."""
+        self.metrics.stepped(report, seconds)
+        self.profile.stepped(report, seconds)
 
     @property
     def fault(self) -> BaseException | None:
@@ -229,7 +234,8 @@ class Runner(RegisteredWorker):
         sound = True
         for duty in duties:
             try:
-                duty(now)
+                with self.profile.duty(duty.__name__.strip("_")):
+                    duty(now)
             except ResponseError as fault:  # this duty is refused; the others may go on
                 self._outage.failed(fault, now)
                 sound = False
@@ -290,6 +296,7 @@ class Runner(RegisteredWorker):
             del self._control.flights[job_id]
             ending = flight.ending.name.lower() if settled else "superseded"
             trace_flight(self._tracing, flight, ending)
+            self.profile.left(flight)
             if settled and flight.ending is Ending.SUCCEED:
                 self.metrics.succeeded(flight)
             _log.info("job left", ending=ending, **flight.record.log_fields)

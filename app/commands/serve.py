@@ -194,6 +194,9 @@ def worker(
         str | None, typer.Option(help="Name in `rq info`; a drawn one if absent.")
     ] = None,
     burst: Annotated[bool, typer.Option(help="End when the queues are empty.")] = False,
+    profile: Annotated[
+        Path | None, typer.Option(help="Write a trace that ui.perfetto.dev opens.")
+    ] = None,
 ) -> None:
     """Run one worker alone, against the Redis of AVOCAT_REDIS_URL: one per device.
 
@@ -202,5 +205,6 @@ def worker(
     apply_overrides(device=device, bundle=bundle, preset=preset)
     read_settings()
     named = ["--name", name] if name is not None else []
+    named += ["--profile", str(profile)] if profile is not None else []
     argv = program("worker", *named, *(["--burst"] if burst else []))
     os.execve(argv[0], argv, environment())  # noqa: S606 - our own program, no shell

@@ -90,8 +90,9 @@ local function place(queue, turns, prefix, id, model, owner, cost, fresh)
   redis.call('HSET', turns, mine, string.format('%.0f', turn + cost))
   redis.call('HSET', prefix .. id, 'turn', string.format('%.0f', turn))
   local function later(at)
-    local its = redis.call('HGET', prefix .. redis.call('LINDEX', queue, at), 'turn')
-    return (tonumber(its or '0') or 0) > turn
+    -- pcall: anything may lie where a stranger's entry points.
+    local its = redis.pcall('HGET', prefix .. redis.call('LINDEX', queue, at), 'turn')
+    return (type(its) == 'string' and tonumber(its) or 0) > turn
   end
   local low, high = 0, length
   if length == 0 or not later(length - 1) then low = length end

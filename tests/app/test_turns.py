@@ -116,6 +116,7 @@ async def test_who_cancelled_everything_owes_nothing(desk: Desk) -> None:
 async def test_entries_of_others_are_no_obstacle(desk: Desk) -> None:
     await many(3, lambda: desk.submit("a"))
     desk.client.lpush(keys.rq_queue("normal"), b"\xff\xfe", "", "stranger")
+    desk.client.set(keys.job("stranger"), "no hash")
     await many(2, lambda: desk.submit("b"))
     ours = [desk.records[one].owner for one in desk.waiting() if one in desk.records]
     assert "".join(ours) == "ababa"

@@ -50,7 +50,7 @@ def make_runner(
         free = free_bytes(chosen) / 1e9
         raise ValueError(
             f"bundle {settings.bundle.name} does not fit: {chosen} had {free:.1f} GB of memory "
-            f"free when it ran out ({str(fault).splitlines()[0]})"
+            f"free when it ran out ({(str(fault) or repr(fault)).splitlines()[0]})"
         ) from fault
 
 

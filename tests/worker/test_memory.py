@@ -1,5 +1,6 @@
 """Memory that runs out: the rows begin anew in less of it, and their pictures are the same."""
 
+import itertools
 import json
 import os
 import random
@@ -33,13 +34,15 @@ CPU = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: y
 ERRORS = [CUDA, CPU, MemoryError(), RuntimeError("std::bad_alloc")]
 
 
-def with_room_for(bundle: Bundle, rows: int, error: Exception, times: int = 10**9) -> Bundle:
-    """Calls of the network with more than that many rows fail, so many times."""
-    left = [times]
+def with_room_for(
+    bundle: Bundle, rows: int, error: Exception, times: int = 10**9, after: int = 0
+) -> Bundle:
+    """Calls of the network with more than that many rows fail, so many times after the first."""
+    left, calls = [times], itertools.count()
 
     def change(denoise: Denoise) -> Denoise:
         def small(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-            if len(x) > rows and left[0] > 0:
+            if next(calls) >= after and len(x) > rows and left[0] > 0:
                 left[0] -= 1
                 raise error
             return denoise(x, timestep, context)
@@ -120,7 +123,7 @@ def test_jobs_of_a_worker_out_of_memory_succeed(
     jobs: Jobs,
     settings: Settings,
 ) -> None:
-    cramped = slowed(with_room_for(shared_bundle, 1, CUDA), 0.002)
+    cramped = slowed(with_room_for(shared_bundle, 1, CUDA, after=8), 0.002)  # two are at start
     asked = [jobs.submit(n=3, seed=10 * i, output_format="png") for i in range(4)]
     worker = start_worker(cramped)
     records = [jobs.ended(job) for job in asked]

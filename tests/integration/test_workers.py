@@ -35,7 +35,15 @@ def registered(service: Service) -> set[bytes]:
 
 def processes(service: Service) -> list[psutil.Process]:
     children = psutil.Process(service.process.pid).children(recursive=True)
-    return [one for one in children if "-m worker" in " ".join(one.cmdline())]
+    alive = [one for one in children if one.is_running() and one.status() != "zombie"]
+    return [one for one in alive if "-m worker" in words(one)]
+
+
+def words(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
 
 
 def drawn(service: Service, count: int) -> list[dict[str, Any]]:

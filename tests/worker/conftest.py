@@ -210,7 +210,7 @@ def spawn_worker(settings: Settings) -> Iterator[Callable[..., BaseProcess]]:
     def spawn(
         *arguments: str, step_s: float = 0.01, said: Path | None = None, **changes: Any
     ) -> BaseProcess:
-        named = ("redis_url", "bundle", "data_dir", "threads", "lease_s")
+        named = ("redis_url", "bundle", "data_dir", "threads", "lease_s", "slots", "micro_batch")
         values = {**{field: getattr(settings, field) for field in named}, **changes}
         environment = {f"AVOCAT_{field.upper()}": str(value) for field, value in values.items()}
         process = FORKSERVER.Process(

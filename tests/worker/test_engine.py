@@ -54,25 +54,6 @@ def alone(bundle: Bundle, one: RowSpec, micro_batch: int) -> Tensor:
     return drain(engine)[f"{one.job}/{one.index}"]
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2, 3])
-def test_no_row_depends_on_its_neighbours(shared_bundle: Bundle, micro_batch: int) -> None:
-    dice = random.Random(micro_batch)
-    specs = [random_spec(shared_bundle, str(i), dice) for i in range(12)]
-    expected = {f"{one.job}/0": alone(shared_bundle, one, micro_batch) for one in specs}
-    for _ in range(6):
-        engine = Engine(shared_bundle, slots=dice.choice([2, 5, 16]), micro_batch=micro_batch)
-        late = dice.sample(specs, 8)
-
-        def admit_some(engine: Engine = engine, late: list[RowSpec] = late) -> None:
-            for _ in range(min(len(late), dice.randint(1, 3))):
-                engine.admit([late.pop()])
-
-        admit_some()
-        pictures = drain(engine, admit_some)
-        assert pictures
-        assert all(torch.equal(picture, expected[row]) for row, picture in pictures.items())
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_engine_draws_what_the_plain_loop_draws(shared_bundle: Bundle, sampler: str) -> None:
     one = spec(shared_bundle, "job", sampler=sampler, steps=6, seed=9)

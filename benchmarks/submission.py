@@ -25,7 +25,7 @@ from benchmarks.results import Result, interleaved, ratios, result
 from benchmarks.subject import Plan, loaded
 from worker.card import announce, model_card
 
-__all__ = ["bare", "measure", "post_for"]
+__all__ = ["bare", "measure", "post_for", "serving"]
 
 CONNECTIONS: Final = 16
 BLOCK_S: Final = 2.0
@@ -58,7 +58,7 @@ def measure(plan: Plan) -> list[Result]:
         redis = stack.enter_context(connect(server.url))
         sides: dict[str, Callable[[], float]] = {}
         for name, command, path in _servers():
-            port = stack.enter_context(_serving(command, server.url, plan.settings.data_dir))
+            port = stack.enter_context(serving(command, server.url, plan.settings.data_dir))
             sides[name] = partial(_block, redis, card, port, path, block_s)
         found = interleaved(sides, plan.seconds)
     return [
@@ -89,7 +89,7 @@ def _servers() -> list[tuple[str, list[str], str]]:
 
 
 @contextmanager
-def _serving(command: list[str], redis_url: str, data_dir: Path) -> Iterator[int]:
+def serving(command: list[str], redis_url: str, data_dir: Path) -> Iterator[int]:
     """Run a server on a free port; the port, once it answers."""
     port = _free_port()
     limits = {

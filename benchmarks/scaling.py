@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -77,12 +77,14 @@ def measure_workers(number: int, seconds: float, engine: Engine = ENGINE) -> dic
         most = number * capacity(engine, arrivals(dice, 1.0, 1000.0))
         burst = at_once(dice, max(1, round(most * seconds / 2)))
         took = max(latencies(side, burst))
+        engine = replace(engine, seconds_per_call=_seconds_per_call(redis))
         jobs = arrivals(dice, BUSY * most, seconds)
         found = sorted(latencies(side, jobs))
         cost = _cost_in_redis(redis, side, burst)
         told = sorted(simulate(engine, number, jobs, overhead_s))
     return {
         "workers": number,
+        "ms_per_call": round(1000 * engine.seconds_per_call, 1),
         "jobs_per_s": round(len(burst) / took, 2),
         "predicted_jobs_per_s": round(len(burst) / max(simulate(engine, number, burst)), 2),
         "load_jobs_per_s": round(len(jobs) / jobs[-1].at_s, 2),
@@ -92,6 +94,12 @@ def measure_workers(number: int, seconds: float, engine: Engine = ENGINE) -> dic
         "overhead_s": round(overhead_s, 3),
         **cost,
     }
+
+
+def _seconds_per_call(redis: Redis) -> float:
+    """What the workers say that a call costs, all around it included: as the API's estimates."""
+    told = [redis.hget(name, keys.WORKER_SPEED) for name in redis.smembers(keys.RQ_WORKERS)]
+    return statistics.fmean(json.loads(one)["seconds_per_call"] for one in told)
 
 
 def _cost_in_redis(redis: Redis, side: Avocat, jobs: Sequence[Arrival]) -> dict[str, Any]:
@@ -112,6 +120,7 @@ def _cost_in_redis(redis: Redis, side: Avocat, jobs: Sequence[Arrival]) -> dict[
     return {
         "redis_commands_per_job": round(commands, 1),
         "redis_us_per_job": round(1e6 * spent.cpu_s / len(jobs)),
+        "redis_bytes_kept_per_job": round(spent.memory_bytes / len(jobs)),
         "redis_commands_by_name": {
             name: round(count / len(jobs), 2)
             for name, count in sorted(spent.commands.items(), key=lambda one: -one[1])[:12]
@@ -128,6 +137,7 @@ class _Spent:
 
     commands: Counter[str]
     cpu_s: float
+    memory_bytes: int
 
     @classmethod
     def read(cls, redis: Redis) -> Self:
@@ -138,10 +148,15 @@ class _Spent:
         cpu: dict[str, float] = redis.info("cpu")
         for own in ("zcard", "info"):
             del calls[own]
-        return cls(calls, cpu["used_cpu_sys"] + cpu["used_cpu_user"])
+        memory = int(redis.info("memory")["used_memory"])
+        return cls(calls, cpu["used_cpu_sys"] + cpu["used_cpu_user"], memory)
 
     def since(self, before: Self) -> Self:
-        return type(self)(self.commands - before.commands, self.cpu_s - before.cpu_s)
+        return type(self)(
+            self.commands - before.commands,
+            self.cpu_s - before.cpu_s,
+            self.memory_bytes - before.memory_bytes,
+        )
 
 
 def measure_api(number: int, seconds: float) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import random
 import sys
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.jobs.forecast import Engine, Load, Playing
 from app.jobs.outlook import load_of
@@ -29,7 +29,7 @@ class Outcome:
     """What a simulation gave, in seconds and jobs a second."""
 
     throughput: float
-    busy: float  # share of the slots that were taken
+    busy: float  # the load as a share of the capacity
     p50: float
     p95: float
 
@@ -117,13 +117,12 @@ def simulate(
 
 
 def capacity(engine: Engine, jobs: Sequence[Arrival]) -> float:
-    """Jobs of this kind a second that one engine gets through when it is always full."""
-    rows = [load_of("", job.request, job.request.steps) for job in jobs]
-    work = sum(one.rows * one.steps * one.forwards for one in rows) / len(rows)
-    mean_rows = sum(one.rows * one.steps for one in rows) / len(rows)
-    calls = engine.slots * work / mean_rows / engine.micro_batch  # of a full step, unrounded
-    step_s = max(1.0, calls) * engine.seconds_per_call
-    return engine.slots / mean_rows / step_s
+    """Jobs a second that one engine gets through when these wait from the start.
+
+    Of many jobs, else filling and emptying the batch weigh in.
+    """
+    burst = [replace(job, at_s=0.0) for job in jobs]
+    return len(burst) / max(simulate(engine, 1, burst))
 
 
 def predict(

@@ -54,11 +54,11 @@ def test_many_engines_wait_less_than_one_at_the_same_share() -> None:
     assert alone.busy == pytest.approx(0.8, rel=0.1)
 
 
-def test_capacity_is_what_a_burst_gets_through() -> None:
+def test_capacity_is_that_of_always_full_batches() -> None:
     engine = Engine(slots=8, micro_batch=8, seconds_per_call=0.02)
-    jobs = at_once(random.Random(3), 2000)
-    measured = len(jobs) / max(simulate(engine, 1, jobs))
-    assert capacity(engine, jobs) == pytest.approx(measured, rel=0.2)
+    jobs = alike(1.0, 4000, steps=10)  # unguided: one call a step
+    assert capacity(engine, jobs) == pytest.approx(8 / (10 * 0.02), rel=0.01)
+    assert predict(engine, 1, 30.0, 100.0).throughput < capacity(engine, jobs)
 
 
 def test_an_overload_is_told(capsys: pytest.CaptureFixture[str]) -> None:

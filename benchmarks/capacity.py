@@ -1,7 +1,7 @@
 """How many GPUs a load needs: `python -m benchmarks.capacity --gpus 8 --rate 30 …`.
 
 A simulation of queueing: jobs come as a Poisson process, wait in one line, and enter any engine
-that has room; engines advance by the rules that the API's estimates use. What a call of the network
+that has room (`benchmarks.playing`). What a call of the network
 costs is measured (`/metrics`, `docs/performance.md`) and given. Assumed: which of several engines
 with room takes a job is chance; Redis and storage keep up; nothing fails.
 """
@@ -14,9 +14,10 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from app.jobs.forecast import Engine, Load, Playing
+from app.jobs.forecast import Engine, Load
 from app.jobs.outlook import load_of
 from benchmarks.arrivals import Arrival, arrivals
+from benchmarks.playing import Playing
 from benchmarks.results import spread
 
 __all__ = ["Outcome", "capacity", "predict", "simulate"]

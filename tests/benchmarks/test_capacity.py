@@ -40,7 +40,7 @@ def test_a_burst_ends_as_the_estimates_of_the_api_say() -> None:
     engine = Engine(slots=4, micro_batch=2, seconds_per_call=0.01)
     jobs = at_once(random.Random(2), 60)
     loads = [load_of(f"{i}", job.request, job.request.steps) for i, job in enumerate(jobs)]
-    ends = forecast([engine], {}, loads)
+    ends = forecast([engine], {}, [loads])
     # They differ by the step that a newcomer waits for.
     assert max(simulate(engine, 1, jobs)) == pytest.approx(max(ends.values()), rel=0.05)
 

@@ -2,6 +2,8 @@
 
 import typer
 
+from app.commands.doctor import doctor
+from app.commands.gc import gc
 from app.commands.generate import generate
 from app.commands.jobs import jobs
 from app.commands.models import PASS_THROUGH, evaluate, train
@@ -42,6 +44,8 @@ cli.command(short_help="Run one worker alone.")(worker)
 cli.command(context_settings=PASS_THROUGH, short_help="Train a model on your pictures.")(train)
 cli.command(context_settings=PASS_THROUGH, short_help="Measure a model.")(evaluate)
 cli.command(short_help="List every setting and its value.")(settings)
+cli.command(short_help="Check this set-up, and say what mends it.")(doctor)
+cli.command(short_help="Remove what no job has any more.")(gc)
 cli.command(short_help="Print what receivers verify webhooks with.")(webhook_secret)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from app.patience import PatientProtocol
+
 __all__ = ["Server", "allow_many_connections"]
 
 _MOST_FILES = 65536
@@ -33,6 +35,7 @@ class Server(uvicorn.Server):
         """`options` are uvicorn's own."""
         config = uvicorn.Config(
             app,
+            http=PatientProtocol,
             access_log=False,  # the application logs requests with their ids
             log_config=None,  # its lines have the form of ours
             log_level="warning",

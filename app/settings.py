@@ -137,6 +137,12 @@ class Settings(BaseSettings):
         description="Seconds after which a job that waits behind higher priorities makes its queue "
         "have every second turn",
     )
+    storage_patience_s: float = Field(
+        60,
+        ge=0,
+        description="Seconds for which a worker keeps a drawn picture that cannot be stored, and "
+        "takes no further job, before it costs the job an attempt",
+    )
     lease_s: int = Field(15, ge=3, description="Seconds after which a silent worker counts as lost")
     slots: int = Field(
         0,

@@ -1,12 +1,13 @@
 """The jobs in this worker, in step with the engine's and the storing threads. No Redis here."""
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty
 
 import structlog
 
-from app.jobs.record import Problem
+from app.jobs.record import Problem, StoredImage
 from app.storage.base import StorageError
 from worker import problems
 from worker.flights import Ending, Flight
@@ -30,12 +31,20 @@ __all__ = ["Control"]
 
 _log = structlog.get_logger()
 _STORING_THREADS = 2
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0  # between attempts to store
 
 
 class Control:
     """Holds the flights and decides how each ends; writing that down is the runner's."""
 
-    def __init__(self, loop: EngineLoop, results: Results, previews: Previews, mail: Mail) -> None:
+    def __init__(
+        self,
+        loop: EngineLoop,
+        results: Results,
+        previews: Previews,
+        mail: Mail,
+        storage_patience_s: float = 0.0,
+    ) -> None:
         self.flights: dict[str, Flight] = {}  # by job id, in the order of their claims
         self.fault: BaseException | None = None  # what ended the engine
         self._loop = loop
@@ -43,10 +52,15 @@ class Control:
         self._previews = previews
         self._mail = mail
         self._pool = ThreadPoolExecutor(_STORING_THREADS, "storing")
+        self._storage_patience_s = storage_patience_s
+        self._storage_away: set[str] = set()  # executions whose pictures wait for storage
+        self._closing = threading.Event()
 
     @property
     def free(self) -> int:
-        """Slots for further rows; none while a job has the engine to itself."""
+        """Slots for further rows; none while a job has the engine to itself, or storage fails."""
+        if self._storage_away:  # what is drawn meanwhile would pile up in memory
+            return 0
         if any(flight.alone and flight.rows_in_engine for flight in self.flights.values()):
             return 0
         return max(0, self._loop.slots - sum(f.rows_in_engine for f in self.flights.values()))
@@ -128,6 +142,7 @@ class Control:
 
     def close(self) -> None:
         """Wait for the storing threads; delete what they stored for nobody."""
+        self._closing.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._previews.close()
         while True:
@@ -156,13 +171,31 @@ class Control:
         """In a storing thread; nothing changes what a flight has drawn any more."""
         token = flight.token
         try:
-            images = tuple(
-                self._results.store(flight.record, token, order, flight.rows, flight.cards)
-            )
+            images = tuple(self._store_patiently(flight, order))
         except BaseException as fault:  # the runner decides; a lost exception would hang the job
             self._mail.put(StoreFailed(token, fault))
         else:
             self._mail.put(Stored(token, images))
+        finally:
+            self._storage_away.discard(token)
+
+    def _store_patiently(self, flight: Flight, order: Order) -> list[StoredImage]:
+        """Store, again and again while storage fails, as long as anybody wants it."""
+        until, wait_s = time.monotonic() + self._storage_patience_s, _FIRST_WAIT_S
+        while True:
+            try:
+                return self._results.store(
+                    flight.record, flight.token, order, flight.rows, flight.cards
+                )
+            except StorageError as fault:
+                wanted = flight.ending is None and not self._closing.is_set()
+                if not wanted or time.monotonic() + wait_s > until:
+                    raise
+                if not self._storage_away:
+                    _log.warning("storage fails; trying again", reason=str(fault))
+                self._storage_away.add(flight.token)
+            self._closing.wait(wait_s)
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     def _stored(self, letter: Stored) -> None:
         flight = self._undecided(letter.execution)

@@ -106,7 +106,10 @@ class Runner(RegisteredWorker):
         results = self._results = Results(model, prompts, card, storage)
         ledger = Ledger(redis, name, settings.lease_s)
         self._ledger = ledger
-        self._control = Control(self._engine_loop, results, Previews(redis, model), self._mail)
+        self._control = Control(
+            *(self._engine_loop, results, Previews(redis, model), self._mail),
+            storage_patience_s=settings.storage_patience_s,
+        )
         self._intake = Intake(
             *(redis, store, ledger, prompts),
             worker=name,

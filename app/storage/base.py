@@ -1,15 +1,24 @@
 """What a place for images has to offer."""
 
 import re
-from typing import Protocol
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
-__all__ = ["IMAGE_NAME", "ImageStorage", "StorageError", "check_name"]
+__all__ = ["IMAGE_NAME", "ImageStorage", "StorageError", "StoredFile", "check_name"]
 
 IMAGE_NAME = re.compile(r"[A-Za-z0-9_-]{1,200}\.(?:png|webp|jpg)")
 
 
 class StorageError(Exception):
     """An image could not be written, read or deleted."""
+
+
+class StoredFile(NamedTuple):
+    """An image as it lies in storage."""
+
+    name: str
+    bytes: int
+    written_at: float  # unix seconds
 
 
 class ImageStorage(Protocol):
@@ -55,6 +64,22 @@ class ImageStorage(Protocol):
 
     def exists(self, name: str) -> bool:
         """Whether there is such an image."""
+        ...
+
+    def files(self) -> Iterator[StoredFile]:
+        """All images, in no order; those that come or go meanwhile may be missed.
+
+        Raises:
+            StorageError: they cannot be listed.
+        """
+        ...
+
+    def broken_off(self, before: float, *, remove: bool) -> int:
+        """How many writes that began before this time never ended; `remove` what they left.
+
+        Raises:
+            StorageError: it cannot be looked for, or not removed.
+        """
         ...
 
     @property

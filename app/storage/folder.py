@@ -4,9 +4,10 @@ import contextlib
 import hashlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
-from app.storage.base import StorageError, check_name
+from app.storage.base import IMAGE_NAME, StorageError, StoredFile, check_name
 
 __all__ = ["FolderStorage"]
 
@@ -69,6 +70,41 @@ class FolderStorage:
     def exists(self, name: str) -> bool:
         """Whether there is such an image."""
         return self.path(name).is_file()
+
+    def files(self) -> Iterator[StoredFile]:
+        """All images, folder by folder."""
+        for path in self._walk():
+            if IMAGE_NAME.fullmatch(path.name):
+                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                    found = path.stat()
+                    yield StoredFile(path.name, found.st_size, found.st_mtime)
+
+    def broken_off(self, before: float, *, remove: bool) -> int:
+        """Count, and remove, the temporary files of writers that were killed."""
+        count = 0
+        for path in self._walk():
+            if not (path.name.startswith(".") and path.name.endswith(".tmp")):
+                continue
+            try:
+                if path.stat().st_mtime < before:
+                    if remove:
+                        path.unlink()
+                    count += 1
+            except FileNotFoundError:  # its writer lives
+                continue
+            except OSError as error:
+                raise StorageError(
+                    f"{path.name!r} could not be deleted: {error.strerror}"
+                ) from error
+        return count
+
+    def _walk(self) -> Iterator[Path]:
+        def refuse(error: OSError) -> None:
+            raise StorageError(f"{str(self.root)!r} cannot be listed: {error.strerror}")
+
+        if self.root.is_dir():
+            for folder, _, names in os.walk(self.root, onerror=refuse):
+                yield from (Path(folder, name) for name in names)
 
     @property
     def link_origin(self) -> None:

@@ -10,7 +10,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from app.storage.base import StorageError, check_name
+from app.storage.base import IMAGE_NAME, StorageError, StoredFile, check_name
 
 __all__ = ["S3Storage"]
 
@@ -106,6 +106,19 @@ class S3Storage:
         except FileNotFoundError:
             return False
         return True
+
+    def files(self) -> Iterator[StoredFile]:
+        """All images under the prefix, page by page."""
+        with self._faults(f"{self._location} cannot be listed", may_be_missing=False):
+            for page in obstore.list(self._store):
+                for one in page:
+                    if IMAGE_NAME.fullmatch(one["path"]):
+                        written = one["last_modified"].timestamp()
+                        yield StoredFile(one["path"], one["size"], written)
+
+    def broken_off(self, before: float, *, remove: bool) -> int:
+        """None: an object is there whole or not at all."""
+        return 0
 
     def link(self, name: str, seconds: float) -> str | None:
         """A presigned URL: computed here, without asking the service."""

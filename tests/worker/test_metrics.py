@@ -56,7 +56,9 @@ def test_failures_are_counted_by_reason(
     jobs: Any, start_worker: Start, shared_bundle: Bundle, tmp_path: Path
 ) -> None:
     bundle = broken_for(slowed(shared_bundle, 0.02), "broken")
-    worker = start_worker(bundle=bundle, storage=FullDisk(tmp_path, times=99, at=1))
+    worker = start_worker(
+        bundle=bundle, storage=FullDisk(tmp_path, times=99, at=1), storage_patience_s=0
+    )
     metrics = worker.runner.metrics
     running = jobs.submit(steps=200, sampler="ddpm")
     jobs.running(running)

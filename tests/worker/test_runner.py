@@ -188,11 +188,33 @@ def test_a_job_that_always_breaks_the_device_fails(
 def test_a_full_disk_costs_retries(
     jobs: Any, start_worker: Start, settings: Settings, times: int, status: JobStatus
 ) -> None:
-    start_worker(storage=FullDisk(settings.images_dir, times, at=1))
+    start_worker(storage=FullDisk(settings.images_dir, times, at=1), storage_patience_s=0)
     record = jobs.ended(jobs.submit(n=2))
     assert (record.status, record.attempts) == (status, 3)
     assert stored_files(settings.images_dir) == sorted(image.name for image in record.images)
     assert record.error is None or record.error.type == "/problems/storage-failed"
+
+
+def test_a_disk_that_is_full_for_a_while_costs_nothing(
+    jobs: Any, start_worker: Start, settings: Settings
+) -> None:
+    start_worker(storage=FullDisk(settings.images_dir, times=4, at=1))
+    first, second = jobs.submit(n=2), jobs.submit()
+    for record in (jobs.ended(first), jobs.ended(second)):
+        assert (record.status, record.attempts) == (JobStatus.SUCCEEDED, 1)
+
+
+def test_a_job_that_waits_for_storage_can_be_canceled(
+    jobs: Any, start_worker: Start, settings: Settings
+) -> None:
+    storage = FullDisk(settings.images_dir, times=10_000, at=1)
+    worker = start_worker(storage=storage)
+    job = jobs.submit(n=2)
+    wait_for(lambda: worker.runner._control._storage_away)
+    assert worker.runner._control.free == 0
+    jobs.cancel(job)
+    assert jobs.ended(job).status is JobStatus.CANCELED
+    assert jobs.ended(jobs.submit()).status is JobStatus.SUCCEEDED
 
 
 def test_priorities_come_first(jobs: Any, start_worker: Start) -> None:

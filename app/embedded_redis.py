@@ -14,6 +14,8 @@ from pathlib import Path
 
 import redis
 
+from app.jobs.connection import connect
+
 __all__ = ["EmbeddedRedis", "EmbeddedRedisError", "redis_executable", "tied_to_parent"]
 
 MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108 with the closing NUL
@@ -140,7 +142,7 @@ class EmbeddedRedis:
         return [word for option in options.items() for word in option]
 
     def _wait_until_ready(self) -> None:
-        client = redis.Redis.from_url(self.url)
+        client = connect(self.url)
         deadline = time.monotonic() + START_DEADLINE_S
         try:
             while time.monotonic() < deadline:

@@ -44,7 +44,8 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(
         None,
         repr=False,
-        description="Redis to use: redis://, rediss:// or unix://; empty: the embedded one",
+        description="Redis to use: redis://, rediss://, unix:// or redis+sentinel://; "
+        "empty: the embedded one",
     )
     storage: str = Field(
         "",

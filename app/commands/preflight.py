@@ -11,6 +11,7 @@ from pathlib import Path
 import redis
 
 from app.commands.console import ExitCode, fail
+from app.jobs.connection import connect
 from app.settings import Settings
 from app.storage.base import StorageError
 from app.storage.opening import open_storage
@@ -32,7 +33,7 @@ def check_bundle(bundle: Path) -> None:
 def check_redis(url: str) -> None:
     """End with one sentence if a Redis named in the settings cannot be used."""
     try:
-        with redis.Redis.from_url(url, socket_connect_timeout=5) as client:
+        with connect(url) as client:
             client.ping()
     except ValueError as wrong:
         fail(f"AVOCAT_REDIS_URL is not a Redis address: {wrong}", ExitCode.BAD_INPUT)

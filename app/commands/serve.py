@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from app import logs
-from app.commands.console import apply_overrides, fail, read_settings
+from app.commands.console import ExitCode, apply_overrides, fail, read_settings
 from app.commands.preflight import (
     check_bundle,
     check_redis,
@@ -181,6 +181,8 @@ def api(
         app = create_app(settings)
     except StorageError as fault:
         fail(str(fault))
+    except ValueError as wrong:
+        fail(f"AVOCAT_REDIS_URL is not a Redis address: {wrong}", ExitCode.BAD_INPUT)
     # Of one machine's service all parts end together: nobody is waited for.
     grace_s = 0.0 if fd is not None else float(settings.drain_grace_s)
     Server(app, delay_s=settings.drain_delay_s, grace_s=grace_s).run(sockets=[listener])

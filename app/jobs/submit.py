@@ -115,7 +115,9 @@ class Submitter:
             *(_pairs(to_hash(record)), _pairs(fields), data),
             *(request.model, record.owner, request.rows * request.forwards),
         ]
-        named = _submit_keys(record, idempotency, repeats or "")
+        # Every key is one of ours, also what is not looked at: a user may be held to them.
+        unread = keys.repeat(record.owner, "")
+        named = _submit_keys(record, idempotency, repeats or unread)
         reply = await cast(Awaitable[list[bytes]], self._submit(keys=named, args=args))
         return _outcome(*(part.decode() for part in reply))
 

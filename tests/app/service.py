@@ -13,6 +13,7 @@ import httpx
 import redis
 
 from app import keys
+from app.jobs.connection import connect
 from app.jobs.models import ModelCard
 from app.jobs.record import JobRecord, JobStatus, StoredImage
 from app.jobs.repeats import repeat_key
@@ -103,7 +104,7 @@ def serving(redis_url: str, data_dir: Path, card: ModelCard | None = CARD) -> Se
         app = create_app(settings)
         transport = httpx.ASGITransport(app)
         client = httpx.AsyncClient(transport=transport, base_url="http://test", timeout=30)
-        with redis.Redis.from_url(redis_url) as connection:
+        with connect(redis_url) as connection:
             if card is not None:
                 connection.hset(keys.MODELS, card.name, card.model_dump_json())
             storage = open_storage(settings, patience_s=5)

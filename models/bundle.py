@@ -179,11 +179,11 @@ class Bundle:
         return denoised
 
 
-def read_config(path: Path) -> BundleConfig:
-    """Read and check `bundle.json` alone.
+def read_entry(path: Path) -> dict[str, Any]:
+    """The JSON of a `bundle.json`, whatever kind of model it is of.
 
     Raises:
-        BundleError: it is missing, not JSON, of a newer format, or not of this form.
+        BundleError: it is missing, not JSON, or of a newer format.
     """
     file = path / CONFIG_FILE
     try:
@@ -199,6 +199,16 @@ def read_config(path: Path) -> BundleConfig:
         raise BundleError(
             f"{CONFIG_FILE} has format {version}; this version of avocat reads up to {FORMAT}"
         )
+    return entry
+
+
+def read_config(path: Path) -> BundleConfig:
+    """Read and check `bundle.json` alone.
+
+    Raises:
+        BundleError: it is missing, not JSON, of a newer format, or not of this form.
+    """
+    entry = read_entry(path)
     try:
         return BundleConfig.model_validate(entry)
     except ValidationError as fault:

@@ -112,10 +112,10 @@ class ContextEncoder:
         return torch.stack([self._cached(prompt) for prompt in prompts])
 
     def conditioning(
-        self, prompt: str, negative: str, guidance_scale: float, size: Size
+        self, prompt: str, negative: str | None, guidance_scale: float, size: Size
     ) -> Conditioning:
         """One vector each; the size is the same for all."""
-        context, unconditional = self.encode([prompt, negative])
+        context, unconditional = self.encode([prompt, negative or ""])
         return Conditioning((context,), (unconditional,), guidance_scale)
 
     def check(self, context: Context) -> None:

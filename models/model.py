@@ -18,7 +18,7 @@ from torch import Tensor
 from models.samplers import UNDISTILLED, Sampler, Trajectory
 from models.schedule import NoiseSchedule
 
-__all__ = ["Conditioning", "Context", "Encoder", "Model", "ModelConfig", "Shape"]
+__all__ = ["Conditioning", "Context", "Encoder", "Model", "ModelConfig", "Shape", "Size"]
 
 Context = tuple[Tensor, ...]  # the parts of one row's context, without a batch dimension
 Shape = tuple[int, int, int]  # (C, H, W) of x_t
@@ -57,13 +57,18 @@ class Conditioning:
 class Encoder(Protocol):
     """Prompts to contexts."""
 
-    context_length: int  # tokens of a prompt that are read
-    device: torch.device
+    @property
+    def context_length(self) -> int:
+        """Tokens of a prompt that are read."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where contexts are."""
 
     def conditioning(
-        self, prompt: str, negative: str, guidance_scale: float, size: Size
+        self, prompt: str, negative: str | None, guidance_scale: float, size: Size
     ) -> Conditioning:
-        """The contexts of one picture."""
+        """The contexts of one picture; `negative` None is not the same as empty for all models."""
 
     def is_truncated(self, prompt: str) -> bool:
         """Whether the end of the prompt is not seen."""

@@ -156,7 +156,7 @@ class Engine:
             Seconds of a call after the first.
         """
         size = self._model.sizes[0]
-        given = self._model.context.conditioning("", "", 1.0, size)
+        given = self._model.context.conditioning("", None, 1.0, size)
         x = torch.zeros(self.micro_batch, *self._model.shape(size), device=self.device)
         timestep = torch.zeros(self.micro_batch, dtype=torch.int64, device=self.device)
         context = [torch.stack([part] * self.micro_batch).to(self.device) for part in given.context]

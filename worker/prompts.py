@@ -70,7 +70,7 @@ class Prompts:
             with self._lock:
                 return self._model.context.conditioning(
                     request.prompt,
-                    request.negative_prompt or "",
+                    request.negative_prompt,
                     request.guidance_scale,
                     (request.width, request.height),
                 )

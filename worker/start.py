@@ -12,7 +12,9 @@ from redis import Redis
 
 from app.settings import Settings
 from app.storage.opening import open_storage
-from models.bundle import load_bundle
+from models.bundle import Bundle
+from models.loading import load_model
+from models.model import Model
 from worker.capacity import with_capacity
 from worker.card import Smaller, model_card
 from worker.memory import check_fits, free_bytes, ran_out
@@ -57,35 +59,40 @@ def make_runner(
 def _loaded(
     settings: Settings, redis: Redis, name: str, device: torch.device, threads: int
 ) -> Runner:
-    loaded = load_bundle(settings.bundle, device, settings.preset)
+    loaded = load_model(settings.bundle, device, settings.preset)
     with _undisturbed(settings.runtimes_dir):
         settings = with_capacity(settings, loaded)
-        bundle, runtime = with_runtime(
-            loaded,
-            wanted=settings.runtime if settings.exact else _of_any_size(settings.runtime),
-            rows=settings.micro_batch,
-            threads=threads,
-            cache=settings.runtimes_dir,
-        )
-    card = model_card(
-        *(bundle, settings.micro_batch, f"{runtime.name} {runtime.version}"), exact=settings.exact
-    )
-    eager = runtime.name == "eager"
-    smaller = Smaller(bundle if eager else loaded, f"eager {torch.__version__}")
+        model, runtime = _executed(loaded, settings, threads)
+    card = model_card(model, settings.micro_batch, runtime, exact=settings.exact)
+    eager = runtime.startswith("eager ")
+    smaller = Smaller(model if eager else loaded, f"eager {torch.__version__}")
     _log.info(
-        "bundle loaded",
+        "model loaded",
         model=card.name,
         device=str(device),
         threads=threads,
         slots=settings.slots,
         micro_batch=settings.micro_batch,
         runtime=card.runtime,
-        forward_ms=round(1000 * runtime.seconds, 2),
         fingerprint=card.fingerprint,
     )
     storage = open_storage(settings, patience_s=_STORAGE_PATIENCE_S)
     storage.check()
-    return Runner(redis, bundle, card, storage, settings, name, smaller)
+    return Runner(redis, model, card, storage, settings, name, smaller)
+
+
+def _executed(model: Model, settings: Settings, threads: int) -> tuple[Model, str]:
+    """The model with its network executed as the settings say, and the name of what does it."""
+    if not isinstance(model, Bundle):
+        return model, f"eager {torch.__version__}"
+    executed, runtime = with_runtime(
+        model,
+        wanted=settings.runtime if settings.exact else _of_any_size(settings.runtime),
+        rows=settings.micro_batch,
+        threads=threads,
+        cache=settings.runtimes_dir,
+    )
+    return executed, f"{runtime.name} {runtime.version}"
 
 
 def _of_any_size(wanted: str) -> str:

@@ -36,7 +36,7 @@ STEPS = {"lcm": [1, 4, 7]}
 
 def scheduler_of(sampler: str, config: dict[str, Any]) -> Any:
     more = {"use_karras_sigmas": True} if sampler == "dpmpp_2m_karras" else {}
-    return getattr(diffusers, CLASSES[sampler]).from_config({**config, **more})
+    return getattr(diffusers, CLASSES[sampler]).from_config(config, **more)
 
 
 def network(x: Tensor, t: float) -> Tensor:

@@ -1,0 +1,1 @@
+"""The Stable Diffusion family: weights in the public folder layout, served where they lie."""

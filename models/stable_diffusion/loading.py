@@ -1,0 +1,187 @@
+"""Imports a folder as `bundle.json`, and loads what was imported."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from models.errors import BundleError
+from models.stable_diffusion.config import PipelineConfig
+from models.stable_diffusion.folder import Folder, read_folder
+from models.stable_diffusion.modules import build, check_shapes, load_weights, size_bytes
+from models.stable_diffusion.pipeline import Autoencoder, LatentDenoiser, Pipeline
+from models.stable_diffusion.settle import Wishes, settle
+from models.stable_diffusion.text import TextEncoders, Tower
+from models.torchvision_ops import declare_missing_operators
+
+__all__ = ["import_folder", "load_pipeline", "read_pipeline_config"]
+
+CONFIG_FILE = "bundle.json"
+_WEIGHED = ("unet", "vae", "text_encoder", "text_encoder_2")
+_FLOAT32 = 4
+_ROOM = 1.1  # of the weights: what else a worker needs
+
+
+def import_folder(
+    source: Path,
+    into: Path,
+    name: str,
+    wishes: Wishes | None = None,
+    *,
+    variant: str | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> PipelineConfig:
+    """Write `into/bundle.json`, which points to the files of `source`; no weight is copied.
+
+    Raises:
+        BundleError: the folder is not whole, is damaged, or is not served; names what.
+    """
+    folder = read_folder(source, variant)
+    for part in _weighed(folder):
+        progress(f"checking {part}")
+        check_shapes(build(folder, part), part, folder.components[part])
+    hashes: dict[str, str] = {}
+    for component in folder.components.values():
+        for file in component.files:
+            relative = file.relative_to(folder.path).as_posix()
+            progress(f"hashing {relative}")
+            hashes[relative] = _sha256(file)
+    try:
+        config = settle(folder, name, wishes or Wishes(), hashes)
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{where}: {first['msg']}") from None
+    into.mkdir(parents=True, exist_ok=True)
+    part_file = into / f".{CONFIG_FILE}.part"
+    part_file.write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
+    os.replace(part_file, into / CONFIG_FILE)  # never half of it
+    return config
+
+
+def read_pipeline_config(entry: Mapping[str, Any]) -> PipelineConfig:
+    """Check the JSON of an imported `bundle.json`.
+
+    Raises:
+        BundleError: it is not of this form.
+    """
+    try:
+        return PipelineConfig.model_validate_json(json.dumps(entry))
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BundleError(f"{CONFIG_FILE}: {where}: {first['msg']}") from None
+
+
+def load_pipeline(path: Path, config: PipelineConfig, device: torch.device | str) -> Pipeline:
+    """Load an imported model in float32 onto `device`, every file checked against its hash.
+
+    Raises:
+        BundleError: a file is missing, changed or damaged, or memory does not suffice.
+    """
+    device = torch.device(device)
+    folder = _recorded(config)
+    _check_memory(folder, device)
+    schedule = config.noise.schedule()
+    modules: dict[str, nn.Module] = {}
+    for part in _weighed(folder):
+        modules[part] = build(folder, part)
+        load_weights(modules[part], part, folder.components[part], device)
+    unet, shapes = modules["unet"], folder.config("unet")
+    guidance: int | None = shapes.get("time_cond_proj_dim")
+    encoders = TextEncoders(
+        _towers(folder, modules),
+        device,
+        width=int(shapes.get("cross_attention_dim", 1280)),
+        clip_skip=config.clip_skip,
+        empty_is_zero=config.empty_is_zero,
+        guidance_width=guidance,
+    )
+    denoiser = LatentDenoiser(unet, sized=folder.is_xl, guided=guidance is not None)
+    sha256 = _sha256(path / CONFIG_FILE)
+    return Pipeline(
+        config, schedule, denoiser.eval(), encoders, Autoencoder(modules["vae"]), sha256, path
+    )
+
+
+def _weighed(folder: Folder) -> list[str]:
+    return [name for name in _WEIGHED if name in folder.components]
+
+
+def _recorded(config: PipelineConfig) -> Folder:
+    """The folder as it was imported: each file of then, and none that came since."""
+    if not config.source.is_dir():
+        raise BundleError(
+            f"the files of {config.name!r} are gone: there is no folder {str(config.source)!r}; "
+            "import it again from where it lies now"
+        )
+    for name, expected in config.files.items():
+        file = config.source / name
+        if not file.is_file():
+            raise BundleError(f"{name} is missing from {str(config.source)!r}")
+        found = _sha256(file)
+        if found != expected:
+            raise BundleError(
+                f"{name} of {str(config.source)!r} is not what was imported: its sha256 is "
+                f"{found[:12]}…, {CONFIG_FILE} says {expected[:12]}…; import it again"
+            )
+    folder = read_folder(config.source)
+    kept = {}
+    for name, component in folder.components.items():
+        recorded = sorted(one for one in config.files if one.startswith(f"{name}/"))
+        weights = tuple(config.source / one for one in recorded if one.endswith(".safetensors"))
+        kept[name] = replace(component, weights=weights)
+    return replace(folder, components=kept)
+
+
+def _check_memory(folder: Folder, device: torch.device) -> None:
+    needs = sum(size_bytes(folder.components[part], _FLOAT32) for part in _weighed(folder))
+    free = _free_bytes(device)
+    if free is not None and needs * _ROOM > free:
+        raise BundleError(
+            f"not enough memory on {device.type}: the weights take {needs / 1e9:.1f} GB in "
+            f"float32, and {free / 1e9:.1f} GB are free"
+        )
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+    except OSError:
+        return None
+    sizes = {line.split(":")[0]: line.split()[1] for line in lines}
+    return int(sizes["MemAvailable"]) * 1024
+
+
+def _towers(folder: Folder, modules: Mapping[str, Any]) -> tuple[Tower, ...]:
+    first = Tower(
+        _tokenizer(folder, "tokenizer"), modules["text_encoder"], folder.is_xl, projected=False
+    )
+    if not folder.is_xl:
+        return (first,)
+    tokenizer = _tokenizer(folder, "tokenizer_2")
+    return (first, Tower(tokenizer, modules["text_encoder_2"], True, projected=True))
+
+
+def _tokenizer(folder: Folder, name: str) -> Any:
+    declare_missing_operators()
+    from transformers import CLIPTokenizer
+
+    try:
+        return CLIPTokenizer.from_pretrained(folder.path / name, local_files_only=True)
+    except Exception as fault:  # many kinds; all mean that it did not load
+        raise BundleError(f"{name} did not load: {fault}") from None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,122 @@
+"""An imported model, loaded: U-Net, autoencoder and text towers behind the engine's interface."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models.model import Shape, Size
+from models.samplers import Sampler, Trajectory, trajectory
+from models.schedule import NoiseSchedule
+from models.stable_diffusion.config import PipelineConfig
+from models.stable_diffusion.text import TextEncoders
+
+__all__ = ["Autoencoder", "LatentDenoiser", "Pipeline"]
+
+
+class LatentDenoiser(nn.Module):
+    """A U-Net of diffusers, called with the parts of a context."""
+
+    def __init__(self, network: nn.Module, *, sized: bool, guided: bool) -> None:
+        """`sized`: its context has a pooled vector and sizes; `guided`: a guidance embedding."""
+        super().__init__()
+        self.network = network
+        self._sized = sized
+        self._guided = guided
+
+    def forward(self, x_t: Tensor, timestep: Tensor, states: Tensor, *more: Tensor) -> Tensor:
+        """`x_t` `[B, C, h, w]`, `timestep` `[B]`, `states` `[B, L, D]` → the prediction."""
+        added = {"text_embeds": more[0], "time_ids": more[1]} if self._sized else None
+        out: Tensor = self.network(
+            x_t,
+            timestep,
+            encoder_hidden_states=states,
+            timestep_cond=more[-1] if self._guided else None,
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
+        return out
+
+
+class Autoencoder:
+    """Latents as the denoiser knows them, to pixels."""
+
+    def __init__(self, network: nn.Module) -> None:
+        config = network.config
+        self.network = network
+        self.channels = int(config.latent_channels)  # type: ignore[union-attr, arg-type]
+        self.scale = 2 ** (len(config.block_out_channels) - 1)  # type: ignore[union-attr, arg-type]
+        self._factor = float(config.scaling_factor)  # type: ignore[union-attr, arg-type]
+        self._mean = getattr(config, "latents_mean", None)
+        self._std = getattr(config, "latents_std", None)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """`[C, h, w]` → `[3, H, W]`, about in [-1, 1]."""
+        z = latents[None] / self._factor
+        if self._mean is not None and self._std is not None:
+            mean, std = (z.new_tensor(one).reshape(1, -1, 1, 1) for one in (self._mean, self._std))
+            z = z * std + mean
+        decode: Callable[..., tuple[Tensor]] = self.network.decode  # type: ignore[assignment]
+        return decode(z, return_dict=False)[0][0]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A loaded model of the family; see `models.model.Model`."""
+
+    config: PipelineConfig
+    schedule: NoiseSchedule
+    denoiser: LatentDenoiser
+    context: TextEncoders
+    autoencoder: Autoencoder
+    sha256: str
+    path: Path
+
+    @property
+    def clip(self) -> float | None:
+        """Latents have no bound."""
+        return None
+
+    @property
+    def channels(self) -> int:
+        """RGB."""
+        return 3
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """Those of the configuration."""
+        return self.config.sizes
+
+    def shape(self, size: Size) -> Shape:
+        """Of the latents of a picture.
+
+        Raises:
+            ValueError: it draws no such size.
+        """
+        if size not in self.sizes:
+            drawn = ", ".join(f"{width}x{height}" for width, height in self.sizes)
+            raise ValueError(f"size is '{size[0]}x{size[1]}'; this model draws {drawn}")
+        scale = self.autoencoder.scale
+        return (self.autoencoder.channels, size[1] // scale, size[0] // scale)
+
+    def trajectory(self, sampler: Sampler, steps: int) -> Trajectory:
+        """The way of one row.
+
+        Raises:
+            ScheduleError: a sampler it has not, or more steps than that one takes.
+        """
+        layout = self.config.layout.layout(self.schedule)
+        reads = self.config.parameterisation
+        return trajectory(self.schedule, sampler, steps, layout, parameterisation=reads)
+
+    @torch.inference_mode()
+    def develop(self, x: Tensor, size: Size) -> Tensor:
+        """Finished latents `[C, h, w]` as a picture `[3, H, W]`; alone, so never another batch."""
+        return self.autoencoder.decode(x)
+
+    @torch.inference_mode()
+    def preview(self, denoised: Tensor) -> Tensor:
+        """Latents on their way as a picture."""
+        return self.autoencoder.decode(denoised)

@@ -1,0 +1,172 @@
+"""From a folder's configurations to `bundle.json`: the quirks of public files are settled here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import Any, Final
+
+from models.errors import BundleError
+from models.model import Size
+from models.samplers import Parameterisation, Sampler
+from models.stable_diffusion.config import KIND, LayoutConfig, PipelineConfig, TrainingNoise
+from models.stable_diffusion.folder import Folder
+
+__all__ = ["Wishes", "settle"]
+
+_KINDS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+_PREDICTS: Final[Mapping[str, Parameterisation]] = {
+    "epsilon": "eps",
+    "v_prediction": "v",
+    "sample": "denoised",
+}
+_SAMPLERS: Final[Mapping[str, Sampler]] = {
+    "DDPMScheduler": "ddpm",
+    "DDIMScheduler": "ddim",
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler_ancestral",
+    "LCMScheduler": "lcm",
+}
+_INSTEAD: Sampler = "dpmpp_2m"  # of a scheduler that is none of ours, as PNDM
+_USUAL_STEPS, _FEW_STEPS = 25, 4
+_USUAL_GUIDANCE: Final = {"sd": 7.5, "sdxl": 5.0}
+_EMBEDDED_GUIDANCE = 8.5  # of denoisers that take the scale as an input, as LCM's
+_ASPECTS = (4 / 3, 3 / 2, 16 / 9)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the person who imports says, where the files do not or say it wrongly."""
+
+    sampler: Sampler | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    clip_skip: int = 0
+    sizes: tuple[Size, ...] = ()
+    license: str = "unknown"
+    description: str = ""
+
+
+def settle(folder: Folder, name: str, wishes: Wishes, files: Mapping[str, str]) -> PipelineConfig:
+    """Everything about the model but its weights.
+
+    Raises:
+        BundleError: the files ask for something that is not served here; names it.
+    """
+    scheduler = folder.config("scheduler")
+    family = "sdxl" if folder.is_xl else "sd"
+    _refuse_unserved(folder)
+    sampler, steps, guidance = _defaults(folder, family)
+    return PipelineConfig(
+        kind=KIND,
+        name=name,
+        description=wishes.description,
+        license=wishes.license,
+        source=folder.path,
+        family=family,
+        parameterisation=_parameterisation(scheduler),
+        noise=_noise(scheduler),
+        layout=_layout(scheduler, family),
+        clip_skip=wishes.clip_skip,
+        empty_is_zero=bool(folder.index.get("force_zeros_for_empty_prompt", folder.is_xl)),
+        sizes=wishes.sizes or _sizes(folder),
+        default_sampler=wishes.sampler or sampler,
+        default_steps=wishes.steps or steps,
+        default_guidance_scale=guidance if wishes.guidance_scale is None else wishes.guidance_scale,
+        files=dict(files),
+    )
+
+
+def _refuse_unserved(folder: Folder) -> None:
+    unet, vae = folder.config("unet"), folder.config("vae")
+    channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if channels != latent:
+        what = "an inpainting or editing model" if channels > latent else "another model's"
+        raise BundleError(
+            f"unet takes {channels} channels and the autoencoder's latents have {latent}: it is "
+            f"{what}, and those are not served"
+        )
+    embeds = unet.get("addition_embed_type")
+    if embeds not in (None, "text_time") or (embeds == "text_time") != folder.is_xl:
+        raise BundleError(f"unet has addition_embed_type {embeds!r}, which does not fit the folder")
+    if unet.get("class_embed_type") or unet.get("encoder_hid_dim_type"):
+        raise BundleError("unet asks for class labels or picture prompts, which are not served")
+
+
+def _parameterisation(scheduler: Mapping[str, Any]) -> Parameterisation:
+    said = scheduler.get("prediction_type", "epsilon")
+    if said not in _PREDICTS:
+        known = ", ".join(_PREDICTS)
+        raise BundleError(f"scheduler has prediction_type {said!r}; these are served: {known}")
+    return _PREDICTS[said]
+
+
+def _noise(scheduler: Mapping[str, Any]) -> TrainingNoise:
+    betas, length = scheduler.get("trained_betas"), scheduler.get("num_train_timesteps", 1000)
+    kind = scheduler.get("beta_schedule", "linear")
+    if betas is None and kind not in _KINDS:
+        raise BundleError(
+            f"scheduler has beta_schedule {kind!r}; these are served: {', '.join(_KINDS)}"
+        )
+    return TrainingNoise(
+        kind=_KINDS.get(kind, "linear"),
+        length=length,
+        beta_start=scheduler.get("beta_start", 0.0001),
+        beta_end=scheduler.get("beta_end", 0.02),
+        betas=None if betas is None else tuple(betas),
+        zero_terminal_snr=bool(scheduler.get("rescale_betas_zero_snr", False)),
+    )
+
+
+def _layout(scheduler: Mapping[str, Any], family: str) -> LayoutConfig:
+    # Pipelines before SDXL take any other offset for an outdated file and set it to 1.
+    offset = scheduler.get("steps_offset", 0) if family == "sdxl" else 1
+    return LayoutConfig(
+        spacing=scheduler.get("timestep_spacing"),
+        offset=offset,
+        ends_clean=bool(scheduler.get("set_alpha_to_one", True)),
+        lcm_steps=scheduler.get("original_inference_steps", 50),
+        lcm_scale=scheduler.get("timestep_scaling", 10.0),
+    )
+
+
+def _defaults(folder: Folder, family: str) -> tuple[Sampler, int, float]:
+    """Sampler, steps and guidance of the kind of model that the files show."""
+    scheduler = folder.config("scheduler")
+    kind = scheduler.get("_class_name", "")
+    embedded = folder.config("unet").get("time_cond_proj_dim") is not None
+    if kind == "LCMScheduler" or embedded:
+        return "lcm", _FEW_STEPS, _EMBEDDED_GUIDANCE if embedded else 1.0
+    if kind.startswith("Euler") and scheduler.get("timestep_spacing") == "trailing":
+        return _SAMPLERS[kind], _FEW_STEPS, 1.0  # the turbo models
+    sampler = _SAMPLERS.get(kind, _INSTEAD)
+    if sampler == "dpmpp_2m" and scheduler.get("use_karras_sigmas"):
+        sampler = "dpmpp_2m_karras"
+    return sampler, _USUAL_STEPS, _USUAL_GUIDANCE[family]
+
+
+def _sizes(folder: Folder) -> tuple[Size, ...]:
+    """The size it was trained at, others of about as many pixels, and larger ones."""
+    unet, vae = folder.config("unet"), folder.config("vae")
+    scale = 2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1)
+    side = unet.get("sample_size", 64)
+    if isinstance(side, int) and _is_before_0_9(unet) and side < 64:
+        side = 64  # early files say 32, wrongly
+    height, width = (side, side) if isinstance(side, int) else side
+    native = (width * scale, height * scale)
+    # Latents must halve evenly at every level of the U-Net.
+    unit = scale * 2 ** (len(unet.get("block_out_channels", (0,) * 4)) - 1)
+    edge = sqrt(prod(native))
+    found = [native]
+    for ratio in _ASPECTS:
+        wide, low = (max(unit, round(edge * f / unit) * unit) for f in (ratio**0.5, ratio**-0.5))
+        found += [(wide, low), (low, wide)]
+    half = max(unit, round(edge * 1.5 / unit) * unit)
+    even = max(unit, round(edge / unit) * unit)
+    found += [(half, even), (even, half), (half, half)]
+    return tuple(dict.fromkeys(found))
+
+
+def _is_before_0_9(unet: Mapping[str, Any]) -> bool:
+    said = str(unet.get("_diffusers_version", "1.0")).split(".")
+    return len(said) > 1 and said[0] == "0" and said[1].isdigit() and int(said[1]) < 9

@@ -1,0 +1,162 @@
+"""Prompts to hidden states, by one CLIP text tower or by SDXL's two, in chunks of any number."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.model import Conditioning, Context, Size
+
+__all__ = ["TextEncoders", "Tower"]
+
+_CACHED = 256  # prompts; the states of one are 0.2 to 0.6 MB a chunk
+
+
+@dataclass(frozen=True, eq=False)
+class Tower:
+    """A tokenizer and its text encoder.
+
+    `penultimate`: the states before the last layer are taken as they are, as SDXL does; else those
+    of the last layer, normalised. `projected`: it also gives a pooled vector.
+    """
+
+    tokenizer: Any
+    model: nn.Module
+    penultimate: bool
+    projected: bool
+
+    @property
+    def length(self) -> int:
+        """Tokens of a chunk with its start and end marks."""
+        most = int(self.model.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
+        return min(most, int(self.tokenizer.model_max_length))
+
+    def chunks(self, prompt: str) -> list[list[int]]:
+        """Token ids, each chunk marked and padded to the same length; at least one."""
+        ids: list[int] = self.tokenizer(prompt, add_special_tokens=False).input_ids
+        room, mark = self.length - 2, self.tokenizer
+        parts = [ids[at : at + room] for at in range(0, len(ids), room)] or [[]]
+        marked = [[mark.bos_token_id, *part, mark.eos_token_id] for part in parts]
+        return [one + [mark.pad_token_id] * (self.length - len(one)) for one in marked]
+
+    def encode(self, chunks: Sequence[Sequence[int]], skip: int) -> tuple[Tensor, Tensor | None]:
+        """States `[L, D]` of all chunks one after the other, and the first one's pooled vector."""
+        device = next(self.model.parameters()).device
+        states, pooled = [], None
+        for chunk in chunks:  # each alone: a chunk never depends on how many there are
+            ids = torch.tensor([chunk], device=device)
+            out = self.model(ids, output_hidden_states=True)
+            if self.projected and pooled is None:
+                pooled = out.text_embeds[0].float()
+            states.append(self._states(out, skip)[0].float())
+        return torch.cat(states), pooled
+
+    def _states(self, out: Any, skip: int) -> Tensor:
+        if self.penultimate:
+            return out.hidden_states[-(skip + 2)]  # type: ignore[no-any-return]
+        if not skip:
+            return out.last_hidden_state  # type: ignore[no-any-return]
+        inner: Any = getattr(self.model, "text_model", self.model)
+        normalised: Tensor = inner.final_layer_norm(out.hidden_states[-(skip + 1)])
+        return normalised
+
+
+@dataclass(eq=False)
+class TextEncoders:
+    """All towers of a model: one context per prompt, whose parts are what the U-Net takes.
+
+    Parts: states `[L, D]`; with SDXL the pooled vector `[P]` and the sizes `[6]`; with a denoiser
+    that takes the guidance scale as an input (`guidance_width`), its embedding `[G]` at the end.
+    """
+
+    towers: tuple[Tower, ...]
+    device: torch.device
+    width: int  # of the states
+    clip_skip: int = 0
+    empty_is_zero: bool = False
+    guidance_width: int | None = None
+    _cache: OrderedDict[tuple[str, int, int], tuple[Tensor, Tensor | None]] = field(
+        default_factory=OrderedDict
+    )
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of one chunk; prompts of more have more chunks."""
+        return self.towers[0].length
+
+    def is_truncated(self, prompt: str) -> bool:
+        """Never: a long prompt is read in chunks."""
+        return False
+
+    def check(self, context: Context) -> None:
+        """Raise ValueError if these are not the parts that the U-Net takes."""
+        states = context[0]
+        if states.ndim != 2 or states.shape[1] != self.width or len(states) % self.context_length:
+            raise ValueError(
+                f"context is {tuple(states.shape)}; this model takes (n x {self.context_length}, "
+                f"{self.width})"
+            )
+
+    @torch.inference_mode()
+    def conditioning(
+        self, prompt: str, negative: str | None, guidance_scale: float, size: Size
+    ) -> Conditioning:
+        """Both contexts, of equal length: the shorter is continued with empty chunks.
+
+        As everywhere in this family a scale of 1 or less means no guidance.
+        """
+        count = max(self._count(prompt), self._count(negative or ""))
+        context = self._parts(prompt, count, size, guidance_scale, skip=self.clip_skip)
+        unconditional = self._parts(negative or "", count, size, guidance_scale, skip=0)
+        if negative is None and self.empty_is_zero:
+            zeros = [torch.zeros_like(part) for part in unconditional[:2]]
+            unconditional = (*zeros, *unconditional[2:])
+        unguided = self.guidance_width is not None or guidance_scale <= 1
+        return Conditioning(context, unconditional, 1.0 if unguided else guidance_scale)
+
+    def _count(self, prompt: str) -> int:
+        return max(len(tower.chunks(prompt)) for tower in self.towers)
+
+    def _parts(
+        self, prompt: str, count: int, size: Size, guidance_scale: float, *, skip: int
+    ) -> Context:
+        states, pooled = self._encoded(prompt, count, skip)
+        parts = [states]
+        if pooled is not None:
+            width, height = size
+            # Original size, where it was cropped, size: as if the picture was made to be this.
+            sizes = [height, width, 0, 0, height, width]
+            parts += [pooled, torch.tensor(sizes, dtype=torch.float32, device=self.device)]
+        if self.guidance_width is not None:
+            parts.append(_guidance_embedding(guidance_scale, self.guidance_width).to(self.device))
+        return tuple(parts)
+
+    def _encoded(self, prompt: str, count: int, skip: int) -> tuple[Tensor, Tensor | None]:
+        key = (prompt, count, skip)
+        if key not in self._cache:
+            self._cache[key] = self._encode(*key)
+            if len(self._cache) > _CACHED:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(key)
+        return self._cache[key]
+
+    def _encode(self, prompt: str, count: int, skip: int) -> tuple[Tensor, Tensor | None]:
+        states, pooled = [], None
+        for tower in self.towers:
+            chunks = tower.chunks(prompt)
+            chunks += tower.chunks("") * (count - len(chunks))
+            one, vector = tower.encode(chunks, skip)
+            states.append(one)
+            pooled = vector if vector is not None else pooled
+        return torch.cat(states, dim=1), pooled
+
+
+def _guidance_embedding(scale: float, width: int) -> Tensor:
+    """Sinusoids of the guidance scale less one, `[width]` (Meng et al. 2023, appendix)."""
+    half = width // 2
+    frequency = torch.exp(torch.arange(half) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
+    angle = (scale - 1) * 1000.0 * frequency
+    return nn.functional.pad(torch.cat([angle.sin(), angle.cos()]), (0, width % 2))

@@ -1,0 +1,104 @@
+"""Imported models in the engine, against diffusers' own pipelines with the same noise."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.loading import load_model
+from models.model import Model
+from models.samplers import SAMPLERS
+from models.stable_diffusion.loading import import_folder
+from tests.models.test_reference_layouts import scheduler_of
+from tests.models.tiny_diffusers import FAMILIES, build_pipeline, reference
+from tests.worker.test_engine import drain
+from worker.engine import Engine
+from worker.rows import RowSpec
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+PROMPT, NEGATIVE = "a red apple on a table, oil painting", "blurry, low quality"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pipelines")
+
+
+@cache
+def _built(folders: Path, family: str) -> tuple[Model, Any]:
+    source = build_pipeline(folders / family, family)
+    import_folder(source, folders / "models" / family, family)
+    torch.set_num_threads(1)
+    return load_model(folders / "models" / family), reference(source)
+
+
+def row(model: Model, job: str, **changes: Any) -> RowSpec:
+    asked = {
+        "prompt": PROMPT, "negative": NEGATIVE, "scale": 5.0, "size": model.sizes[0], "seed": 3,
+        "sampler": "ddim", "steps": 4, **changes,
+    }  # fmt: skip
+    size = asked["size"]
+    given = model.context.conditioning(asked["prompt"], asked["negative"], asked["scale"], size)
+    return RowSpec(
+        job=job, index=0, seed=asked["seed"], sampler=asked["sampler"], steps=asked["steps"],
+        guidance_scale=given.guidance_scale, guidance_interval=(0.0, 1.0), context=given.context,
+        unconditional=given.unconditional, shape=model.shape(size),
+    )  # fmt: skip
+
+
+def drawn(model: Model, specs: list[RowSpec], micro_batch: int = 2) -> dict[str, Tensor]:
+    engine = Engine(model, slots=len(specs), micro_batch=micro_batch)
+    engine.admit(specs)
+    scale = 8
+    found = {}
+    for name, x in drain(engine).items():
+        size = (x.shape[2] * scale, x.shape[1] * scale)
+        found[name.split("/")[0]] = (model.develop(x, size).clamp(-1, 1) + 1) / 2
+    return found
+
+
+def theirs(pipeline: Any, **changes: Any) -> Tensor:
+    asked = {
+        "prompt": PROMPT, "negative": NEGATIVE, "scale": 5.0, "size": (64, 64), "seed": 3,
+        "sampler": "ddim", "steps": 4, **changes,
+    }  # fmt: skip
+    pipeline.scheduler = scheduler_of(asked["sampler"], _original(pipeline))
+    width, height = asked["size"]
+    out = pipeline(
+        asked["prompt"], negative_prompt=asked["negative"], guidance_scale=asked["scale"],
+        num_inference_steps=asked["steps"], width=width, height=height, output_type="pt",
+        generator=[torch.Generator().manual_seed(asked["seed"])], clip_skip=asked.get("clip_skip"),
+    )  # fmt: skip
+    return out.images[0]
+
+
+def _original(pipeline: Any) -> dict[str, Any]:
+    """The configuration that the folder came with, also after another scheduler was set."""
+    if not hasattr(pipeline, "first_scheduler"):
+        pipeline.first_scheduler = pipeline.scheduler.config
+    return pipeline.first_scheduler
+
+
+CASES: list[dict[str, Any]] = [
+    {"sampler": sampler, "seed": 10 + i, "steps": 3 + i % 3} for i, sampler in enumerate(SAMPLERS)
+] + [
+    {"size": (80, 48), "sampler": "euler", "negative": None, "seed": 50},
+    {"size": (48, 80), "sampler": "dpmpp_2m", "negative": "", "scale": 9.0, "seed": 51},
+    {"scale": 1.0, "sampler": "euler_ancestral", "prompt": "", "seed": 52},
+    {"scale": 0.0, "sampler": "lcm", "prompt": "🥑 ÅÄÖ   日本", "seed": 53},
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_sampler_alone_and_mixed_equals_the_reference(folders: Path, family: str) -> None:
+    model, pipeline = _built(folders, family)
+    specs = [row(model, str(i), **case) for i, case in enumerate(CASES)]
+    mixed = drawn(model, specs)
+    for i, case in enumerate(CASES):
+        expected = theirs(pipeline, **case)
+        assert mixed[str(i)].shape == expected.shape
+        assert float((mixed[str(i)] - expected).abs().max()) <= 1e-3, case
+        assert torch.equal(drawn(model, [specs[i]])[str(i)], mixed[str(i)]), case

@@ -6,7 +6,7 @@ from app.commands.doctor import doctor
 from app.commands.gc import gc
 from app.commands.generate import generate
 from app.commands.jobs import jobs
-from app.commands.models import PASS_THROUGH, evaluate, train
+from app.commands.models import PASS_THROUGH, evaluate, import_model, train
 from app.commands.serve import api, serve, worker
 from app.commands.settings import settings
 from app.commands.verify import verify
@@ -43,6 +43,9 @@ cli.command(short_help="Run the API alone.")(api)
 cli.command(short_help="Run one worker alone.")(worker)
 cli.command(context_settings=PASS_THROUGH, short_help="Train a model on your pictures.")(train)
 cli.command(context_settings=PASS_THROUGH, short_help="Measure a model.")(evaluate)
+cli.command(
+    "import", context_settings=PASS_THROUGH, short_help="Serve a local Stable Diffusion folder."
+)(import_model)
 cli.command(short_help="List every setting and its value.")(settings)
 cli.command(short_help="Check this set-up, and say what mends it.")(doctor)
 cli.command(short_help="Remove what no job has any more.")(gc)

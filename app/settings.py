@@ -263,6 +263,11 @@ class Settings(BaseSettings):
         return self.data_dir.resolve() / "images"
 
     @property
+    def models_dir(self) -> Path:
+        """The folder that `avocat import` writes to: a folder per model, named as it."""
+        return self.data_dir.resolve() / "models"
+
+    @property
     def runtimes_dir(self) -> Path:
         """The folder that workers keep compiled networks and their measured speeds in."""
         return self.data_dir.resolve() / "runtimes"

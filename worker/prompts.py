@@ -43,6 +43,7 @@ class Prompts:
         longest = self._model.schedule.training_length
         if not 1 <= request.steps <= longest:
             raise ValueError(f"steps is {request.steps!r}; it should be from 1 to {longest}")
+        self._model.trajectory(request.sampler, request.steps)  # lcm has fewer than others
         size = (request.width, request.height)
         shape = self._model.shape(size)
         given = self._conditioning(request)

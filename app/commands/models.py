@@ -1,4 +1,4 @@
-"""`avocat train` and `avocat evaluate`: handed on to the programs that know tensors."""
+"""`avocat train`, `evaluate` and `import`: handed on to the programs that know tensors."""
 
 import importlib.util
 import os
@@ -6,10 +6,10 @@ import sys
 
 import typer
 
-from app.commands.console import fail
+from app.commands.console import fail, read_settings
 from app.commands.programs import environment, program
 
-__all__ = ["PASS_THROUGH", "evaluate", "train"]
+__all__ = ["PASS_THROUGH", "evaluate", "import_model", "train"]
 
 PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
@@ -22,6 +22,12 @@ def train(context: typer.Context) -> None:
 def evaluate(context: typer.Context) -> None:
     """Measure a bundle: retrieval, diversity, copying; writes evaluation.json and sheets."""
     _hand_on("models.evaluate", context.args)
+
+
+def import_model(context: typer.Context) -> None:
+    """Serve a local Stable Diffusion folder under a name; its weights stay where they are."""
+    into = read_settings().models_dir
+    _hand_on("models.stable_diffusion", ["--into", str(into), *context.args])
 
 
 def _hand_on(module: str, arguments: list[str]) -> None:

@@ -146,8 +146,8 @@ def _check_memory(folder: Folder, device: torch.device) -> None:
     free = _free_bytes(device)
     if free is not None and needs * _ROOM > free:
         raise BundleError(
-            f"not enough memory on {device.type}: the weights take {needs / 1e9:.1f} GB in "
-            f"float32, and {free / 1e9:.1f} GB are free"
+            f"not enough memory on {device.type}: the weights take {needs / 1e6:,.0f} MB in "
+            f"float32, and {free / 1e6:,.0f} MB are free"
         )
 
 

@@ -12,6 +12,7 @@ from models.loading import load_model
 from models.model import Model
 from models.samplers import SAMPLERS
 from models.stable_diffusion.loading import import_folder
+from models.stable_diffusion.settle import Wishes
 from tests.models.test_reference_layouts import scheduler_of
 from tests.models.tiny_diffusers import FAMILIES, build_pipeline, reference
 from tests.worker.test_engine import drain
@@ -80,6 +81,43 @@ def _original(pipeline: Any) -> dict[str, Any]:
     if not hasattr(pipeline, "first_scheduler"):
         pipeline.first_scheduler = pipeline.scheduler.config
     return pipeline.first_scheduler
+
+
+LONG = ", ".join(f"a {colour} apple on a {colour} table" for colour in ("red", "blue") * 8)
+
+
+def test_long_prompts_are_read_in_chunks_and_both_sides_get_as_many(folders: Path) -> None:
+    model, pipeline = _built(folders, "sdxl")
+    asked = row(model, "long", prompt=LONG, steps=4, sampler="euler")
+    count = len(asked.context[0]) // 77
+    assert count == -(-len(pipeline.tokenizer(LONG, add_special_tokens=False).input_ids) // 75) > 1
+    assert asked.unconditional[0].shape == asked.context[0].shape
+    pipeline.scheduler = scheduler_of("euler", _original(pipeline))
+    [latents] = pipeline(
+        prompt_embeds=asked.context[0][None], pooled_prompt_embeds=asked.context[1][None],
+        negative_prompt_embeds=asked.unconditional[0][None],
+        negative_pooled_prompt_embeds=asked.unconditional[1][None], guidance_scale=5.0,
+        num_inference_steps=4, width=64, height=64, output_type="pt",
+        generator=torch.Generator().manual_seed(3),
+    ).images  # fmt: skip
+    found = drawn(model, [asked, row(model, "short", seed=4)])
+    assert float((found["long"] - latents).abs().max()) <= 1e-3
+    # The first chunk is what a prompt of its tokens alone gives.
+    first = pipeline.tokenizer(LONG, truncation=True, max_length=77).input_ids
+    assert model.context.towers[0].chunks(LONG)[0] == first  # type: ignore[attr-defined]
+
+
+def test_layers_of_the_text_encoder_are_left_out_of_the_prompt_alone(
+    folders: Path, tmp_path: Path
+) -> None:
+    _, pipeline = _built(folders, "sdxl")
+    import_folder(folders / "sdxl", tmp_path / "skips", "skips", Wishes(clip_skip=1))
+    model = load_model(tmp_path / "skips")
+    case = {"sampler": "ddim", "steps": 3}
+    expected = theirs(pipeline, **case, clip_skip=1)
+    found = drawn(model, [row(model, "0", **case)])["0"]
+    assert float((found - expected).abs().max()) <= 1e-3
+    assert float((found - theirs(pipeline, **case)).abs().max()) > 1e-3
 
 
 CASES: list[dict[str, Any]] = [

@@ -1,0 +1,174 @@
+"""Folders as people have them: what is read, what is refused, and in which words."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.errors import BundleError
+from models.loading import load_model
+from models.stable_diffusion import loading
+from models.stable_diffusion.__main__ import main
+from models.stable_diffusion.loading import import_folder
+from tests.models.tiny_diffusers import build_pipeline
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_pipeline(tmp_path_factory.mktemp("sd") / "sd1", "sd1")
+
+
+@pytest.fixture
+def source(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "source"))
+
+
+def change(file: Path, **changes: Any) -> None:
+    entry = json.loads(file.read_text())
+    file.write_text(json.dumps({**entry, **changes}))
+
+
+def test_an_import_points_to_the_files_and_copies_none(source: Path, tmp_path: Path) -> None:
+    config = import_folder(source, tmp_path / "m", "mine")
+    assert [file.name for file in (tmp_path / "m").iterdir()] == ["bundle.json"]
+    assert {UNET, "scheduler/scheduler_config.json", "tokenizer/vocab.json"} < set(config.files)
+    assert (config.default_sampler, config.parameterisation) == ("dpmpp_2m", "eps")  # of PNDM
+    assert config.sizes[0] == (64, 64)
+    model = load_model(tmp_path / "m")
+    assert model.config == config
+    assert model.shape((80, 48)) == (4, 6, 10)
+    with pytest.raises(ValueError, match="size is '64x80'; this model draws 64x64, 80x48"):
+        model.shape((64, 80))
+
+
+def test_half_precision_files_and_parts_are_read(source: Path, tmp_path: Path) -> None:
+    import_folder(source, tmp_path / "whole", "whole")
+    state = load_file(source / UNET)
+    (source / UNET).unlink()
+    names = sorted(state)
+    stem = "diffusion_pytorch_model.fp16"
+    for i, half in enumerate((names[::2], names[1::2])):
+        part = {name: state[name].half().contiguous() for name in half}
+        save_file(part, source / "unet" / f"{stem}-0000{i}-of-00002.safetensors")
+    where = {name: f"{stem}-0000{i % 2}-of-00002.safetensors" for i, name in enumerate(names)}
+    index = source / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    import_folder(source, tmp_path / "parts", "parts")
+    loaded = load_model(tmp_path / "parts").denoiser.network.state_dict()  # type: ignore[attr-defined]
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], state[name].half().float()) for name in names)
+
+
+def test_older_names_of_attention_weights_are_known(source: Path, tmp_path: Path) -> None:
+    file = source / "vae" / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = {}
+    for name, weight in state.items():
+        for new, ancient in old.items():
+            if f".{new}." in name:
+                name = name.replace(f".{new}.", f".{ancient}.")
+                weight = weight[..., None, None] if name.endswith("weight") else weight
+        renamed[name] = weight.contiguous()
+    assert renamed.keys() != state.keys()
+    save_file(renamed, file)
+    import_folder(source, tmp_path / "m", "old")
+    network = load_model(tmp_path / "m").autoencoder.network  # type: ignore[attr-defined]
+    assert all(torch.equal(weight, state[name]) for name, weight in network.state_dict().items())
+
+
+def _rename(source: Path) -> None:
+    (source / UNET).rename(source / "unet" / "diffusion_pytorch_model.bin")
+
+
+def _shrink(source: Path) -> None:
+    state = load_file(source / UNET)
+    state["conv_in.weight"] = state["conv_in.weight"][:, :3].contiguous()
+    save_file(state, source / UNET)
+
+
+def _drop(source: Path) -> None:
+    state = load_file(source / UNET)
+    del state["conv_out.bias"]
+    save_file(state, source / UNET)
+
+
+FAULTS = {
+    "a pickle": (_rename, r"a pickle, which can run any program .* Convert it .*save_pretrained"),
+    "no part": (lambda at: shutil.rmtree(at / "vae"), r"has no folder vae; a StableDiffusionPip"),
+    "a shape": (
+        _shrink,
+        r"unet: conv_in.weight is 16x3x3x3 in .*, and 16x4x3x3 by its",
+    ),
+    "a weight": (_drop, r"unet: the weight conv_out.bias is missing"),
+    "half a file": (
+        lambda at: (at / UNET).write_bytes((at / UNET).read_bytes()[:5000]),
+        r"unet/diffusion_pytorch_model.safetensors is damaged or truncated",
+    ),
+    "no weights": (lambda at: (at / UNET).unlink(), r"unet has no weights: diffusion_pytorch_"),
+    "no config": (lambda at: (at / "vae/config.json").unlink(), r"vae/config.json is missing"),
+    "another kind": (
+        lambda at: change(at / "model_index.json", _class_name="FluxPipeline"),
+        r"says 'FluxPipeline'; these can be imported: StableDiffusionPipeline",
+    ),
+    "a prediction": (
+        lambda at: change(at / "scheduler/scheduler_config.json", prediction_type="flow"),
+        r"prediction_type 'flow'; these are served: epsilon, v_prediction",
+    ),
+    "no vocabulary": (lambda at: (at / "tokenizer/vocab.json").unlink(), r"tokenizer has neither"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_wrong_is_named(source: Path, tmp_path: Path, fault: str) -> None:
+    damage, message = FAULTS[fault]
+    damage(source)
+    with pytest.raises(BundleError, match=message):
+        import_folder(source, tmp_path / "m", "mine")
+    assert not (tmp_path / "m").exists()
+
+
+def test_files_that_changed_since_are_refused(source: Path, tmp_path: Path) -> None:
+    import_folder(source, tmp_path / "m", "mine")
+    change(source / "scheduler/scheduler_config.json", prediction_type="v_prediction")
+    with pytest.raises(BundleError, match=r"scheduler_config.json .* is not what was imported"):
+        load_model(tmp_path / "m")
+    shutil.rmtree(source)
+    with pytest.raises(BundleError, match="the files of 'mine' are gone"):
+        load_model(tmp_path / "m")
+
+
+def test_too_little_memory_is_said_with_sizes(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_folder(source, tmp_path / "m", "mine")
+    monkeypatch.setattr(loading, "_free_bytes", lambda device: 1_000_000)
+    with pytest.raises(
+        BundleError, match=r"memory on cpu: the weights take [0-9]+ MB in float32, and 1 MB"
+    ):
+        load_model(tmp_path / "m")
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors"])
+def test_single_files_come_with_the_way_to_convert_them(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_bytes(b"\x80\x04")
+    assert main([str(tmp_path / name), "--name", "x", "--into", str(tmp_path / "m")]) == 1
+    assert "from_single_file" in capsys.readouterr().err
+
+
+def test_the_command_says_what_it_made(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--name", "mine", "--into", str(tmp_path), "--sampler", "euler", "--steps", "9"]
+    assert main([str(source), *arguments, "--size", "96x64"]) == 0
+    assert "mine: sd, predicts eps, 96x64, euler in 9 steps" in capsys.readouterr().out
+    assert load_model(tmp_path / "mine").sizes == ((96, 64),)

@@ -55,7 +55,7 @@ def imported(package: str) -> set[str]:
     [
         ("app", ["s3", "tracing"]),
         ("worker", ["worker", "onnx", "openvino"]),
-        ("models", ["worker", "train"]),
+        ("models", ["worker", "train", "sd"]),
     ],
 )
 def test_every_import_is_declared(package: str, extras: list[str]) -> None:

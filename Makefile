@@ -4,7 +4,7 @@
 #   make test ARGS="tests/app -x"    the test suite, or part of it
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test test-load containers-test lint types bench bench-quick clean
+.PHONY: help serve demo test test-load soak containers-test lint types bench bench-quick clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -52,6 +52,9 @@ test: $(VENV)/.dev ## Run the tests (ARGS="tests/app -x" for some of them)
 
 test-load: $(VENV)/.dev ## Run the tests that load the machine, and show what they measure
 	$(BIN)/python -m pytest -m load -s $(ARGS)
+
+soak: $(VENV)/.dev ## Break everything under load: 1,000 jobs, 100 faults (ARGS="--seed 2" for others)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.run $(ARGS)
 
 containers-test: ## Build both images and run the compose file, where there is a container engine
 	@bash deploy/containers-test.sh

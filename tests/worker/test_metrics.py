@@ -77,7 +77,7 @@ def test_failures_are_counted_by_reason(
 def test_a_second_attempt_is_no_longer_wait(
     jobs: Any, start_worker: Start, shared_bundle: Bundle, tmp_path: Path
 ) -> None:
-    metrics = start_worker(storage=FullDisk(tmp_path, times=1)).runner.metrics
+    metrics = start_worker(storage=FullDisk(tmp_path, times=1), storage_patience_s=0).runner.metrics
     assert jobs.ended(jobs.submit()).attempts == 2
     wait_for(lambda: counted(metrics, "avocat_images_total") == 1)
     assert counted(metrics, "avocat_queue_wait_seconds_count", priority="normal") == 1

@@ -1,1 +1,1 @@
-"""Faults under load, and what must be true after them: `make soak`; a short one in the suite."""
+"""Faults under load, and what must be true after them: `make soak`; a short one as a test."""

@@ -66,6 +66,7 @@ _MODEL = {
     "default_background": "transparent",
     "max_steps": 1000,
     "context_length": 77,
+    "exact": True,
     "is_default": True,
 }
 

@@ -33,6 +33,7 @@ class ModelObject(BaseModel):
     max_steps: int
     context_length: int
     is_default: bool
+    exact: bool
 
     @classmethod
     def of(cls, card: ModelCard, *, is_default: bool) -> "ModelObject":

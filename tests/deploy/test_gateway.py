@@ -51,7 +51,7 @@ def test_nginx_finds_no_fault_in_the_configuration(tmp_path: Path) -> None:
 
 def test_both_workers_draw_for_the_gateway(gateway: Gateway) -> None:
     with gateway.workers_paused(), Avocat(gateway.url) as client:
-        jobs = [client.submit(f"apple {i}", steps=4, n=8) for i in range(5)]
+        jobs = [client.submit(f"apple {i}", steps=60, n=8) for i in range(8)]
     with Avocat(gateway.url) as client:
         for job in jobs:
             picture = client.download(client.wait(job).images[0])

@@ -49,15 +49,12 @@ def measure(plan: Plan) -> list[Result]:
 
 
 def _steps(plan: Plan, bundle: Bundle) -> Callable[[], float]:
-    """Seconds of some steps of a full engine, which is built anew each time."""
+    """Seconds of some steps of a full engine, with other jobs each time: as many as there are."""
     dice = random.Random(4)
-    specs = [
-        spec
-        for job in range(plan.settings.slots)
-        for spec in row_specs(bundle, mixed(dice), f"{job}")
-    ]
 
     def run() -> float:
+        jobs = [(f"{job}", mixed(dice)) for job in range(plan.settings.slots)]
+        specs = [spec for job, request in jobs for spec in row_specs(bundle, request, job)]
         engine = Engine(bundle, plan.settings.slots, plan.settings.micro_batch)
         engine.admit(specs)
         engine.step()  # the first one draws the noise

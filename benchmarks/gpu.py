@@ -180,6 +180,7 @@ def one_by_one(plan: Plan, jobs: Sequence[Arrival]) -> list[float]:
             sampler=job.request.sampler,
             steps=job.request.steps,
             guidance_scale=job.request.guidance_scale,
+            parameterisation=bundle.config.parameterisation,
         )
         to_picture(picture)
         latencies.append(time.perf_counter() - began - job.at_s)

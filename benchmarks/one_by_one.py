@@ -77,6 +77,7 @@ def paint(text: str) -> float:
         sampler=request.sampler,
         steps=request.steps,
         guidance_scale=request.guidance_scale,
+        parameterisation=bundle.config.parameterisation,
     )
     out = BytesIO()
     to_picture(picture).save(out, "PNG")

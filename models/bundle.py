@@ -158,12 +158,13 @@ class Bundle:
         return (self.config.channels, side, side)
 
     def trajectory(self, sampler: Sampler, steps: int) -> Trajectory:
-        """The way of one row; the denoiser predicts ε whatever its network does.
+        """The way of one row.
 
         Raises:
             ScheduleError: a sampler it has not, or more steps than that one takes.
         """
-        return trajectory(self.schedule, sampler, steps)
+        reads = self.config.parameterisation
+        return trajectory(self.schedule, sampler, steps, parameterisation=reads)
 
     @torch.inference_mode()
     def develop(self, x: Tensor, size: Size) -> Tensor:

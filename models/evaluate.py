@@ -55,6 +55,7 @@ class Painter:
                     sampler=config.default_sampler,
                     steps=self.steps,
                     guidance_scale=self.guidance,
+                    parameterisation=config.parameterisation,
                 )
             )
         return torch.cat(rows)

@@ -3,10 +3,10 @@
 from torch import Tensor
 
 
-def guide(eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: Tensor) -> Tensor:
-    """ε = ε_uncond + w (ε_cond - ε_uncond), w per row.
+def guide(conditional: Tensor, unconditional: Tensor, guidance_scale: Tensor) -> Tensor:
+    """ε = ε_uncond + w (ε_cond - ε_uncond), w per row; the same holds for v and x_0 predictions.
 
-    `eps_*`: `[B, C, H, W]`; `guidance_scale`: `[B]`, 1 = the conditional prediction.
+    Predictions: `[B, C, H, W]`; `guidance_scale`: `[B]`, 1 = the conditional prediction.
     """
-    w = guidance_scale.reshape(-1, *([1] * (eps_cond.ndim - 1)))
-    return eps_uncond + w * (eps_cond - eps_uncond)
+    w = guidance_scale.reshape(-1, *([1] * (conditional.ndim - 1)))
+    return unconditional + w * (conditional - unconditional)

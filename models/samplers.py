@@ -2,12 +2,13 @@
 
 Every sampler here moves a row by
 
-    x_prev = k₀ x_t + k₁ denoised + k₂ previous_denoised + k₃ ε + k₄ noise,
-    denoised = clip((k₅ x_t + k₆ predicted) k₇),  ε = k₈ x_t + k₉ predicted
+    x_prev = k₀ x_t + k₁ denoised + k₂ previous_denoised + k₃ predicted + k₄ noise,
+    denoised = clip((k₅ x_t + k₆ predicted) k₇)
 
 and differs only in the numbers k, which depend on the trajectory and not on the picture. So a
 sampler is a table of them, made in float64 when a row is admitted, and `step` is shared. What the
-network `predicted` may be ε, v or the picture: k₅ … k₉ know which.
+network `predicted` may be ε, v or the picture: k₅ … k₇ know which, and k₀ and k₃ hold what is
+asked of ε = k₈ x_t + k₉ predicted.
 
 All rows are variance preserving, x_t = √ᾱ x_0 + √(1-ᾱ) ε. Samplers written for x_0 + σ ε, as
 Euler's, are the same update there, with ᾱ = 1 / (1 + σ²).
@@ -46,7 +47,7 @@ class Trajectory:
     """The way of one row from noise to picture.
 
     `timesteps`: `[S]`, descending, int64, or float64 where a sampler asks between two of them;
-    `coefficients`: float32 `[S, 10]`, the k of the module docstring; `start`: standard deviation of
+    `coefficients`: float32 `[S, 8]`, the k of the module docstring; `start`: standard deviation of
     the noise it begins with; `needs_noise`: bool `[S]`, where fresh noise is to be drawn.
     """
 
@@ -91,8 +92,11 @@ def trajectory(
         "euler_ancestral": lambda: _euler(at.now, at.then, 1.0),
         "lcm": lambda: _lcm(at),
     }
-    k = torch.cat([tables[sampler](), _reading(at.now, parameterisation)], dim=1)
-    return Trajectory(at.timesteps, k.float(), at.start)
+    update, reading = tables[sampler](), _reading(at.now, parameterisation)
+    eps = update[:, 3:4] * reading[:, 3:]  # k₃ ε, by what it is made of
+    update[:, 0] += eps[:, 0]
+    update[:, 3] = eps[:, 1]
+    return Trajectory(at.timesteps, torch.cat([update, reading[:, :3]], dim=1).float(), at.start)
 
 
 def _reading(now: Tensor, parameterisation: Parameterisation) -> Tensor:
@@ -190,14 +194,13 @@ def step(
 ) -> tuple[Tensor, Tensor]:
     """Move every row one step, each by its own coefficients.
 
-    All pictures are `[B, C, H, W]`; `coefficients` is `[B, 10]`, one row of each `Trajectory`;
+    All pictures are `[B, C, H, W]`; `coefficients` is `[B, 8]`, one row of each `Trajectory`;
     `previous_denoised` and `noise` are zeros where a row has none. `clip` bounds `denoised` to
     [-clip, clip]; None leaves it. Returns `(x_prev, denoised)`.
     """
     k = coefficients.reshape(*coefficients.shape, *([1] * (x_t.ndim - 1))).unbind(1)
-    denoised = (k[5] * x_t + k[6] * predicted) * k[7]
+    denoised = (k[5] * x_t).addcmul_(k[6], predicted).mul_(k[7])
     if clip is not None:
-        denoised = denoised.clamp(-clip, clip)
-    eps = k[8] * x_t + k[9] * predicted
-    x_prev = k[0] * x_t + k[1] * denoised + k[2] * previous_denoised + k[3] * eps + k[4] * noise
-    return x_prev, denoised
+        denoised.clamp_(-clip, clip)
+    x_prev = (k[0] * x_t).addcmul_(k[1], denoised).addcmul_(k[2], previous_denoised)
+    return x_prev.addcmul_(k[3], predicted).addcmul_(k[4], noise), denoised

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from models.guidance import guide
-from models.samplers import Sampler, step, trajectory
+from models.samplers import Parameterisation, Sampler, step, trajectory
 from models.schedule import NoiseSchedule
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -30,12 +30,14 @@ def sample(
     steps: int = 25,
     guidance_scale: float = 3.0,
     clip: float | None = 1.0,
+    parameterisation: Parameterisation = "eps",
 ) -> Tensor:
     """Pictures for `contexts` `[B, D]`, one seed each → `[B, C, H, W]` in [-1, 1].
 
-    `empty` `[D]` is the unconditional context; `guidance_scale` 1 leaves guidance out.
+    `parameterisation` is what `denoiser` predicts; `empty` `[D]` is the unconditional context;
+    `guidance_scale` 1 leaves guidance out.
     """
-    way = trajectory(schedule, sampler, steps)
+    way = trajectory(schedule, sampler, steps, parameterisation=parameterisation)
     generators = [row_generator(seed) for seed in seeds]
     device = contexts.device
     x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
@@ -44,12 +46,12 @@ def sample(
     uncond = empty.expand_as(contexts)
     for i, timestep in enumerate(way.timesteps.tolist()):
         t = torch.full((len(x),), timestep, device=device)
-        eps = denoiser(x, t, contexts)
+        predicted = denoiser(x, t, contexts)
         if guidance_scale != 1:
-            eps = guide(eps, denoiser(x, t, uncond), scale)
+            predicted = guide(predicted, denoiser(x, t, uncond), scale)
         noise = torch.zeros_like(x)
         if way.needs_noise[i]:
             noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
         k = way.coefficients[i].to(device).expand(len(x), -1)
-        x, denoised = step(x, eps, denoised, noise, k, clip)
+        x, denoised = step(x, predicted, denoised, noise, k, clip)
     return x

@@ -119,10 +119,10 @@ def _run(level: nn.Module, h: Tensor, conditioning: Tensor) -> Tensor:
 
 
 class Denoiser(nn.Module):
-    """A network of any parameterisation behind one contract: it predicts the noise ε.
+    """A network, what it predicts, and the noise schedule that ties the two together.
 
-    `eps` networks predict it; `v` networks predict √ᾱ ε - √(1-ᾱ) x_0 (Salimans & Ho 2022,
-    appendix D), `denoised` networks x_0. Both are turned into ε here.
+    `eps` networks predict the noise ε; `v` networks √ᾱ ε - √(1-ᾱ) x_0 (Salimans & Ho 2022,
+    appendix D), `denoised` networks x_0. Trajectories read all three; `eps` is for everyone else.
     """
 
     def __init__(
@@ -138,8 +138,13 @@ class Denoiser(nn.Module):
         )
 
     def forward(self, x_t: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        """`x_t` `[B, C, H, W]`, `timestep` int64 `[B]`, `context` `[B, D]` → ε `[B, C, H, W]`."""
+        """`x_t` `[B, C, H, W]`, `timestep` int64 `[B]`, `context` `[B, D]` → the prediction."""
         out: Tensor = self.network(x_t, timestep, context)
+        return out
+
+    def eps(self, x_t: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        """The noise ε `[B, C, H, W]`, whatever the network predicts; arguments as of `forward`."""
+        out = self(x_t, timestep, context)
         if self.parameterisation == "eps":
             return out
         alpha = self.alpha[timestep].reshape(-1, 1, 1, 1)  # type: ignore[index]

@@ -19,6 +19,7 @@ from worker.encoding import encoder_version
 __all__ = ["Smaller", "announce", "fingerprint", "live_models", "model_card"]
 
 _DTYPE = "float32"
+_ARITHMETIC = 2  # of samplers and guidance: counted up when their last bits change
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +70,7 @@ def fingerprint(model: Model, micro_batch: int, runtime: str, *, exact: bool = T
         "bundle": model.sha256,
         "micro_batch": micro_batch,
         "dtype": _DTYPE,
+        "arithmetic": _ARITHMETIC,
         "runtime": runtime,
         "torch": torch.__version__,
         "encoder": encoder_version(),

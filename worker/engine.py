@@ -5,6 +5,7 @@ of one shape in batches of one size, short batches are padded, and all other ari
 elementwise. Rows of other shapes are other lanes of the same step.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -210,8 +211,7 @@ class Engine:
             torch.stack([row.coefficients for row in rows]).to(self.device),
             self._model.clip,
         )
-        for i, row in enumerate(rows):
-            row.x, row.denoised = x[i], denoised[i]
+        for row, row.x, row.denoised in zip(rows, x.unbind(), denoised.unbind(), strict=True):
             row.position += 1
         report.advanced += len(rows)
         self._release(rows, x, report)
@@ -219,9 +219,8 @@ class Engine:
     def _noise(self, rows: Sequence[Row]) -> Tensor:
         """Each row's own fresh noise `[B, C, H, W]`, zeros where it needs none."""
         noise = torch.zeros(len(rows), *rows[0].spec.shape)
-        for i, row in enumerate(rows):
-            if (fresh := row.fresh_noise()) is not None:
-                noise[i] = fresh
+        for row, into in zip(rows, noise.unbind(), strict=True):
+            row.draw_noise(into)
         return noise.to(self.device)
 
     def _predict(self, rows: Sequence[Row], report: StepReport) -> Tensor:
@@ -241,7 +240,8 @@ class Engine:
         if guided:
             scale = torch.tensor([rows[i].spec.guidance_scale for i in guided], device=self.device)
             unconditional = predicted[len(rows) : len(rows) + len(guided)]
-            out[guided] = guide(out[guided], unconditional, scale)
+            at = torch.tensor(guided, device=self.device)
+            out.index_copy_(0, at, guide(out.index_select(0, at), unconditional, scale))
         return out
 
     def _forward(self, asked: Sequence[tuple[Row, int]]) -> Tensor:
@@ -254,7 +254,8 @@ class Engine:
 
     def _release(self, rows: Sequence[Row], x: Tensor, report: StepReport) -> None:
         """Let go of the rows that are done or broken; show those that are to be shown."""
-        sound = torch.isfinite(x).flatten(1).all(1).tolist()
+        # One number that is none makes the sum none.
+        sound = [math.isfinite(total) for total in x.flatten(1).sum(1).tolist()]
         for i, row in enumerate(rows):
             job, index = row.spec.job, row.spec.index
             if not sound[i]:
@@ -266,4 +267,5 @@ class Engine:
                 seen = Snapshot(job, index, row.position, row.denoised.clone())
                 report.snapshots.append(seen)
         gone = {id(row) for i, row in enumerate(rows) if row.done or not sound[i]}
-        self._rows = [row for row in self._rows if id(row) not in gone]
+        if gone:
+            self._rows = [row for row in self._rows if id(row) not in gone]

@@ -62,21 +62,18 @@ class Row:
         self.position = 0  # steps done
         self.previews = 0  # wanted over the whole way
         self._start = way.start
-        self._coefficients = way.coefficients
+        self._coefficients = way.coefficients.unbind()
         self._timesteps: list[float] = way.timesteps.tolist()
         self._noisy: list[bool] = way.needs_noise.tolist()
         self._generator = row_generator(spec.seed)
+        # Rows of one lane have equal shapes, so that one call of the network takes them.
+        self.lane = (spec.shape, *(tuple(part.shape) for part in spec.context))
 
     def anew(self) -> "Row":
         """The same row before its first step, holding no memory of the device."""
         row = Row(self.spec, self._way)
         row.previews = self.previews
         return row
-
-    @property
-    def lane(self) -> tuple[tuple[int, ...], ...]:
-        """Rows of one lane have equal shapes, so that one call of the network takes them."""
-        return (self.spec.shape, *(tuple(part.shape) for part in self.spec.context))
 
     def begin(self, device: torch.device) -> None:
         """Take a slot: draw the starting noise, bring everything to the device."""
@@ -94,7 +91,7 @@ class Row:
 
     @property
     def coefficients(self) -> Tensor:
-        """The sampler's numbers for the next step, float32 `[10]`."""
+        """The sampler's numbers for the next step, float32 `[8]`."""
         return self._coefficients[self.position]
 
     @property
@@ -118,6 +115,7 @@ class Row:
         """Standard normal noise `[C, H, W]`, on CPU: the same on every device."""
         return torch.randn(self.spec.shape, generator=self._generator)
 
-    def fresh_noise(self) -> Tensor | None:
-        """Noise for the next step; None, and nothing drawn, where the sampler adds none."""
-        return self.draw() if self._noisy[self.position] else None
+    def draw_noise(self, into: Tensor) -> None:
+        """Fresh noise for the next step; nothing is drawn where the sampler adds none."""
+        if self._noisy[self.position]:
+            torch.randn(self.spec.shape, generator=self._generator, out=into)

@@ -187,6 +187,7 @@ class DenoiserTrainer:
             shape,
             sampler="dpmpp_2m",
             steps=20,
+            parameterisation=self.config.parameterisation,
         )
         sheet([to_picture(row) for row in x], 8, 2 * size).save(file)
 

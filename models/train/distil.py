@@ -17,7 +17,7 @@ from models.bundle import TURBO_FILE, Bundle, Turbo, read_config, save_config, s
 from models.guidance import guide
 from models.layers import channels_last
 from models.pictures import sheet, to_picture
-from models.sampling import sample
+from models.sampling import Denoise, sample
 from models.schedule import timesteps
 from models.train import parallel
 from models.train.batches import Batch, Batches
@@ -71,7 +71,7 @@ class DistilTrainer:
         torch.manual_seed(options.seed)
         self.bundle, self.options, self.budget = bundle, options, budget
         self.schedule, self.device = bundle.schedule, bundle.context.device
-        self.teacher = bundle.denoiser
+        self.teacher = bundle.denoiser.eps
         self.network = self._copy().requires_grad_(True)
         self.ema = Ema(self.network)
         self.guided = _Guided(self._copy())
@@ -91,7 +91,7 @@ class DistilTrainer:
 
     def _copy(self) -> UNet:
         network = UNet(self.bundle.config.denoiser)
-        network.load_state_dict(self.teacher.network.state_dict())
+        network.load_state_dict(self.bundle.denoiser.network.state_dict())
         return channels_last(network.to(self.device)).requires_grad_(False)
 
     def step(self, batch: Batch, step: int, scale: float) -> dict[str, float]:
@@ -143,10 +143,10 @@ class DistilTrainer:
         end, start = self.ends[segment], self.starts[segment]
         stride = ((start - end) / self.options.substeps).ceil().long()
         near = torch.maximum(t - stride, end)
-        guided = self._denoiser(self.guided.network)
+        guided = self._eps(self.guided.network)
         x_near = self._ddim(x_t, self._picture(x_t, guided(x_t, t, context), t), t, near)
         inner = near.clamp(min=0)  # where the picture is reached, the average is not asked
-        own = self._denoiser(self.ema.average)(x_near, inner, context)
+        own = self._eps(self.ema.average)(x_near, inner, context)
         left = self._ddim(x_near, self._picture(x_near, own, inner), inner, end)
         x_end = torch.where((near == end).reshape(-1, 1, 1, 1), x_near, left)
         alpha, sigma = self._level(t, x_t)
@@ -154,8 +154,9 @@ class DistilTrainer:
         ratio = sigma_end / sigma
         return ((x_end - ratio * x_t) / (alpha_end - alpha * ratio)).clamp(-1, 1)
 
-    def _denoiser(self, network: nn.Module) -> Denoiser:
-        return Denoiser(network, self.schedule, self.bundle.config.parameterisation).to(self.device)
+    def _eps(self, network: nn.Module) -> Denoise:
+        reads = self.bundle.config.parameterisation
+        return Denoiser(network, self.schedule, reads).to(self.device).eps
 
     def _level(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ and √(1-ᾱ) `[B, 1, 1, 1]`; timestep -1 is the picture itself."""
@@ -183,7 +184,7 @@ class DistilTrainer:
         """Paint the grid prompts with the averaged weights in turbo's steps."""
         encoder, config = self.bundle.context, self.bundle.config
         x = sample(
-            self._denoiser(self.ema.average),
+            self._eps(self.ema.average),
             self.schedule,
             encoder.encode(GRID_PROMPTS),
             encoder.empty,

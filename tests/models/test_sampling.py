@@ -18,6 +18,7 @@ def run(tiny: Bundle, prompts: list[str], seeds: list[int], **options: object) -
         seeds,
         (4, 16, 16),
         steps=5,
+        parameterisation=tiny.config.parameterisation,
         **options,  # type: ignore[arg-type]
     )
 

@@ -38,9 +38,9 @@ def broken_for(bundle: Bundle, prompt: str) -> Bundle:
 
     def change(denoise: Denoise) -> Denoise:
         def broken(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-            eps = denoise(x, timestep, context)
-            eps[(context == marked).all(1)] = torch.nan
-            return eps
+            out = denoise(x, timestep, context)
+            out[(context == marked).all(1)] = torch.nan
+            return out
 
         return broken
 

@@ -60,6 +60,7 @@ def test_the_engine_draws_what_the_plain_loop_draws(shared_bundle: Bundle, sampl
     plain = sample(
         shared_bundle.denoiser, shared_bundle.schedule, one.context[0][None],
         one.unconditional[0], [9], (4, 16, 16), sampler=sampler, steps=6, guidance_scale=3.0,
+        parameterisation=shared_bundle.config.parameterisation,
     )  # type: ignore[arg-type]  # fmt: skip
     assert torch.allclose(alone(shared_bundle, one, 1), plain[0], atol=1e-4)
 

@@ -35,8 +35,8 @@ def test_guidance_is_aimed_at_in_one_forward(
 ) -> None:
     x_t, t, context = rows
     trainer = DistilTrainer(tiny, SEGMENTED, Budget(2, None))
-    eps, empty = tiny.denoiser(x_t, t, context), tiny.context.empty.expand_as(context)
-    twice = eps + (eps - tiny.denoiser(x_t, t, empty))  # w = 2
+    eps, empty = tiny.denoiser.eps(x_t, t, context), tiny.context.empty.expand_as(context)
+    twice = eps + (eps - tiny.denoiser.eps(x_t, t, empty))  # w = 2
     aim = trainer._guidance(x_t, t, context)
     assert torch.allclose(aim, trainer._picture(x_t, twice, t), atol=1e-5)
 
@@ -46,7 +46,9 @@ def test_a_segment_walked_in_one_stride_aims_at_the_guided_picture(
 ) -> None:
     x_t, t, context = rows
     trainer = DistilTrainer(tiny, SEGMENTED, Budget(2, None))
-    guided = trainer._picture(x_t, tiny.denoiser(x_t, t, context), t)  # which starts as the teacher
+    guided = trainer._picture(
+        x_t, tiny.denoiser.eps(x_t, t, context), t
+    )  # which starts as the teacher
     assert torch.allclose(trainer._leaving(x_t, t, context), guided, atol=2e-3)
 
 
@@ -58,7 +60,9 @@ def test_a_segment_walked_in_more_strides_aims_where_they_end(tiny: Bundle) -> N
     start, between, end = (torch.tensor([t]) for t in (999, 874, 749))
     x = x_t
     for now, then in ((start, between), (between, end)):
-        x = trainer._ddim(x, trainer._picture(x, tiny.denoiser(x, now, context), now), now, then)
+        x = trainer._ddim(
+            x, trainer._picture(x, tiny.denoiser.eps(x, now, context), now), now, then
+        )
     aim = trainer._leaving(x_t, start, context)
     assert torch.allclose(trainer._ddim(x_t, aim, start, end), x, atol=1e-4)
 

@@ -154,7 +154,7 @@ class Settings(BaseSettings):
     micro_batch: int = Field(
         0,
         ge=0,
-        description="Rows of the network's fixed batch shape; 0: 2 on CPU, on a GPU as many as "
+        description="Rows of the network's fixed batch shape; 0: 1 on CPU, on a GPU as many as "
         "cost a lone row little (measured at the first start)",
     )
     exact: bool = Field(

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.results import Result, interleaved, result
-from benchmarks.subject import Plan, executed, mixed, row_specs
+from benchmarks.subject import Plan, engine_of, executed, mixed, row_specs
 from models.bundle import Bundle
 from models.unet import Denoiser
-from worker.engine import Engine
 
 __all__ = ["measure"]
 
@@ -55,7 +54,7 @@ def _steps(plan: Plan, bundle: Bundle) -> Callable[[], float]:
     def run() -> float:
         jobs = [(f"{job}", mixed(dice)) for job in range(plan.settings.slots)]
         specs = [spec for job, request in jobs for spec in row_specs(bundle, request, job)]
-        engine = Engine(bundle, plan.settings.slots, plan.settings.micro_batch)
+        engine = engine_of(plan, bundle)
         engine.admit(specs)
         engine.step()  # the first one draws the noise
         began = time.perf_counter()

@@ -18,11 +18,10 @@ from app.jobs.record import JobRequest
 from benchmarks.forward import network_of
 from benchmarks.gemm import flops_of
 from benchmarks.results import Result, interleaved, ratios, result
-from benchmarks.subject import PROMPTS, Plan, executed, loaded, row_specs
+from benchmarks.subject import PROMPTS, Plan, engine_of, executed, loaded, row_specs
 from models.bundle import Bundle
 from models.torchvision_ops import declare_missing_operators
 from models.unet import UNetConfig
-from worker.engine import Engine
 
 __all__ = ["measure", "peer_network"]
 
@@ -115,7 +114,7 @@ def _peer_flops(config: UNetConfig, peer: Any, rows: int) -> int:
 def _ours(plan: Plan, bundle: Bundle) -> Callable[[], float]:
     def draw() -> float:
         began = time.perf_counter()
-        engine = Engine(bundle, len(PROMPTS), plan.settings.micro_batch)
+        engine = engine_of(plan, bundle, len(PROMPTS))
         for job, prompt in enumerate(PROMPTS):
             engine.admit(row_specs(bundle, _request(prompt, job), str(job)))
         while not engine.idle:

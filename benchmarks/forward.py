@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.results import Result, interleaved, ratios, result
 from benchmarks.subject import Plan, executed, loaded, seconds_of
@@ -17,11 +17,17 @@ __all__ = ["forwards", "measure", "plain"]
 
 @torch.inference_mode()
 def measure(plan: Plan) -> list[Result]:
-    """How many times as fast it is, with the M rows of a worker's micro-batch."""
-    rows = plan.settings.micro_batch
+    """How many times as fast it is, with the rows that a worker computes at once."""
+    streams, size = plan.streams, plan.settings.micro_batch
+    rows = streams.count * size
     bundle, chosen = executed(plan)
     network = network_of(loaded(plan.settings).denoiser.network)
-    calls = forwards(plan, rows, {"plain": plain(network), "chosen": bundle.denoiser.network})
+    [together] = forwards(plan, rows, {"plain": plain(network)}).values()
+    [one] = forwards(plan, size, {"chosen": bundle.denoiser.network}).values()
+    calls = {
+        "plain": together,
+        "chosen": lambda: streams.map(lambda _: one(), range(streams.count)),
+    }
     timed = {name: partial(seconds_of, call, plan) for name, call in calls.items()}
     found = interleaved(timed, plan.seconds)
     return [
@@ -53,7 +59,7 @@ def plain(network: UNet) -> UNet:
 
 def forwards(
     plan: Plan, rows: int, networks: dict[str, nn.Module]
-) -> dict[str, Callable[[], object]]:
+) -> dict[str, Callable[[], Tensor]]:
     """Calls of the networks with the same `rows` rows."""
     network = network_of(loaded(plan.settings).denoiser.network)
     arguments = example(network, rows, plan.device)

@@ -23,11 +23,10 @@ from benchmarks.arrivals import Arrival, arrivals, at_once
 from benchmarks.forward import network_of
 from benchmarks.gemm import flops_of
 from benchmarks.results import Result, interleaved, machine, ratios, result
-from benchmarks.subject import Plan, executed, loaded, row_specs, seconds_of
+from benchmarks.subject import Plan, engine_of, executed, loaded, row_specs, seconds_of
 from models.bundle import Bundle
 from models.pictures import to_picture
 from models.sampling import sample
-from worker.engine import Engine
 from worker.runtimes.networks import example
 
 __all__ = ["COMMAND", "measure", "one_by_one", "together"]
@@ -145,7 +144,7 @@ def _loads(plan: Plan, bundle: Bundle, seconds: float) -> list[Line]:
 
 def together(plan: Plan, bundle: Bundle, jobs: Sequence[Arrival]) -> list[float]:
     """The engine, which takes each job in before the step that follows its arrival."""
-    engine = Engine(bundle, plan.settings.slots, plan.settings.micro_batch)
+    engine = engine_of(plan, bundle)
     ends: dict[int, float] = {}
     began, coming = time.perf_counter(), 0
     while len(ends) < len(jobs):

@@ -13,9 +13,8 @@ import httpx
 from app.commands.own_service import own_service
 from app.jobs.record import JobRequest
 from benchmarks.results import Result, interleaved, ratios, result
-from benchmarks.subject import Plan, executed, mixed, row_specs
+from benchmarks.subject import Plan, engine_of, executed, mixed, row_specs
 from models.bundle import Bundle
-from worker.engine import Engine
 
 __all__ = ["bodies", "measure", "service_settings"]
 
@@ -72,7 +71,7 @@ def _requests(plan: Plan, bundle: Bundle) -> list[JobRequest]:
 def _bare(plan: Plan, bundle: Bundle, requests: Sequence[JobRequest]) -> Callable[[], float]:
     def run() -> float:
         began = time.perf_counter()
-        engine = Engine(bundle, plan.settings.slots, plan.settings.micro_batch)
+        engine = engine_of(plan, bundle)
         for number, request in enumerate(requests):
             engine.admit(row_specs(bundle, request, f"{number}"))
         while not engine.idle:

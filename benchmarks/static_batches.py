@@ -18,10 +18,9 @@ from litserve.callbacks import CallbackRunner
 from litserve.loops.simple_loops import BatchedLoop
 
 from app.jobs.record import JobRequest
-from benchmarks.subject import Plan, executed, row_specs
+from benchmarks.subject import Plan, engine_of, executed, row_specs
 from models.bundle import Bundle
 from models.pictures import to_picture
-from worker.engine import Engine
 
 __all__ = ["BATCH_TIMEOUT_S", "STOP", "Answers", "run", "serve"]
 
@@ -53,7 +52,7 @@ class _Painter(LitAPI):  # type: ignore[misc]
 
     def predict(self, batch: Sequence[JobRequest], **_: Any) -> list[tuple[int, torch.Tensor]]:
         """Seed and picture of each job, when all are done."""
-        engine = Engine(self._bundle, len(batch), self._plan.settings.micro_batch)
+        engine = engine_of(self._plan, self._bundle, len(batch))
         for number, request in enumerate(batch):
             engine.admit(row_specs(self._bundle, request, f"{number}"))
         pictures: dict[int, torch.Tensor] = {}

@@ -15,10 +15,23 @@ from app.jobs.ids import new_job_id
 from app.jobs.record import JobRecord, JobRequest, Sampler
 from app.settings import Settings
 from models.bundle import Bundle, load_bundle
+from worker.capacity import streams
+from worker.engine import Engine
 from worker.rows import RowSpec
 from worker.runtimes.choice import Measured, with_runtime
+from worker.streams import Streams
 
-__all__ = ["PROMPTS", "Plan", "executed", "loaded", "mixed", "record", "row_specs", "seconds_of"]
+__all__ = [
+    "PROMPTS",
+    "Plan",
+    "engine_of",
+    "executed",
+    "loaded",
+    "mixed",
+    "record",
+    "row_specs",
+    "seconds_of",
+]
 
 # Fixed, so that figures of different days are of the same load.
 _SAMPLERS: Final[tuple[Sampler, ...]] = ("ddpm", "ddim", "dpmpp_2m")
@@ -58,6 +71,12 @@ class Plan:
         """Of the network on CPU."""
         return self.settings.threads or len(os.sched_getaffinity(0))
 
+    @property
+    def streams(self) -> Streams:
+        """Where a worker calls its network."""
+        count = streams(self.device, self.settings.micro_batch, self.threads)
+        return Streams(count, self.threads // count)
+
 
 @cache
 def loaded(settings: Settings) -> Bundle:
@@ -73,20 +92,39 @@ def _device(settings: Settings) -> torch.device:
 
 
 @cache
-def _executed(settings: Settings, threads: int, rows: int, wanted: str) -> tuple[Bundle, Measured]:
+def _executed(
+    settings: Settings, count: int, threads: int, rows: int, wanted: str
+) -> tuple[Bundle, Measured]:
     return with_runtime(
-        loaded(settings), wanted=wanted, rows=rows, threads=threads, cache=settings.runtimes_dir
+        loaded(settings),
+        wanted=wanted,
+        rows=rows,
+        streams=Streams(count, threads),
+        cache=settings.runtimes_dir,
     )
 
 
 def executed(
     plan: Plan, rows: int | None = None, wanted: str | None = None
 ) -> tuple[Bundle, Measured]:
-    """The bundle for batches of `rows` in the runtime that a worker chooses with these settings."""
-    settings = plan.settings
+    """The bundle in the runtime that a worker chooses with these settings.
+
+    For `rows` at a time it is one call after the other, each on all cores.
+    """
+    settings, streams = plan.settings, plan.streams if rows is None else Streams(1, plan.threads)
     return _executed(
-        settings, plan.threads, rows or settings.micro_batch, wanted or settings.runtime
+        settings,
+        streams.count,
+        streams.threads,
+        rows or settings.micro_batch,
+        wanted or settings.runtime,
     )
+
+
+def engine_of(plan: Plan, bundle: Bundle, slots: int | None = None) -> Engine:
+    """An engine as a worker has it, with other `slots` if given."""
+    settings = plan.settings
+    return Engine(bundle, slots or settings.slots, settings.micro_batch, streams=plan.streams)
 
 
 def mixed(dice: random.Random, *, most_images: int = 1) -> JobRequest:

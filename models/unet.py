@@ -144,7 +144,7 @@ class Denoiser(nn.Module):
 
     def eps(self, x_t: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         """The noise ε `[B, C, H, W]`, whatever the network predicts; arguments as of `forward`."""
-        out = self(x_t, timestep, context)
+        out: Tensor = self(x_t, timestep, context)
         if self.parameterisation == "eps":
             return out
         alpha = self.alpha[timestep].reshape(-1, 1, 1, 1)  # type: ignore[index]

@@ -1,11 +1,12 @@
 """How many rows a worker's device is given: at once, and in one call of the network.
 
 A call of the network takes M rows, always as many (else a row's bits would depend on its
-neighbours), so M is as large as costs a lone row little: 2 on CPU, where a guided row and its
-unconditional twin fill it; on a GPU what is measured here. More rows in flight than one call takes
-bring no further throughput: they would only share what there is, and jobs that advance together
-end later on average than jobs that are drawn one after the other. So there are as many slots as
-rows in a call, and at least two, so that the next job begins in the very step in which one ends.
+neighbours), so M is as large as costs a lone row little: on a GPU what is measured here; 1 on CPU,
+where two calls side by side, on half of the cores each, do more than one call of two rows. More
+rows in flight than are computed at once bring no further throughput: they would only share what
+there is, and jobs that advance together end later on average than jobs that are drawn one after
+the other. So there are as many slots as that, and at least three, so that the next job begins in
+the very step in which one ends, and an odd number of calls finds a partner.
 """
 
 import hashlib
@@ -13,7 +14,6 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import structlog
 import torch
@@ -22,16 +22,17 @@ from app.settings import Settings
 from models.model import Model
 from worker.memory import free_bytes, ran_out
 
-__all__ = ["most_rows", "with_capacity"]
+__all__ = ["most_rows", "streams", "with_capacity"]
 
 _log = structlog.get_logger()
 
-ON_CPU = 2
+ON_CPU = 1
+ON_CPU_INEXACT = 2  # one call for a guided row and its unconditional twin
 SIZES = (2, 4, 8, 16, 32, 64)
 LITTLE = 1.25  # times the seconds that a call with the fewest rows takes
 MEMORY_SHARE = 0.8  # of what is free; the rest is for encoding, upscaling and other processes
 _ROUNDS = 7
-FEWEST_SLOTS = 2
+FEWEST_SLOTS = 3
 
 
 def with_capacity(settings: Settings, model: Model) -> Settings:
@@ -40,15 +41,20 @@ def with_capacity(settings: Settings, model: Model) -> Settings:
     What was measured is kept in the data folder: the batch size is part of the fingerprint, and
     chance must not choose between two starts.
     """
-    size = settings.micro_batch or _kept(settings.runtimes_dir, model)
+    size = settings.micro_batch or _kept(settings, model)
     slots = settings.slots or max(FEWEST_SLOTS, size)
     return settings.model_copy(update={"micro_batch": size, "slots": slots})
 
 
-def _kept(folder: Path, model: Model) -> int:
-    device = model.context.device
+def streams(device: torch.device, micro_batch: int, threads: int) -> int:
+    """Calls of the network at a time, so that a lone guided row keeps all cores busy."""
+    return min(2, threads) if device.type == "cpu" and micro_batch == 1 else 1
+
+
+def _kept(settings: Settings, model: Model) -> int:
+    device, folder = model.context.device, settings.runtimes_dir
     if device.type != "cuda":
-        return ON_CPU
+        return ON_CPU if settings.exact else ON_CPU_INEXACT
     gpu = torch.cuda.get_device_properties(device)
     parts = json.dumps([model.sha256, torch.__version__, gpu.name, gpu.total_memory])
     file = folder / f"rows-{hashlib.sha256(parts.encode()).hexdigest()[:32]}.json"

@@ -12,8 +12,9 @@ __all__ = ["DeviceUse"]
 class DeviceUse:
     """Looks at a GPU as its driver sees it; on CPU, at this process."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, threads: int) -> None:
         self._device = device
+        self._threads = threads
         self._cpu_s, self._looked_at = time.process_time(), time.monotonic()
         self._has_counter = True  # of utilisation, by NVIDIA's library
 
@@ -46,4 +47,4 @@ class DeviceUse:
         cpu_s, now = time.process_time(), time.monotonic()
         spent, passed = cpu_s - self._cpu_s, now - self._looked_at
         self._cpu_s, self._looked_at = cpu_s, now
-        return min(1.0, spent / max(1e-9, passed * torch.get_num_threads()))
+        return min(1.0, spent / max(1e-9, passed * self._threads))

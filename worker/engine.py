@@ -19,6 +19,7 @@ from models.model import Model
 from models.samplers import step
 from worker.memory import ran_out
 from worker.rows import Row, RowSpec
+from worker.streams import Streams
 
 __all__ = ["Engine", "Fault", "Finished", "Snapshot", "StepReport"]
 
@@ -57,6 +58,7 @@ class StepReport:
 
     advanced: int = 0  # rows in the step
     calls: int = 0  # of the network
+    rounds: int = 0  # of calls side by side
     shrunk: bool = False  # memory ran out: there are fewer slots now, and all rows began anew
     finished: list[Finished] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
@@ -81,6 +83,7 @@ class Engine:
         *,
         exact: bool = True,
         smaller: Model | None = None,
+        streams: Streams | None = None,
     ) -> None:
         """Hold no row yet.
 
@@ -90,6 +93,7 @@ class Engine:
             micro_batch: the one batch size the network is called with.
             exact: else that is the largest, short batches are not padded, and the last bits of a
                 picture depend on its neighbours.
+            streams: where the network is called; one call after the other if None.
             smaller: the model to draw with when batches have to be smaller; the same if None.
 
         Raises:
@@ -103,6 +107,7 @@ class Engine:
         self._model = model
         self._exact = exact
         self._smaller = smaller or model
+        self._streams = streams or Streams()
         self._rows: list[Row] = []  # with a slot
         self._waiting: deque[Row] = deque()
 
@@ -110,6 +115,11 @@ class Engine:
     def free(self) -> int:
         """Rows that could be admitted and start at once."""
         return max(0, self.slots - len(self._rows) - len(self._waiting))
+
+    @property
+    def at_once(self) -> int:
+        """Rows that are computed together."""
+        return self.micro_batch * self._streams.count
 
     @property
     def idle(self) -> bool:
@@ -154,18 +164,19 @@ class Engine:
         """Call the network, so that the first job does not pay for what is done only once.
 
         Returns:
-            Seconds of a call after the first.
+            Seconds of a round of calls after the first.
         """
         size = self._model.sizes[0]
         given = self._model.context.conditioning("", None, 1.0, size)
         x = torch.zeros(self.micro_batch, *self._model.shape(size), device=self.device)
         timestep = torch.zeros(self.micro_batch, dtype=torch.int64, device=self.device)
         context = [torch.stack([part] * self.micro_batch).to(self.device) for part in given.context]
+        every = [(x, timestep, *context)] * self._streams.count
         began = 0.0
         for _ in range(2):
             began = time.perf_counter()
-            # Its answer is looked at, for a GPU answers before it has computed.
-            self._model.denoiser(x, timestep, *context).sum().item()
+            for out in self._streams.map(lambda given: self._model.denoiser(*given), every):
+                out.sum().item()  # for a GPU answers before it has computed
         return time.perf_counter() - began
 
     @torch.inference_mode()
@@ -211,7 +222,8 @@ class Engine:
             torch.stack([row.coefficients for row in rows]).to(self.device),
             self._model.clip,
         )
-        for row, row.x, row.denoised in zip(rows, x.unbind(), denoised.unbind(), strict=True):
+        for row, moved, seen in zip(rows, x.unbind(), denoised.unbind(), strict=True):
+            row.x, row.denoised = moved, seen
             row.position += 1
         report.advanced += len(rows)
         self._release(rows, x, report)
@@ -233,8 +245,10 @@ class Engine:
         size = self.micro_batch
         if self._exact:
             asked += [asked[-1]] * (-len(asked) % size)  # padding
-        parts = [self._forward(asked[at : at + size]) for at in range(0, len(asked), size)]
+        batches = [asked[at : at + size] for at in range(0, len(asked), size)]
+        parts = self._streams.map(self._forward, batches)
         report.calls += len(parts)
+        report.rounds += -(-len(parts) // self._streams.count)
         predicted = torch.cat(parts)
         out = predicted[: len(rows)]
         if guided:

@@ -32,7 +32,7 @@ class EngineLoop:
         """
         self.slots = engine.slots
         self.steps_done: dict[str, int] = {}  # by job; replaced whole after each step
-        self.calls = 0  # of the network, since the start
+        self.rounds = 0  # of calls of the network that follow each other, since the start
         self._engine = engine
         self._mail = mail
         self._threads = threads
@@ -85,7 +85,7 @@ class EngineLoop:
         began = time.perf_counter()
         report = self._engine.step()
         self._stepped(report, time.perf_counter() - began)
-        self.calls += report.calls
+        self.rounds += report.rounds
         self.steps_done = self._engine.steps_done()
         for snapshot in report.snapshots:
             self._mail.put(snapshot)
@@ -95,7 +95,8 @@ class EngineLoop:
             self._mail.put(finished)
         if report.shrunk:  # after what was drawn before
             self.slots = self._engine.slots
-            self._mail.put(Shrunk(self._engine.slots, self._engine.micro_batch))
+            engine = self._engine
+            self._mail.put(Shrunk(engine.slots, engine.micro_batch, engine.at_once))
 
     def _admit(self, rows: Sequence[RowSpec]) -> None:
         try:

@@ -45,6 +45,7 @@ class Shrunk:
 
     slots: int
     micro_batch: int
+    at_once: int  # rows that are computed together
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ _PHASES = ("encode", "denoise", "store")
 class Metrics:
     """Counts what one worker does; may be called from any thread."""
 
-    def __init__(self, slots: int, device: torch.device) -> None:
-        """`slots`: rows that the engine advances at once."""
+    def __init__(self, slots: int, device: torch.device, threads: int) -> None:
+        """`slots`: rows that the engine advances at once; `threads`: all of its threads on CPU."""
         self.registry = registry = CollectorRegistry(auto_describe=True)
         self._job_metrics(registry)
         self._engine_metrics(registry)
@@ -44,7 +44,7 @@ class Metrics:
         ProcessCollector(registry=registry)
         self._slots = slots
         self._all_slots.set(slots)
-        self._use = DeviceUse(device)
+        self._use = DeviceUse(device, threads)
         self._device = str(device)
         self._looked_at = float("-inf")
 

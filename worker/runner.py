@@ -44,6 +44,7 @@ from worker.registration import RegisteredWorker
 from worker.results import Results
 from worker.settling import Settling
 from worker.spans import trace_flight
+from worker.streams import Streams
 
 __all__ = ["Runner"]
 
@@ -84,10 +85,12 @@ class Runner(RegisteredWorker):
         settings: Settings,
         name: str,
         smaller: Smaller | None = None,
+        streams: int = 1,
     ) -> None:
         """Nothing runs and nothing is registered before `work`.
 
-        `smaller`: what draws when batches have to be smaller, the same model if None.
+        `smaller`: what draws when batches have to be smaller, the same model if None. `streams`:
+        calls of the network at a time, each with torch's number of threads.
         """
         self.profile = NoProfile()
         super().__init__(redis, name=name, model=card.name, lease_s=settings.lease_s)
@@ -98,8 +101,9 @@ class Runner(RegisteredWorker):
             *(model, settings.slots, settings.micro_batch),
             exact=settings.exact,
             smaller=self._smaller.model,
+            streams=Streams(streams, torch.get_num_threads()),
         )
-        self.metrics = Metrics(engine.slots, engine.device)
+        self.metrics = Metrics(engine.slots, engine.device, streams * torch.get_num_threads())
         self._engine_loop = EngineLoop(engine, self._mail, torch.get_num_threads(), self._stepped)
         store = JobStore(redis, self.metrics.ended)
         prompts = Prompts(model)
@@ -120,7 +124,7 @@ class Runner(RegisteredWorker):
         self._settling = Settling(store, ledger, results)
         self._recovery = Recovery(redis, store, ledger, results, storage)
         self._progress = Progress(store)
-        self._speed = Speed(redis, self.key, settings.slots, settings.micro_batch, engine.warm_up())
+        self._speed = Speed(redis, self.key, engine.slots, engine.at_once, engine.warm_up())
         self._listener = Listener(redis, name, self._mail, self._control.evict)
         self._tracing = Tracing(settings.otlp_endpoint, "avocat-worker")
         self._micro_batch, self._exact = settings.micro_batch, settings.exact
@@ -266,7 +270,7 @@ class Runner(RegisteredWorker):
     def _shrunk(self, letter: Shrunk) -> None:
         """What is drawn from now on may have another fingerprint."""
         _log.warning("memory ran out: fewer slots", slots=letter.slots, size=letter.micro_batch)
-        self._speed.reshape(letter.slots, letter.micro_batch)
+        self._speed.reshape(letter.slots, letter.at_once)
         self.metrics.resized(letter.slots)
         if letter.micro_batch != self._micro_batch:
             self._micro_batch = letter.micro_batch
@@ -313,7 +317,7 @@ class Runner(RegisteredWorker):
             self._control.end(self._control.flights[job_id], Ending.CANCEL)
         for job_id, count in answer.previews.items():
             self._control.preview(job_id, count)
-        self._speed.tell(self._engine_loop.calls, busy=bool(self._control.flights), now=now)
+        self._speed.tell(self._engine_loop.rounds, busy=bool(self._control.flights), now=now)
 
     def _care(self, now: float) -> None:
         self.metrics.look(now)

@@ -15,11 +15,12 @@ from app.storage.opening import open_storage
 from models.bundle import Bundle
 from models.loading import load_model
 from models.model import Model
-from worker.capacity import with_capacity
+from worker.capacity import streams, with_capacity
 from worker.card import Smaller, model_card
 from worker.memory import check_fits, free_bytes, ran_out
 from worker.runner import Runner
 from worker.runtimes.choice import with_runtime
+from worker.streams import Streams
 
 __all__ = ["make_runner", "resolve_device"]
 
@@ -62,7 +63,9 @@ def _loaded(
     loaded = load_model(settings.bundle, device, settings.preset)
     with _undisturbed(settings.runtimes_dir):
         settings = with_capacity(settings, loaded)
-        model, runtime = _executed(loaded, settings, threads)
+        count = streams(device, settings.micro_batch, threads)
+        torch.set_num_threads(threads // count)
+        model, runtime = _executed(loaded, settings, Streams(count, threads // count))
     card = model_card(model, settings.micro_batch, runtime, exact=settings.exact)
     eager = runtime.startswith("eager ")
     smaller = Smaller(model if eager else loaded, f"eager {torch.__version__}")
@@ -70,7 +73,8 @@ def _loaded(
         "model loaded",
         model=card.name,
         device=str(device),
-        threads=threads,
+        threads=threads // count,
+        streams=count,
         slots=settings.slots,
         micro_batch=settings.micro_batch,
         runtime=card.runtime,
@@ -78,10 +82,10 @@ def _loaded(
     )
     storage = open_storage(settings, patience_s=_STORAGE_PATIENCE_S)
     storage.check()
-    return Runner(redis, model, card, storage, settings, name, smaller)
+    return Runner(redis, model, card, storage, settings, name, smaller, count)
 
 
-def _executed(model: Model, settings: Settings, threads: int) -> tuple[Model, str]:
+def _executed(model: Model, settings: Settings, streams: Streams) -> tuple[Model, str]:
     """The model with its network executed as the settings say, and the name of what does it."""
     if not isinstance(model, Bundle):
         return model, f"eager {torch.__version__}"
@@ -89,7 +93,7 @@ def _executed(model: Model, settings: Settings, threads: int) -> tuple[Model, st
         model,
         wanted=settings.runtime if settings.exact else _of_any_size(settings.runtime),
         rows=settings.micro_batch,
-        threads=threads,
+        streams=streams,
         cache=settings.runtimes_dir,
     )
     return executed, f"{runtime.name} {runtime.version}"

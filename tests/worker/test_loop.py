@@ -75,7 +75,7 @@ def test_rows_enter_between_two_steps(
     loop.admit([spec(shared_bundle, "quick", steps=1, guidance_scale=1.0)])
     gate.let(1 + 2 + 1 + 1)
     assert [mail.get(timeout=30).job for _ in range(2)] == ["quick", "slow"]
-    assert loop.calls == 1 + 2 + 1 + 1
+    assert loop.rounds == 1 + 2 + 1 + 1
 
 
 def test_what_cannot_be_admitted_comes_back_as_a_fault(

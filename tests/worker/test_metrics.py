@@ -109,7 +109,7 @@ def test_a_port_of_its_own_and_what_a_taken_one_is_answered_with(
 
 
 def test_use_of_the_processor() -> None:
-    use = DeviceUse(torch.device("cpu"))
+    use = DeviceUse(torch.device("cpu"), 1)
     wait_for(lambda: sum(range(100_000)) and (use.utilization() or 0) > 0)
     memory = use.memory_bytes()
     assert 0 < memory["allocated"] < memory["used"] < memory["total"]
@@ -119,5 +119,5 @@ def test_use_of_the_processor() -> None:
 @pytest.mark.gpu
 def test_use_of_a_gpu() -> None:
     held = torch.zeros(64, 2**20, device="cuda")
-    memory = DeviceUse(torch.device("cuda:0")).memory_bytes()
+    memory = DeviceUse(torch.device("cuda:0"), 1).memory_bytes()
     assert held.nbytes <= memory["allocated"] <= memory["used"] <= memory["total"]

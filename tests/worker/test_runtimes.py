@@ -15,6 +15,7 @@ from worker.engine import Engine
 from worker.runtimes import choice
 from worker.runtimes.choice import Measured, with_runtime
 from worker.runtimes.networks import BUILDERS, Plan, available
+from worker.streams import Streams
 
 RUNTIMES = ["eager", "onnxruntime", "openvino"]
 ROWS = 2
@@ -35,7 +36,7 @@ def lively(shared_bundle: Bundle) -> Bundle:
 def executed(bundle: Bundle, wanted: str, cache: Path) -> tuple[Bundle, Measured]:
     if wanted not in (*available(torch.device("cpu")), "auto"):
         pytest.skip(f"{wanted} is not installed")
-    return with_runtime(bundle, wanted=wanted, rows=ROWS, threads=1, cache=cache)
+    return with_runtime(bundle, wanted=wanted, rows=ROWS, streams=Streams(), cache=cache)
 
 
 @pytest.mark.parametrize("wanted", RUNTIMES)
@@ -94,7 +95,7 @@ def test_another_picture_is_never_chosen(
     offer(monkeypatch, difference=0.01)
     assert executed(lively, "auto", tmp_path)[1].name == "eager"
     with pytest.raises(ValueError, match=r"differs from eager by 0\.01"):
-        with_runtime(lively, wanted="openvino", rows=ROWS, threads=1, cache=tmp_path)
+        with_runtime(lively, wanted="openvino", rows=ROWS, streams=Streams(), cache=tmp_path)
 
 
 def test_a_runtime_that_is_not_here_is_named(
@@ -102,7 +103,7 @@ def test_a_runtime_that_is_not_here_is_named(
 ) -> None:
     monkeypatch.setattr(choice, "available", lambda device: ["eager"])
     with pytest.raises(ValueError, match="'openvino' cannot run here; these can: auto, eager"):
-        with_runtime(lively, wanted="openvino", rows=ROWS, threads=1, cache=tmp_path)
+        with_runtime(lively, wanted="openvino", rows=ROWS, streams=Streams(), cache=tmp_path)
 
 
 def test_a_read_only_or_damaged_cache_does_no_harm(lively: Bundle, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from models.bundle import Bundle
 from models.unet import Denoiser, UNet
 from worker.runtimes.networks import BUILDERS, Plan, available, example
+from worker.streams import Streams
 
 __all__ = ["Measured", "with_runtime"]
 
@@ -40,12 +42,12 @@ class Measured:
 
     name: str
     version: str  # of the package that executes
-    seconds: float  # of one forward of the fixed batch; the least, for other work only adds
+    seconds: float  # of a forward in each stream at once; the least, for other work only adds
     difference: float  # largest, absolute, to eager in float32
 
 
 def with_runtime(
-    bundle: Bundle, *, wanted: str, rows: int, threads: int, cache: Path
+    bundle: Bundle, *, wanted: str, rows: int, streams: Streams, cache: Path
 ) -> tuple[Bundle, Measured]:
     """The bundle with its network executed by `wanted`, or by the best there is (`auto`).
 
@@ -63,11 +65,12 @@ def with_runtime(
     else:
         names = ["eager", wanted] if wanted != "eager" else ["eager"]
     cache = _writable(cache)
-    known = cache / f"{_key(bundle, names, rows, threads)}.json"
-    plan = Plan(network, rows, threads, cache / f"{bundle.sha256[:32]}-{rows}.onnx")
+    known = cache / f"{_key(bundle, names, rows, streams)}.json"
+    file = cache / f"{bundle.sha256[:32]}-{rows}.onnx"
+    plan = Plan(network, rows, streams.threads, file, streams.count)
     measured = _read(known)
     if measured is None:
-        measured = _measure(plan, names, example(network, rows, device))
+        measured = _measure(plan, names, streams, example(network, rows, device))
         _write(known, measured)
     chosen = _best(measured) if wanted == "auto" else _named(measured, wanted)
     for one in measured:
@@ -79,17 +82,18 @@ def with_runtime(
 
 @torch.inference_mode()
 def _measure(
-    plan: Plan, names: Sequence[str], arguments: tuple[Tensor, Tensor, Tensor]
+    plan: Plan, names: Sequence[str], streams: Streams, arguments: tuple[Tensor, Tensor, Tensor]
 ) -> list[Measured]:
     """Time the runtimes by turns, so that a busy moment hits all of them alike."""
     built: dict[str, nn.Module] = {name: BUILDERS[name](plan) for name in names}
     outputs = {name: one(*arguments).clone() for name, one in built.items()}
     times: dict[str, list[float]] = {name: [] for name in names}
+    every = [arguments] * streams.count
     for _ in range(_ROUNDS):
         for name, one in built.items():
             _wait(arguments[0])
             began = time.perf_counter()
-            one(*arguments)
+            streams.map(partial(_call, one), every)
             _wait(arguments[0])
             times[name].append(time.perf_counter() - began)
     return [
@@ -101,6 +105,11 @@ def _measure(
         )
         for name in names
     ]
+
+
+def _call(network: nn.Module, arguments: tuple[Tensor, ...]) -> Tensor:
+    out: Tensor = network(*arguments)
+    return out
 
 
 def _wait(tensor: Tensor) -> None:
@@ -132,7 +141,7 @@ def _version(name: str) -> str:
     return metadata.version({"eager": "torch", "compile": "torch"}.get(name, name))
 
 
-def _key(bundle: Bundle, names: Sequence[str], rows: int, threads: int) -> str:
+def _key(bundle: Bundle, names: Sequence[str], rows: int, streams: Streams) -> str:
     """Names all that the measurement depends on."""
     device = bundle.context.device
     machine = (
@@ -141,7 +150,7 @@ def _key(bundle: Bundle, names: Sequence[str], rows: int, threads: int) -> str:
         else torch.backends.cpu.get_cpu_capability()
     )
     versions = [[name, _version(name)] for name in names]
-    parts = json.dumps([bundle.sha256, versions, rows, threads, machine])
+    parts = json.dumps([bundle.sha256, versions, rows, streams.threads, streams.count, machine])
     return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
 

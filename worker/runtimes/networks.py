@@ -7,9 +7,11 @@ import importlib.util
 import os
 import shutil
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,22 +29,37 @@ _OPSET = 17
 
 @dataclass(frozen=True)
 class Plan:
-    """What a runtime is built for: `rows` of one batch, `threads` on CPU.
+    """What a runtime is built for: `rows` of one batch, on CPU `threads` of each of its callers.
 
-    `onnx` is a file that need not be there yet; it holds this network for this many rows.
+    `streams` threads may call it at a time. `onnx` is a file that need not be there yet; it holds
+    this network for this many rows.
     """
 
     network: UNet
     rows: int
     threads: int
     onnx: Path
+    streams: int = 1
 
 
 Builder = Callable[[Plan], nn.Module]
 
 
+class _PerThread:
+    """What bears no second caller: each thread is made its own."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._local = threading.local()
+
+    def get(self) -> Any:
+        if not hasattr(self._local, "made"):
+            self._local.made = self._make()
+        return self._local.made
+
+
 class _OnnxRuntime(nn.Module):
-    """The network in an ONNX Runtime session on CPU."""
+    """The network in an ONNX Runtime session on CPU, one for each thread that calls."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
@@ -51,18 +68,24 @@ class _OnnxRuntime(nn.Module):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = plan.threads
         options.inter_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(
-            _onnx(plan), options, providers=["CPUExecutionProvider"]
+        session = partial(
+            onnxruntime.InferenceSession,
+            _onnx(plan),
+            options,
+            providers=["CPUExecutionProvider"],
         )
+        first = session()
+        # One of a single thread has no pool of its own, and serves all callers.
+        self._of_thread = _PerThread(session if plan.threads > 1 else lambda: first)
 
     def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         feeds = {"x": x.numpy(), "timestep": timestep.numpy(), "context": context.numpy()}
-        [out] = self._session.run(None, feeds)
+        [out] = self._of_thread.get().run(None, feeds)
         return torch.from_numpy(out)
 
 
 class _OpenVino(nn.Module):
-    """The network in an OpenVINO request on CPU, in float32."""
+    """The network in OpenVINO requests on CPU, in float32, one for each thread that calls."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
@@ -73,16 +96,18 @@ class _OpenVino(nn.Module):
         model = core.read_model(_onnx(plan))
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": plan.threads,
+            "INFERENCE_NUM_THREADS": plan.threads * plan.streams,
             "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
+            "NUM_STREAMS": plan.streams,
         }
-        self._request = core.compile_model(model, "CPU", options).create_infer_request()
+        compiled = core.compile_model(model, "CPU", options)
+        self._of_thread = _PerThread(compiled.create_infer_request)
 
     def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        self._request.infer([x.numpy(), timestep.numpy(), context.numpy()], share_inputs=True)
+        request = self._of_thread.get()
+        request.infer([x.numpy(), timestep.numpy(), context.numpy()], share_inputs=True)
         # A copy: the request writes its next answer into the same memory.
-        return torch.from_numpy(self._request.get_output_tensor(0).data.copy())
+        return torch.from_numpy(request.get_output_tensor(0).data.copy())
 
 
 def _eager(plan: Plan) -> nn.Module:

@@ -1,0 +1,114 @@
+"""Calls side by side: order, faults, and pictures that do not know of it."""
+
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.bundle import Bundle
+from tests.worker.parts import with_denoiser
+from tests.worker.test_engine import alone, drain, random_spec
+from worker.capacity import streams
+from worker.engine import Engine
+from worker.runtimes.choice import with_runtime
+from worker.runtimes.networks import available
+from worker.streams import Streams
+
+CPU = torch.device("cpu")
+Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("parts", [0, 1, 2, 5, 7])
+def test_answers_keep_the_order_of_what_was_asked(count: int, parts: int) -> None:
+    asked = list(range(parts))
+    answers = Streams(count).map(lambda part: torch.tensor(part), asked)
+    assert [int(one) for one in answers] == asked
+
+
+def test_two_calls_run_at_a_time() -> None:
+    both = threading.Barrier(2)  # broken unless two wait at it
+
+    def call(part: int) -> Tensor:
+        both.wait(30)
+        return torch.tensor(part)
+
+    assert len(Streams(2).map(call, [0, 1, 2, 3])) == 4
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_fault_in_any_stream_comes_out_once_all_have_ended(broken: int) -> None:
+    ended: list[int] = []
+
+    def call(part: int) -> Tensor:
+        if part == broken:
+            raise RuntimeError(f"part {part}")
+        ended.append(part)
+        return torch.tensor(part)
+
+    with pytest.raises(RuntimeError, match=f"part {broken}"):
+        Streams(2).map(call, [0, 1])
+    assert ended == [1 - broken]
+
+
+@pytest.mark.parametrize("runtime", available(CPU))
+def test_pictures_are_those_of_one_stream(
+    shared_bundle: Bundle, runtime: str, tmp_path: Path
+) -> None:
+    if runtime == "compile":
+        pytest.skip("takes minutes to build; only by name")
+    bundle, _ = with_runtime(
+        shared_bundle, wanted=runtime, rows=1, streams=Streams(2), cache=tmp_path
+    )
+    dice = random.Random(11)
+    specs = [random_spec(bundle, str(i), dice) for i in range(12)]
+    expected = {one.job: alone(bundle, one, 1) for one in specs}
+    for slots in (1, 3, 8):
+        engine = Engine(bundle, slots=slots, micro_batch=1, streams=Streams(2))
+        engine.admit(specs)
+        pictures = drain(engine)
+        assert all(torch.equal(pictures[f"{job}/0"], one) for job, one in expected.items())
+
+
+def test_memory_that_ends_in_the_other_stream_lets_rows_begin_anew(shared_bundle: Bundle) -> None:
+    dice = random.Random(12)
+    specs = [random_spec(shared_bundle, str(i), dice) for i in range(4)]
+    expected = {one.job: alone(shared_bundle, one, 1) for one in specs}
+    own, faults = threading.current_thread(), []
+
+    def change(denoise: Denoise) -> Denoise:
+        def full(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+            if threading.current_thread() is not own and not faults:
+                faults.append(torch.OutOfMemoryError("out of memory"))
+                raise faults[0]
+            return denoise(x, timestep, context)
+
+        return full
+
+    tight = with_denoiser(shared_bundle, change)
+    engine = Engine(tight, slots=4, micro_batch=1, streams=Streams(2))
+    engine.admit(specs)
+    pictures = drain(engine)
+    assert faults
+    assert engine.slots == 2
+    assert all(torch.equal(pictures[f"{job}/0"], one) for job, one in expected.items())
+
+
+def test_two_streams_where_a_row_is_a_batch_and_there_are_cores() -> None:
+    assert streams(CPU, 1, 8) == 2
+    assert streams(CPU, 1, 1) == 1
+    assert streams(CPU, 2, 8) == 1
+    assert streams(torch.device("cuda:0"), 1, 8) == 1
+
+
+def test_what_is_computed_at_once_is_counted(shared_bundle: Bundle) -> None:
+    engine = Engine(shared_bundle, slots=3, micro_batch=1, streams=Streams(2))
+    dice = random.Random(13)
+    engine.admit([random_spec(shared_bundle, str(i), dice) for i in range(3)])
+    report = engine.step()
+    assert engine.at_once == 2
+    assert report.rounds == -(-report.calls // 2)

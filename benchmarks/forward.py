@@ -26,7 +26,7 @@ def measure(plan: Plan) -> list[Result]:
     [one] = forwards(plan, size, {"chosen": bundle.denoiser.network}).values()
     calls = {
         "plain": together,
-        "chosen": lambda: streams.map(lambda _: one(), range(streams.count)),
+        "chosen": lambda: streams.map(one, [()] * streams.count),
     }
     timed = {name: partial(seconds_of, call, plan) for name, call in calls.items()}
     found = interleaved(timed, plan.seconds)

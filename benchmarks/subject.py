@@ -75,7 +75,10 @@ class Plan:
     def streams(self) -> Streams:
         """Where a worker calls its network."""
         count = streams(self.device, self.settings.micro_batch, self.threads)
-        return Streams(count, self.threads // count)
+        return _streams(count, self.threads // count)
+
+
+_streams = cache(Streams)  # whose threads stay
 
 
 @cache

@@ -175,7 +175,7 @@ class Engine:
         began = 0.0
         for _ in range(2):
             began = time.perf_counter()
-            for out in self._streams.map(lambda given: self._model.denoiser(*given), every):
+            for out in self._streams.map(self._model.denoiser, every):
                 out.sum().item()  # for a GPU answers before it has computed
         return time.perf_counter() - began
 
@@ -245,8 +245,8 @@ class Engine:
         size = self.micro_batch
         if self._exact:
             asked += [asked[-1]] * (-len(asked) % size)  # padding
-        batches = [asked[at : at + size] for at in range(0, len(asked), size)]
-        parts = self._streams.map(self._forward, batches)
+        batches = [self._batch(asked[at : at + size]) for at in range(0, len(asked), size)]
+        parts = self._streams.map(self._model.denoiser, batches)
         report.calls += len(parts)
         report.rounds += -(-len(parts) // self._streams.count)
         predicted = torch.cat(parts)
@@ -258,13 +258,13 @@ class Engine:
             out.index_copy_(0, at, guide(out.index_select(0, at), unconditional, scale))
         return out
 
-    def _forward(self, asked: Sequence[tuple[Row, int]]) -> Tensor:
-        """One call of the network with these (row, which context) pairs."""
+    def _batch(self, asked: Sequence[tuple[Row, int]]) -> tuple[Tensor, ...]:
+        """The arguments of one call of the network with these (row, which context) pairs."""
         # Stacking copies into fresh memory: alignment, too, is the same for every micro-batch.
         x = torch.stack([row.x for row, _ in asked])
         timesteps = torch.tensor([row.timestep for row, _ in asked], device=self.device)
         contexts = zip(*(row.contexts[which] for row, which in asked), strict=True)
-        return self._model.denoiser(x, timesteps, *(torch.stack(parts) for parts in contexts))
+        return x, timesteps, *(torch.stack(parts) for parts in contexts)
 
     def _release(self, rows: Sequence[Row], x: Tensor, report: StepReport) -> None:
         """Let go of the rows that are done or broken; show those that are to be shown."""

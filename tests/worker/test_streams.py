@@ -25,34 +25,36 @@ Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 @pytest.mark.parametrize("parts", [0, 1, 2, 5, 7])
 def test_answers_keep_the_order_of_what_was_asked(count: int, parts: int) -> None:
-    asked = list(range(parts))
-    answers = Streams(count).map(lambda part: torch.tensor(part), asked)
-    assert [int(one) for one in answers] == asked
+    asked = [torch.tensor(part) for part in range(parts)]
+    answers = Streams(count).map(lambda part: part + 1, [(part,) for part in asked])
+    assert [int(one) for one in answers] == [int(part) + 1 for part in asked]
 
 
 def test_two_calls_run_at_a_time() -> None:
     both = threading.Barrier(2)  # broken unless two wait at it
 
-    def call(part: int) -> Tensor:
+    def call(part: Tensor) -> Tensor:
         both.wait(30)
-        return torch.tensor(part)
+        return part
 
-    assert len(Streams(2).map(call, [0, 1, 2, 3])) == 4
+    assert len(Streams(2).map(call, [(torch.zeros(1),)] * 4)) == 4
 
 
 @pytest.mark.parametrize("broken", [0, 1])
 def test_a_fault_in_any_stream_comes_out_once_all_have_ended(broken: int) -> None:
     ended: list[int] = []
 
-    def call(part: int) -> Tensor:
-        if part == broken:
-            raise RuntimeError(f"part {part}")
-        ended.append(part)
-        return torch.tensor(part)
+    def call(part: Tensor) -> Tensor:
+        if int(part) == broken:
+            raise RuntimeError(f"part {broken}")
+        ended.append(int(part))
+        return part
 
+    streams = Streams(2)
     with pytest.raises(RuntimeError, match=f"part {broken}"):
-        Streams(2).map(call, [0, 1])
+        streams.map(call, [(torch.tensor(part),) for part in range(2)])
     assert ended == [1 - broken]
+    assert len(streams.map(torch.neg, [(torch.zeros(1),)] * 2)) == 2  # and it goes on
 
 
 @pytest.mark.parametrize("runtime", available(CPU))

@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -93,7 +92,7 @@ def _measure(
         for name, one in built.items():
             _wait(arguments[0])
             began = time.perf_counter()
-            streams.map(partial(_call, one), every)
+            streams.map(one, every)
             _wait(arguments[0])
             times[name].append(time.perf_counter() - began)
     return [
@@ -105,11 +104,6 @@ def _measure(
         )
         for name in names
     ]
-
-
-def _call(network: nn.Module, arguments: tuple[Tensor, ...]) -> Tensor:
-    out: Tensor = network(*arguments)
-    return out
 
 
 def _wait(tensor: Tensor) -> None:

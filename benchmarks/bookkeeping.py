@@ -59,7 +59,7 @@ def _steps(plan: Plan, bundle: Bundle) -> Callable[[], float]:
         engine.step()  # the first one draws the noise
         began = time.perf_counter()
         for _ in range(STEPS):
-            if engine.step().advanced != len(specs):
+            if engine.step().finished:
                 raise RuntimeError("rows left the engine before their end")
         if plan.device.type == "cuda":
             torch.cuda.synchronize(plan.device)

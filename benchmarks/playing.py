@@ -26,8 +26,7 @@ class Playing:
         forwards = sum(
             min(load.rows, self.engine.slots) * load.forwards for load in self.loads.values()
         )
-        calls = math.ceil(forwards / self.engine.micro_batch)
-        return max(1, calls) * self.engine.seconds_per_call
+        return max(1.0, forwards / self.engine.micro_batch) * self.engine.seconds_per_call
 
     def admit(self, load: Load) -> None:
         # Rows beyond the slots wait for the first ones to end.

@@ -1,11 +1,13 @@
 """The peer that waits for the batch: LitServe's own batching loop over Avocat's engine.
 
 Only the loop is taken, without its HTTP server: what differs from Avocat is when rows may start and
-leave. Rows that end early stop costing anything, but nothing leaves before the whole batch has.
+leave. A static batch keeps its shape until its longest row has ended: the others are carried along
+(Yu et al. 2022, Orca, section 3), and nothing leaves before.
 """
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from queue import Queue
@@ -53,13 +55,21 @@ class _Painter(LitAPI):  # type: ignore[misc]
     def predict(self, batch: Sequence[JobRequest], **_: Any) -> list[tuple[int, torch.Tensor]]:
         """Seed and picture of each job, when all are done."""
         engine = engine_of(self._plan, self._bundle, len(batch))
-        for number, request in enumerate(batch):
-            engine.admit(row_specs(self._bundle, request, f"{number}"))
-        pictures: dict[int, torch.Tensor] = {}
+        rows = {
+            f"{number}": row_specs(self._bundle, request, f"{number}")[0]
+            for number, request in enumerate(batch)
+        }
+        engine.admit(list(rows.values()))
+        longest = max(row.steps for row in rows.values())
+        pictures: dict[str, torch.Tensor] = {}
         while not engine.idle:
             for finished in engine.step().finished:
-                pictures[int(finished.job)] = finished.picture
-        return [(batch[number].seed, pictures[number]) for number in range(len(batch))]
+                if (row := rows.get(finished.job)) is None:
+                    continue
+                pictures[finished.job] = finished.picture
+                if row.steps < longest:
+                    engine.admit([replace(row, job="carried along", steps=longest - row.steps)])
+        return [(request.seed, pictures[f"{at}"]) for at, request in enumerate(batch)]
 
     def encode_response(self, output: tuple[int, torch.Tensor], **_: Any) -> bool:
         """Store the picture."""

@@ -181,7 +181,10 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> StepReport:
-        """Advance every row one step; rows that are done or broken leave."""
+        """Advance the rows one step; those that are done or broken leave.
+
+        A row for which the last calls had no room goes first in the next step.
+        """
         report = StepReport()
         try:
             self._fill_slots()
@@ -190,6 +193,7 @@ class Engine:
                 lanes.setdefault(row.lane, []).append(row)
             for lane in lanes.values():
                 self._advance(lane, report)
+            self._rows.sort(key=lambda row: not row.waits)
         except Exception as fault:
             if not ran_out(fault) or self.slots == self.micro_batch == 1:
                 raise
@@ -213,20 +217,25 @@ class Engine:
             torch.cuda.empty_cache()
 
     def _advance(self, rows: Sequence[Row], report: StepReport) -> None:
-        """Take rows of one lane one step on."""
+        """Take rows of one lane one step on, but for those that still wait for an answer."""
+        self._ask(rows, report)
+        for row in rows:
+            row.waits = bool(row.missing)
+        ready = [row for row in rows if not row.waits]
+        if not ready:
+            return
         x, denoised = step(
-            torch.stack([row.x for row in rows]),
-            self._predict(rows, report),
-            torch.stack([row.denoised for row in rows]),
-            self._noise(rows),
-            torch.stack([row.coefficients for row in rows]).to(self.device),
+            torch.stack([row.x for row in ready]),
+            self._predicted(ready),
+            torch.stack([row.denoised for row in ready]),
+            self._noise(ready),
+            torch.stack([row.coefficients for row in ready]).to(self.device),
             self._model.clip,
         )
-        for row, moved, seen in zip(rows, x.unbind(), denoised.unbind(), strict=True):
-            row.x, row.denoised = moved, seen
-            row.position += 1
-        report.advanced += len(rows)
-        self._release(rows, x, report)
+        for row, moved, seen in zip(ready, x.unbind(), denoised.unbind(), strict=True):
+            row.move(moved, seen)
+        report.advanced += len(ready)
+        self._release(ready, x, report)
 
     def _noise(self, rows: Sequence[Row]) -> Tensor:
         """Each row's own fresh noise `[B, C, H, W]`, zeros where it needs none."""
@@ -235,25 +244,34 @@ class Engine:
             row.draw_noise(into)
         return noise.to(self.device)
 
-    def _predict(self, rows: Sequence[Row], report: StepReport) -> Tensor:
-        """What the network says of every row, guided where it is to be: `[B, C, H, W]`.
+    def _ask(self, rows: Sequence[Row], report: StepReport) -> None:
+        """Ask the network what rows still have to know for their step, all or in full rounds.
 
         Conditional and unconditional predictions are just rows of the same micro-batches.
         """
-        guided = [i for i, row in enumerate(rows) if row.guided]
-        asked = [(row, 0) for row in rows] + [(rows[i], 1) for i in guided]
-        size = self.micro_batch
+        asked = [(row, which) for row in rows for which in row.missing]
+        batches = list(asked)
         if self._exact:
-            asked += [asked[-1]] * (-len(asked) % size)  # padding
-        batches = [self._batch(asked[at : at + size]) for at in range(0, len(asked), size)]
-        parts = self._streams.map(self._model.denoiser, batches)
+            over = len(asked) % self.at_once
+            if len(asked) > over > 0:  # they wait for partners in the next step
+                asked = batches = asked[:-over]
+            batches = batches + [batches[-1]] * (-len(batches) % self.micro_batch)  # padding
+        size = self.micro_batch
+        calls = [self._batch(batches[at : at + size]) for at in range(0, len(batches), size)]
+        parts = self._streams.map(self._model.denoiser, calls)
         report.calls += len(parts)
         report.rounds += -(-len(parts) // self._streams.count)
-        predicted = torch.cat(parts)
-        out = predicted[: len(rows)]
+        answers = (answer for part in parts for answer in part.unbind())
+        for (row, which), answer in zip(asked, answers, strict=False):
+            row.answers[which] = answer
+
+    def _predicted(self, rows: Sequence[Row]) -> Tensor:
+        """What the network said of rows, guided where they are to be: `[B, C, H, W]`."""
+        out = torch.stack([row.answers[0] for row in rows])
+        guided = [i for i, row in enumerate(rows) if row.guided]
         if guided:
             scale = torch.tensor([rows[i].spec.guidance_scale for i in guided], device=self.device)
-            unconditional = predicted[len(rows) : len(rows) + len(guided)]
+            unconditional = torch.stack([rows[i].answers[1] for i in guided])
             at = torch.tensor(guided, device=self.device)
             out.index_copy_(0, at, guide(out.index_select(0, at), unconditional, scale))
         return out

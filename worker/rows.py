@@ -48,6 +48,7 @@ class RowSpec:
 class Row:
     """A row in flight: where it is on its trajectory, and its own source of noise.
 
+    `answers` is what the network said for the next step so far, by which of the two contexts.
     Before `begin` it holds no memory of the device. Then `x` is x_t and `denoised` what its last
     step predicted, both `[C, H, W]`, and `contexts` are its two contexts.
     """
@@ -61,6 +62,8 @@ class Row:
         self._way = way
         self.position = 0  # steps done
         self.previews = 0  # wanted over the whole way
+        self.answers: dict[int, Tensor] = {}
+        self.waits = False  # for calls that the last step had no room for
         self._start = way.start
         self._coefficients = way.coefficients.unbind()
         self._timesteps: list[float] = way.timesteps.tolist()
@@ -98,6 +101,17 @@ class Row:
     def guided(self) -> bool:
         """Whether the next step is guided."""
         return self.spec.guided(self.position)
+
+    @property
+    def missing(self) -> list[int]:
+        """Contexts about which the network is still to be asked for the next step."""
+        return [which for which in range(1 + self.guided) if which not in self.answers]
+
+    def move(self, x: Tensor, denoised: Tensor) -> None:
+        """Take the next step, which led to these."""
+        self.x, self.denoised = x, denoised
+        self.answers = {}
+        self.position += 1
 
     @property
     def done(self) -> bool:

@@ -15,7 +15,11 @@ __all__ = ["Engine", "Load", "forecast"]
 
 @dataclass(frozen=True)
 class Engine:
-    """A worker's engine. `seconds_per_call`: of one call of the network, all around it included."""
+    """A worker's engine.
+
+    `micro_batch`: rows that are computed at once, in one call of the network or several side by
+    side; `seconds_per_call`: of that, all around it included.
+    """
 
     slots: int
     micro_batch: int
@@ -78,10 +82,9 @@ class _Playing:
 
     @property
     def _step_s(self) -> float:
-        """Seconds of a step with the rows in flight."""
+        """Seconds of a step with the rows in flight: what fills no call waits for the next step."""
         forwards = sum(row.load.forwards for row in self._flying)
-        calls = math.ceil(forwards / self.engine.micro_batch - 1e-9)
-        return max(1, calls) * self.engine.seconds_per_call
+        return max(1.0, forwards / self.engine.micro_batch) * self.engine.seconds_per_call
 
 
 def forecast(

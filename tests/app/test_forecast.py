@@ -1,6 +1,5 @@
 """Forecasts against engines that are played step by step."""
 
-import math
 import random
 import statistics
 
@@ -29,7 +28,7 @@ def played(engines: list[Engine], waiting: list[Load]) -> dict[str, float]:
         rows = [(job, i) for job, left in jobs.items() for i in range(len(left)) if left[i] > 0]
         rows = rows[: engine.slots]
         forwards = sum(loads[job].forwards for job, _ in rows)
-        clocks[index] += math.ceil(forwards / engine.micro_batch) * engine.seconds_per_call
+        clocks[index] += max(1.0, forwards / engine.micro_batch) * engine.seconds_per_call
         for job, i in rows:
             jobs[job][i] -= 1
         for job in [job for job, left in jobs.items() if max(left) <= 0]:

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import math
 import time
 from dataclasses import dataclass
 
 import structlog
 
 from app import errors
+from app.api_keys import ALL_DAY_S
 from app.auth import Caller
 from app.deps import Services
 from app.jobs import submit
@@ -57,6 +59,7 @@ async def admit(
     _refuse_webhook(services, draft)
     resolved = resolve(draft, card)
     caller.require_priority(resolved.priority)
+    await services.policy.check(resolved.prompt, resolved.negative_prompt)
     record = _new_record(services, caller.owner, resolved, draft.fields.metadata, previews)
     unique = (
         submit.Idempotency(idempotency_key, _fingerprint(draft.fields))
@@ -64,7 +67,8 @@ async def admit(
         else None
     )
     repeats = _repeats(draft, record, card)
-    outcome, record = await submit_or_answer(services, record, unique, repeats)
+    quota = submit.Quota(caller.key, caller.limits.active, caller.limits.per_day)
+    outcome, record = await submit_or_answer(services, record, unique, repeats, quota)
     ahead = outcome.ahead if isinstance(outcome, submit.Accepted) else 0
     admission = Admission(_admitted(outcome), record, ahead)
     structlog.contextvars.bind_contextvars(job_id=admission.job_id)
@@ -130,6 +134,17 @@ def _new_record(
     )
 
 
+def _day_spent(pictures: int) -> errors.QuotaExceeded:
+    """Nobody waits for midnight on one connection: `Retry-After` is a minute at most."""
+    left_s = math.ceil(ALL_DAY_S - time.time() % ALL_DAY_S)
+    return errors.QuotaExceeded(
+        f"{pictures} pictures were asked for today with this key, and this job would make them "
+        f"more than it may have; the day ends in {left_s} s (UTC)",
+        headers={"Retry-After": str(min(60, left_s)), "RateLimit": f'"daily";r=0;t={left_s}'},
+        extra={"violated-policies": ["daily"]},
+    )
+
+
 def _fingerprint(fields: JobCreate) -> str:
     """The same for bodies that say the same, however they are spaced and ordered."""
     given = fields.model_dump(mode="json", exclude_unset=True)
@@ -153,4 +168,6 @@ def _admitted(outcome: submit.Outcome) -> str:
                 headers=retry,
                 extra={"violated-policies": ["concurrency"]},
             )
+        case submit.DaySpent(pictures):
+            raise _day_spent(pictures)
     raise ValueError(f"a submission ended in {outcome!r}")

@@ -6,6 +6,7 @@ from app.commands.doctor import doctor
 from app.commands.gc import gc
 from app.commands.generate import generate
 from app.commands.jobs import jobs
+from app.commands.keys import keys
 from app.commands.models import PASS_THROUGH, evaluate, import_model, train
 from app.commands.serve import api, serve, worker
 from app.commands.settings import settings
@@ -49,6 +50,7 @@ cli.command(
 cli.command(short_help="List every setting and its value.")(settings)
 cli.command(short_help="Check this set-up, and say what mends it.")(doctor)
 cli.command(short_help="Remove what no job has any more.")(gc)
+cli.add_typer(keys, short_help="Make, list and revoke API keys.")
 cli.command(short_help="Print what receivers verify webhooks with.")(webhook_secret)
 
 

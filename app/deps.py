@@ -9,6 +9,8 @@ import structlog
 from fastapi import Depends, Request
 from redis.asyncio import Redis
 
+from app.api_keys import ALL_DAY_S, KeyRing, Scope
+from app.audit import Audit, open_audit
 from app.auth import Authenticator, Caller
 from app.errors import JobNotFound, QuotaExceeded
 from app.jobs.connection import connect_async
@@ -22,6 +24,7 @@ from app.jobs.tracing import Tracing
 from app.limits import RateLimiter
 from app.metrics import Metrics
 from app.middleware import add_header
+from app.policy.checking import Policy
 from app.settings import Settings
 from app.signing import Signer
 from app.storage.base import ImageStorage
@@ -31,9 +34,11 @@ from app.webhooks.targets import Targets
 
 __all__ = [
     "CallerDep",
+    "ChangerDep",
     "Services",
     "ServicesDep",
     "SubmitterDep",
+    "get_caller",
     "make_services",
     "own_record",
     "services_of",
@@ -61,6 +66,8 @@ class Services:
     targets: Targets
     webhook_secrets: WebhookSecrets
     metrics: Metrics
+    audit: Audit
+    policy: Policy
     tracing: Tracing
     # Few pictures are decoded at a time, so that they take little memory.
     decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
@@ -71,10 +78,13 @@ def make_services(settings: Settings) -> Services:
     redis = connect_async(settings.resolved_redis_url)
     outlooks = Outlooks(redis, settings.patience_s)
     key = settings.signing_key
+    metrics = Metrics()
     return Services(
         settings=settings,
         redis=redis,
-        authenticator=Authenticator(settings.keys),
+        authenticator=Authenticator(
+            settings.keys, KeyRing(redis), always_needed=settings.require_keys
+        ),
         reader=JobReader(redis),
         submitter=Submitter(redis, settings),
         cards=ModelCards(redis),
@@ -87,7 +97,9 @@ def make_services(settings: Settings) -> Services:
         storage=open_storage(settings, patience_s=_STORAGE_PATIENCE_S),
         targets=Targets.parse(settings.webhook_allow),
         webhook_secrets=WebhookSecrets(redis, settings.webhook_keys),
-        metrics=Metrics(),
+        metrics=metrics,
+        policy=Policy(settings, metrics),
+        audit=open_audit(settings),
         tracing=Tracing(settings.otlp_endpoint, "avocat-api"),
     )
 
@@ -119,27 +131,48 @@ async def own_record(
     read = read or services.reader.get
     record = await read(job_id) if is_job_id(job_id) else None
     structlog.contextvars.bind_contextvars(job_id=job_id[:64])
-    if record is None or record.owner != caller.owner:
+    if record is None or not caller.sees(record.owner):
         raise JobNotFound(f"There is no job {job_id[:64]!r} of yours; it may have expired")
     return record
 
 
-async def get_caller(request: Request) -> Caller:
-    """Who asks; raises Unauthorized."""
-    return services_of(request).authenticator.caller(request.headers.get("authorization"))
+async def get_caller(request: Request, scope: Scope = Scope.READ) -> Caller:
+    """Who asks; raises Unauthorized, and Forbidden where the key has not that scope."""
+    given = request.headers.get("authorization")
+    caller = await services_of(request).authenticator.caller(given)
+    request.scope["state"]["caller"] = caller
+    caller.require(scope)
+    return caller
 
 
-CallerDep = Annotated[Caller, Depends(get_caller)]
+async def reading_caller(request: Request) -> Caller:
+    """Who looks at jobs, images or models."""
+    return await get_caller(request)
+
+
+async def changing_caller(request: Request) -> Caller:
+    """Who changes jobs of theirs; not counted."""
+    return await get_caller(request, Scope.SUBMIT)
+
+
+CallerDep = Annotated[Caller, Depends(reading_caller)]
+ChangerDep = Annotated[Caller, Depends(changing_caller)]
 
 
 async def submitting_caller(request: Request) -> Caller:
     """Who submits; counts it against the key's rate, and raises QuotaExceeded over it."""
-    caller = await get_caller(request)
-    state = await services_of(request).limiter.take(caller.owner)
+    caller = await get_caller(request, Scope.SUBMIT)
+    own = caller.limits.per_minute
+    who = caller.owner if own is None else f"key:{caller.key}"
+    state = await services_of(request).limiter.take(who, own)
+    policies = [] if state is None else [state.headers["RateLimit-Policy"]]
+    if caller.limits.per_day is not None:
+        policies.append(f'"daily";q={caller.limits.per_day};w={ALL_DAY_S}')
+    if policies:
+        add_header(request, "RateLimit-Policy", ", ".join(policies))
     if state is None:
         return caller
-    for name, value in state.headers.items():
-        add_header(request, name, value)
+    add_header(request, "RateLimit", state.headers["RateLimit"])
     if not state.allowed:
         raise QuotaExceeded(
             f"{state.limit} submissions in 60 s are reached; go on in {state.reset_s} s",

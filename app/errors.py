@@ -108,6 +108,10 @@ class IdempotencyKeyReused(ApiError):
     """The Idempotency-Key came with another body before."""
 
 
+class PolicyViolation(ApiError):
+    """The prompt asks for what this service does not draw."""
+
+
 class QuotaExceeded(ApiError):
     """The key's rate or number of active jobs is at its limit."""
 
@@ -164,6 +168,7 @@ PROBLEMS: Mapping[type[ApiError], Kind] = {
     UnsupportedMediaType: Kind(415, "unsupported-media-type", "The body is of another kind"),
     RangeNotSatisfiable: Kind(416, "range-not-satisfiable", "No such range"),
     InvalidRequest: Kind(422, "invalid-request", "The request is not valid"),
+    PolicyViolation: Kind(422, "content-policy-violation", "The prompt is not drawn here"),
     IdempotencyKeyReused: Kind(422, "idempotency-key-reused", "The Idempotency-Key is taken"),
     JobCanceled: Kind(409, "job-canceled", "The job was canceled"),
     QuotaExceeded: Kind(429, "quota-exceeded", "A limit of the API key is reached"),

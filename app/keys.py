@@ -6,6 +6,8 @@ Keys are not hashed to one slot: Redis Cluster is not supported, Sentinel and re
 import hashlib
 
 __all__ = [
+    "API_KEYS",
+    "API_KEYS_USED",
     "CANCELS",
     "EVENTS",
     "GENERATE",
@@ -23,6 +25,7 @@ __all__ = [
     "WEBHOOK_SECRET",
     "WORKER_MODEL",
     "WORKER_SPEED",
+    "daily",
     "idempotency",
     "job",
     "owner_active",
@@ -61,6 +64,10 @@ WEBHOOKS_DUE = "avocat:webhooks:due"
 WEBHOOK_ATTEMPTS = "avocat:webhooks:attempts"
 # string: base64 of the key of webhook signatures where the settings give none.
 WEBHOOK_SECRET = "avocat:webhooks:secret"  # noqa: S105 - where it is, not what
+
+# hash: key id -> StoredKey JSON, revoked ones too; hash: key id -> unix seconds of its last use.
+API_KEYS = "avocat:api-keys"
+API_KEYS_USED = "avocat:api-keys:used"
 
 # Channels. CANCELS: a job id. WAKEUPS: a queue name. EVENTS: JSON, one of
 # {"kind": "status", "job_id", "status"}, {"kind": "progress", "steps": {job id: [attempt, step]}},
@@ -108,6 +115,11 @@ def turns(queue: str) -> str:
 def rate(owner: str) -> str:
     """Zset: the submissions of the last 60 s; expires with the last of them."""
     return f"avocat:rate:{owner}"
+
+
+def daily(key_id: str, day: str) -> str:
+    """String: pictures that a key asked for on that day (UTC, YYYY-MM-DD); gone two days later."""
+    return f"avocat:daily:{key_id}:{day}"
 
 
 def rq_job(job_id: str) -> str:

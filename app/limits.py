@@ -41,12 +41,16 @@ class RateLimiter:
         self._limit = limit_per_minute
         self._script = redis.register_script(scripts.RATE)
 
-    async def take(self, owner: str) -> RateState | None:
-        """Count one submission; None when there is no limit."""
-        if self._limit == 0:
+    async def take(self, who: str, limit: int | None = None) -> RateState | None:
+        """Count one submission of an owner or a key, against its own limit if there is one.
+
+        None when there is no limit.
+        """
+        most = self._limit if limit is None else limit
+        if most == 0:
             return None
-        args: list[str | int] = [f"{time.time():.6f}", WINDOW_S, self._limit, secrets.token_hex(8)]
+        args: list[str | int] = [f"{time.time():.6f}", WINDOW_S, most, secrets.token_hex(8)]
         allowed, left, reset = await cast(
-            Awaitable[list[int]], self._script(keys=[keys.rate(owner)], args=args)
+            Awaitable[list[int]], self._script(keys=[keys.rate(who)], args=args)
         )
-        return RateState(bool(allowed), self._limit, left, reset)
+        return RateState(bool(allowed), most, left, reset)

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from anyio import to_thread
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from app import __version__, documentation, errors, logs
 from app.deps import make_services
@@ -15,6 +16,16 @@ from app.settings import Settings
 from app.webhooks.assembly import make_dispatcher
 
 __all__ = ["create_app"]
+
+# Beyond what browsers let pages send and read anyway.
+_ASKED_HEADERS = [
+    *("Idempotency-Key", "If-None-Match", "If-Range", "Last-Event-ID", "Prefer", "Range"),
+    *("X-Request-Id", "traceparent"),
+]
+_ANSWERED_HEADERS = [
+    *("Content-Range", "ETag", "Idempotency-Replayed", "Location", "Preference-Applied"),
+    *("RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-Id"),
+]
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -37,8 +48,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         finally:
             await dispatcher.close()
             await services.events.close()
+            await services.policy.close()
             await services.redis.aclose()
             await to_thread.run_sync(services.tracing.close)
+            await to_thread.run_sync(services.audit.close)
 
     app = FastAPI(
         title="Avocat",
@@ -55,10 +68,25 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(part.router)
     pages.install(app)
     errors.install(app)
-    documentation.install(app, key_needed=not services.authenticator.open)
+    documentation.install(app, key_needed=bool(settings.keys) or settings.require_keys)
     # The last one added sees requests first.
     app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, elsewhere={verify.PATH})
+    if settings.cors_origins:
+        _let_pages_call(app, settings.cors_origins)
     app.add_middleware(RequestContext)
-    app.add_middleware(Observing, metrics=services.metrics, tracing=services.tracing)
+    app.add_middleware(
+        Observing, metrics=services.metrics, tracing=services.tracing, audit=services.audit
+    )
     return app
+
+
+def _let_pages_call(app: FastAPI, origins: str) -> None:
+    """Let pages of these origins call the API with a key; cookies play no part here."""
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=[origin.strip() for origin in origins.split(",")],
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["Authorization", "Content-Type", *_ASKED_HEADERS],
+        expose_headers=_ANSWERED_HEADERS,
+    )

@@ -29,7 +29,8 @@ _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _RESPONSE_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60, 300)
 _PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 _OUTCOMES = ("accepted", "cached", "replayed")
-_POLICIES = ("default", "concurrency")
+_POLICIES = ("default", "concurrency", "daily")
+_PROMPT_JUDGES = ("blocklist", "moderation")
 
 
 class Metrics:
@@ -84,6 +85,14 @@ class Metrics:
         self._webhooks = Counter(
             "avocat_webhook_calls", "Webhooks called.", ["outcome"], registry=registry
         )
+        self._prompts = Counter(
+            "avocat_prompt_refusals", "Prompts refused by policy.", ["by"], registry=registry
+        )
+        self._unmoderated = Counter(
+            "avocat_moderation_failures",
+            "Prompts about which the moderation endpoint gave no answer.",
+            registry=registry,
+        )
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
@@ -96,8 +105,18 @@ class Metrics:
             self._cache.labels(result)
         for kind in (*PROBLEMS.values(), INTERNAL):
             self._problems.labels(kind.slug)
+        for judge in _PROMPT_JUDGES:
+            self._prompts.labels(judge)
         for outcome in ("delivered", "retried", "given_up"):
             self._webhooks.labels(outcome)
+
+    def refused_prompt(self, by: str) -> None:
+        """A prompt may not be drawn."""
+        self._prompts.labels(by).inc()
+
+    def moderation_failed(self) -> None:
+        """Nobody could say whether a prompt may be drawn."""
+        self._unmoderated.inc()
 
     def opened(self) -> None:
         """A request has come."""

@@ -13,6 +13,7 @@ from app.errors import INTERNAL, PROBLEMS, BodyTooLarge, problem_response
 __all__ = ["BodyLimit", "HeadAsGet", "RequestContext", "add_header"]
 
 _log = structlog.get_logger()
+_NOTHING = "default-src 'none'; frame-ancestors 'none'"
 # A client that sends too much gets its answer only once it has been listened to, up to here.
 _DRAINED_BYTES = 1 << 20
 
@@ -46,6 +47,9 @@ class RequestContext:
                     headers["Connection"] = "close"
                 headers.setdefault("Cache-Control", "no-store")
                 headers.setdefault("X-Content-Type-Options", "nosniff")
+                # Answers that are opened as pages run nothing and sit in no frame.
+                headers.setdefault("Content-Security-Policy", _NOTHING)
+                headers.setdefault("X-Frame-Options", "DENY")
                 for name, value in state["headers"].items():
                     headers.setdefault(name, value)
             await send(message)

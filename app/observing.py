@@ -1,6 +1,7 @@
 """Plain ASGI middleware that sees each request from its begin to its end, and tells of it.
 
-To people by one line in the log, to Prometheus by counts, to a tracer by a span.
+To people by one line in the log, to Prometheus by counts, to a tracer by a span, to the audit log
+by who asked for what.
 """
 
 import re
@@ -13,6 +14,7 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.audit import Audit, of_request
 from app.jobs.origin import CURRENT, Origin, read_traceparent, trace_id
 from app.jobs.tracing import Span, Tracing
 from app.metrics import Metrics
@@ -28,10 +30,11 @@ _PROBES = ("/healthz", "/readyz", "/metrics")
 class Observing:
     """Gives each request its id, in `scope["state"]["request_id"]`, and notes how it ended."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing, audit: Audit) -> None:
         self._app = app
         self._metrics = metrics
         self._tracing = tracing
+        self._audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -61,6 +64,8 @@ class Observing:
             if "problem" in state:
                 self._metrics.problem(state["problem"], tuple(state["policies"]))
             _end(span, scope["method"], route, status, state)
+            if self._audit.on and (entry := of_request(scope, route, status)) is not None:
+                self._audit.note(entry)
 
     def _begin(self, scope: Scope, caller: str | None) -> Span:
         """Start the span, and let all that is logged or submitted from here on know of it."""

@@ -9,7 +9,7 @@ from anyio import to_thread
 from app import keys
 from app.deps import Services
 from app.jobs.record import JobRecord, JobStatus, StoredImage
-from app.jobs.submit import Accepted, Idempotency, Outcome, Repeats
+from app.jobs.submit import Accepted, Idempotency, Outcome, Quota, Repeats
 from app.storage.base import ImageStorage, StorageError
 
 __all__ = ["submit_or_answer"]
@@ -18,14 +18,18 @@ _log = structlog.get_logger()
 
 
 async def submit_or_answer(
-    services: Services, record: JobRecord, idempotency: Idempotency | None, repeats: str | None
+    services: Services,
+    record: JobRecord,
+    idempotency: Idempotency | None,
+    repeats: str | None,
+    quota: Quota,
 ) -> tuple[Outcome, JobRecord]:
     """Enqueue the job, unless an earlier one, found under the key `repeats`, has its pictures.
 
     Returns:
         What came of it, and the record as it is now.
     """
-    outcome = await services.submitter.submit(record, idempotency, repeats)
+    outcome = await services.submitter.submit(record, idempotency, repeats, quota)
     if repeats is None or not isinstance(outcome, Accepted | Repeats):
         return outcome, record
     if isinstance(outcome, Accepted):
@@ -34,7 +38,7 @@ async def submit_or_answer(
     answered = await _with_pictures_of(services, record, outcome.job_id)
     services.metrics.looked_up(hit=answered is not None)
     if answered is None:
-        return await services.submitter.submit(record, idempotency), record
+        return await services.submitter.submit(record, idempotency, quota=quota), record
     outcome = await services.submitter.answer(answered, idempotency, repeats)
     if outcome != Accepted(record.id):  # the same idempotency key came at the same time
         await to_thread.run_sync(_discard, services.storage, answered.images)

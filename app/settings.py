@@ -87,6 +87,44 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="Comma-separated `name:secret` or `name:secret:high`; empty: open to everyone",
     )
+    require_keys: bool = Field(
+        False,
+        description="Whether a key is needed also while there is none: set it where the keys are "
+        "those of `avocat keys`",
+    )
+    blocklist: Path | None = Field(
+        None,
+        description="File of words and phrases that no prompt may hold, one a line, read again "
+        "when it changes; empty: none",
+    )
+    moderation_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s]+$",
+        description="Endpoint that is asked about each prompt, of the form of OpenAI's moderation "
+        "API, as https://host/v1/moderations; empty: none",
+    )
+    moderation_token: SecretStr | None = Field(
+        None, description="Bearer token that is sent to the moderation endpoint"
+    )
+    moderation_timeout_s: float = Field(
+        3, gt=0, le=60, description="Seconds that the moderation endpoint has for its answer"
+    )
+    moderation_fail_open: bool = Field(
+        False,
+        description="Whether prompts are drawn about which it gave no answer; else 503",
+    )
+    audit_log: Path | None = Field(
+        None,
+        description="File of the audit log: who submitted, cancelled and fetched what, a JSON "
+        "object a line; empty: none",
+    )
+    audit_prompts: bool = Field(False, description="Whether the audit log holds prompts")
+    cors_origins: str = Field(
+        "",
+        pattern=r"^(\*|(https?://[^/\s,*]+(,\s*https?://[^/\s,*]+)*)?)$",
+        description="Origins whose pages may call the API, comma-separated, as "
+        "https://app.example.com, or * for all; empty: this server's own only",
+    )
     allow_anonymous: bool = Field(
         False, description="Whether to listen on more than this machine although there are no keys"
     )
@@ -211,14 +249,10 @@ class Settings(BaseSettings):
     log_json: bool = Field(False, description="Logs as JSON lines instead of text")
 
     @field_validator(
-        *("redis_url", "signing_key", "metrics_token", "s3_region", "s3_access_key_id"),
-        *(
-            "worker_metrics_port",
-            "otlp_endpoint",
-            "s3_endpoint",
-            "s3_public_endpoint",
-            "s3_secret_access_key",
-        ),
+        *("redis_url", "signing_key", "metrics_token", "otlp_endpoint", "worker_metrics_port"),
+        *("audit_log", "blocklist", "moderation_url", "moderation_token"),
+        *("s3_region", "s3_access_key_id", "s3_secret_access_key", "s3_endpoint"),
+        "s3_public_endpoint",
         mode="before",
     )
     @classmethod

@@ -81,11 +81,13 @@ def listen(settings: Settings) -> socket.socket:
     """
     listener = _bound(settings.host, settings.port)
     address = listener.getsockname()[0]
-    open_to_all = not settings.keys and not settings.allow_anonymous
+    closed = settings.keys or settings.require_keys
+    open_to_all = not closed and not settings.allow_anonymous
     if open_to_all and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
         listener.close()
         fail(
             f"without keys everybody who reaches {settings.host} could use the service: set "
+            "AVOCAT_REQUIRE_KEYS=true (and make some by `avocat keys create`), "
             "AVOCAT_API_KEYS=name:secret, or AVOCAT_ALLOW_ANONYMOUS=true if that is wanted",
             ExitCode.BAD_INPUT,
         )

@@ -194,7 +194,9 @@ def api(
     settings = read_settings()
     listener = socket.socket(fileno=fd) if fd is not None else listen(settings)
     # Here, so that the other commands start faster.
+    from app.audit import AuditError
     from app.main import create_app
+    from app.policy.blocklist import PolicyError
     from app.server import Server, allow_many_connections
 
     logs.configure(settings.log_level, settings.log_json)
@@ -203,6 +205,10 @@ def api(
         app = create_app(settings)
     except StorageError as fault:
         fail(str(fault))
+    except PolicyError as fault:
+        fail(f"AVOCAT_BLOCKLIST: {fault}", ExitCode.BAD_INPUT)
+    except AuditError as fault:
+        fail(f"AVOCAT_AUDIT_LOG: {fault}", ExitCode.BAD_INPUT)
     except ValueError as wrong:
         fail(f"AVOCAT_REDIS_URL is not a Redis address: {wrong}", ExitCode.BAD_INPUT)
     # Of one machine's service all parts end together: nobody is waited for.

@@ -124,14 +124,15 @@ SUBMIT = (
 -- KEYS[1] job record   KEYS[2] owner's jobs   KEYS[3] owner's active set
 -- KEYS[4] idempotency record   KEYS[5] RQ job   KEYS[6] RQ's set of queues
 -- KEYS[7] RQ queue to push to   KEYS[8] repeats   KEYS[9] its turns
--- KEYS[10..] all RQ queues, for the cap
+-- KEYS[10] the key's pictures of today   KEYS[11..] all RQ queues, for the cap
 -- ARGV[1] job id   ARGV[2] created_at   ARGV[3] sha256 of the body, '' without idempotency key
 -- ARGV[4] idempotency ttl in s   ARGV[5] queue cap   ARGV[6] cap of active jobs
 -- ARGV[7] queue name   ARGV[8] '1' where an earlier job's pictures would do
 -- ARGV[9] the record and ARGV[10] the RQ job as JSON: field, value, field, value, ...
 -- ARGV[11] what the RQ job calls, as RQ packs it   ARGV[12] model   ARGV[13] owner   ARGV[14] cost
+-- ARGV[15] pictures asked for   ARGV[16] most of them in a day, '' for no limit
 -- Returns {{outcome, detail}}: accepted (job id, jobs before it) | replayed (job id) | mismatch
--- | repeats (job id) | full | busy
+-- | repeats (job id) | full | busy | spent (pictures of today)
 local id = ARGV[1]
 local before = made_before(KEYS[1], id, KEYS[4], ARGV[3])
 if before then return before end
@@ -139,7 +140,7 @@ local same = ARGV[8] == '1' and redis.call('GET', KEYS[8])
 if same then return {{'repeats', same}} end
 
 local waiting, ahead = 0, 0
-for i = 10, #KEYS do
+for i = 11, #KEYS do
   if KEYS[i] == KEYS[7] then ahead = waiting end  -- of higher priority
   waiting = waiting + redis.call('LLEN', KEYS[i])
 end
@@ -155,6 +156,13 @@ if redis.call('SCARD', KEYS[3]) >= cap then
   end
   local active = redis.call('SCARD', KEYS[3])
   if active >= cap then return {{'busy', tostring(active)}} end
+end
+
+if ARGV[16] ~= '' then
+  local spent = tonumber(redis.call('GET', KEYS[10]) or '0')
+  if spent + tonumber(ARGV[15]) > tonumber(ARGV[16]) then return {{'spent', tostring(spent)}} end
+  redis.call('INCRBY', KEYS[10], ARGV[15])
+  redis.call('EXPIRE', KEYS[10], 172800)
 end
 
 local prefix = string.sub(KEYS[1], 1, -1 - string.len(id))

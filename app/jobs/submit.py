@@ -18,10 +18,12 @@ from app.settings import Settings
 
 __all__ = [
     "Accepted",
+    "DaySpent",
     "Idempotency",
     "IdempotencyMismatch",
     "Outcome",
     "QueueFull",
+    "Quota",
     "Repeats",
     "Replayed",
     "Submitter",
@@ -78,7 +80,23 @@ class TooManyActive:
     active: int
 
 
-Outcome = Accepted | Replayed | IdempotencyMismatch | Repeats | QueueFull | TooManyActive
+@dataclass(frozen=True)
+class DaySpent:
+    """With this job the key would have asked for more pictures today than it may."""
+
+    pictures: int  # so far
+
+
+@dataclass(frozen=True)
+class Quota:
+    """What a key may: jobs of its owner `active` at a time, pictures `per_day` (UTC)."""
+
+    key: str
+    active: int | None = None  # None: as the settings say
+    per_day: int | None = None
+
+
+Outcome = Accepted | Replayed | IdempotencyMismatch | Repeats | QueueFull | TooManyActive | DaySpent
 
 
 class Submitter:
@@ -100,6 +118,7 @@ class Submitter:
         record: JobRecord,
         idempotency: Idempotency | None = None,
         repeats: str | None = None,
+        quota: Quota = Quota(""),
     ) -> Outcome:
         """Admit, record and enqueue a job, or say why not; all or nothing.
 
@@ -110,14 +129,15 @@ class Submitter:
         fields, data = self._rq_jobs.fields(record)
         args: list[str | int | bytes] = [
             *_start(record, idempotency, self._settings.idempotency_ttl_s),
-            *(self._settings.queue_cap, self._settings.max_active_jobs_per_key),
+            *(self._settings.queue_cap, quota.active or self._settings.max_active_jobs_per_key),
             *(request.priority, "" if repeats is None else "1"),
             *(_pairs(to_hash(record)), _pairs(fields), data),
             *(request.model, record.owner, request.rows * request.forwards),
+            *(request.n, quota.per_day or ""),
         ]
         # Every key is one of ours, also what is not looked at: a user may be held to them.
         unread = keys.repeat(record.owner, "")
-        named = _submit_keys(record, idempotency, repeats or unread)
+        named = _submit_keys(record, idempotency, repeats or unread, quota)
         reply = await cast(Awaitable[list[bytes]], self._submit(keys=named, args=args))
         return _outcome(*(part.decode() for part in reply))
 
@@ -175,12 +195,15 @@ def _idempotency_key(record: JobRecord, idempotency: Idempotency | None) -> str:
     return keys.idempotency(record.owner, idempotency.key if idempotency is not None else "")
 
 
-def _submit_keys(record: JobRecord, idempotency: Idempotency | None, repeats: str) -> list[str]:
+def _submit_keys(
+    record: JobRecord, idempotency: Idempotency | None, repeats: str, quota: Quota
+) -> list[str]:
     return [
         *(keys.job(record.id), keys.owner_jobs(record.owner), keys.owner_active(record.owner)),
         *(_idempotency_key(record, idempotency), keys.rq_job(record.id)),
         *(keys.RQ_QUEUES, keys.rq_queue(record.request.priority), repeats),
         keys.turns(record.request.priority),
+        keys.daily(quota.key, time.strftime("%Y-%m-%d", time.gmtime(record.created_at))),
         *(keys.rq_queue(queue) for queue in keys.QUEUES),
     ]
 
@@ -199,4 +222,6 @@ def _outcome(word: str, detail: str, ahead: str = "0") -> Outcome:
             return QueueFull(int(detail))
         case "busy":
             return TooManyActive(int(detail))
+        case "spent":
+            return DaySpent(int(detail))
     raise ValueError(f"submission answered {word!r}, which is no known outcome")

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from app.deps import CallerDep, Services, ServicesDep, own_record
 from app.documentation import problems
-from app.errors import InvalidRequest, JobNotFound, Unauthorized
+from app.errors import Forbidden, InvalidRequest, JobNotFound, Unauthorized
 from app.event_stream import KEEPALIVE_COMMENT, STREAM_SCHEMA, EventStream, Silence, encode_event
 from app.examples import EVENTS
 from app.jobs.followers import Follower
@@ -32,7 +32,7 @@ router = APIRouter(prefix="/v1", tags=["Jobs"])
             "content": {"text/event-stream": {"schema": STREAM_SCHEMA, "example": EVENTS}},
         },
         204: {"description": "`Last-Event-ID` was that of the end: nothing will follow"},
-        **problems(Unauthorized, JobNotFound, InvalidRequest),
+        **problems(Unauthorized, Forbidden, JobNotFound, InvalidRequest),
     },
 )
 async def follow_job(

@@ -8,8 +8,9 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.convertors import StringConvertor, register_url_convertor
 
 from app import errors
+from app.auth import Caller
 from app.byte_ranges import matches, requested_slice
-from app.deps import Services, ServicesDep
+from app.deps import Services, ServicesDep, get_caller
 from app.documentation import header, problems
 from app.image_bytes import image_bytes
 from app.jobs.ids import is_job_id
@@ -58,7 +59,12 @@ _HEADERS = {
         },
         304: {"description": "`If-None-Match` names this image", "headers": _HEADERS},
         **problems(
-            *(errors.Unauthorized, errors.SignatureInvalid, errors.SignatureExpired),
+            *(
+                errors.Unauthorized,
+                errors.Forbidden,
+                errors.SignatureInvalid,
+                errors.SignatureExpired,
+            ),
             *(errors.ImageNotFound, errors.RangeNotSatisfiable),
         ),
     },
@@ -78,12 +84,12 @@ async def get_image(
     `HEAD`, `Range` (one range), `If-Range` and `If-None-Match` work. Where the service keeps
     images in a bucket, `GET` is answered with a redirect to it.
     """
-    owner, until = None, time.time() + _LINK_S
+    caller, until = None, time.time() + _LINK_S
     if expires is None and signature is None:
-        owner = services.authenticator.caller(request.headers.get("authorization")).owner
+        caller = await get_caller(request)
     else:
         until = min(until, await services.signer.check(name, expires, signature))
-    image = await _find(services, name, owner)
+    image = await _find(services, name, caller)
     if matches(request.headers.get("if-none-match"), f'"{image.sha256}"'):
         return Response(status_code=304, headers=_headers(image))
     if not download and services.storage.link_origin is not None:
@@ -94,12 +100,12 @@ async def get_image(
     return answer
 
 
-async def _find(services: Services, name: str, owner: str | None) -> StoredImage:
-    """The image of a job that still exists, and is this owner's where one is given."""
+async def _find(services: Services, name: str, caller: Caller | None) -> StoredImage:
+    """The image of a job that still exists, and is this caller's to see where one is given."""
     job_id = name.partition("_")[0]
     if IMAGE_NAME.fullmatch(name) and is_job_id(job_id):
         record = await services.reader.get(job_id)
-        if record is not None and owner in (None, record.owner):
+        if record is not None and (caller is None or caller.sees(record.owner)):
             for image in record.images:
                 if image.name == name:
                     return image

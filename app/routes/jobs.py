@@ -4,9 +4,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 
-from app.deps import CallerDep, Services, ServicesDep, own_record
+from app.deps import CallerDep, ChangerDep, Services, ServicesDep, own_record
 from app.documentation import header, problems
-from app.errors import InvalidRequest, JobNotFound, Unauthorized
+from app.errors import Forbidden, InvalidRequest, JobNotFound, Unauthorized
 from app.jobs.reader import Position
 from app.jobs.record import JobRecord
 from app.present import job_objects, poll_hint_s
@@ -16,7 +16,7 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/v1", tags=["Jobs"])
 
-_JOB_ERRORS = problems(Unauthorized, JobNotFound, InvalidRequest)
+_JOB_ERRORS = problems(Unauthorized, Forbidden, JobNotFound, InvalidRequest)
 _POLL = {"Retry-After": header("Poll hint in seconds, while the job is not terminal", "integer")}
 
 JobId = Annotated[str, Path(description="The job's id")]
@@ -37,7 +37,7 @@ async def get_job(
 @router.get(
     "/jobs",
     summary="List jobs",
-    responses=problems(Unauthorized, InvalidRequest),
+    responses=problems(Unauthorized, Forbidden, InvalidRequest),
 )
 async def list_jobs(
     query: Annotated[JobListQuery, Query()], services: ServicesDep, caller: CallerDep
@@ -61,7 +61,7 @@ async def list_jobs(
     responses={200: {"headers": _POLL}, **_JOB_ERRORS},
 )
 async def cancel_job(
-    job_id: JobId, response: Response, services: ServicesDep, caller: CallerDep
+    job_id: JobId, response: Response, services: ServicesDep, caller: ChangerDep
 ) -> JobObject:
     """A queued job never runs, a running one leaves within a step, an ended one stays as it is."""
     record = await own_record(services, caller, job_id)
@@ -77,7 +77,7 @@ async def cancel_job(
     responses={200: {"headers": _POLL}, **_JOB_ERRORS},
 )
 async def delete_job(
-    job_id: JobId, response: Response, services: ServicesDep, caller: CallerDep
+    job_id: JobId, response: Response, services: ServicesDep, caller: ChangerDep
 ) -> JobObject:
     """The same as `POST /v1/jobs/{job_id}/cancel`."""
     return await cancel_job(job_id, response, services, caller)

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 
 from app.deps import CallerDep, ServicesDep
 from app.documentation import problems
-from app.errors import ModelNotFound, Unauthorized
+from app.errors import Forbidden, ModelNotFound, Unauthorized
 from app.schemas.models import ModelList, ModelObject
 
 __all__ = ["router"]
@@ -12,7 +12,7 @@ __all__ = ["router"]
 router = APIRouter(prefix="/v1", tags=["Models"])
 
 
-@router.get("/models", summary="List models", responses=problems(Unauthorized))
+@router.get("/models", summary="List models", responses=problems(Unauthorized, Forbidden))
 async def list_models(services: ServicesDep, caller: CallerDep) -> ModelList:
     """The models that workers serve, with their sizes, samplers and defaults."""
     default = await services.cards.default()
@@ -23,7 +23,9 @@ async def list_models(services: ServicesDep, caller: CallerDep) -> ModelList:
 
 
 @router.get(
-    "/models/{name}", summary="Look at a model", responses=problems(Unauthorized, ModelNotFound)
+    "/models/{name}",
+    summary="Look at a model",
+    responses=problems(Unauthorized, Forbidden, ModelNotFound),
 )
 async def get_model(name: str, services: ServicesDep, caller: CallerDep) -> ModelObject:
     """One model."""

@@ -57,7 +57,13 @@ _DONE = format_sse_event(data_str="[DONE]")
         **openai_problems(
             *(errors.MalformedJson, errors.Unauthorized, errors.Forbidden, errors.ModelNotFound),
             *(errors.JobCanceled, errors.BodyTooLarge, errors.UnsupportedMediaType),
-            *(errors.InvalidRequest, errors.QuotaExceeded, errors.QueueFull, errors.JobFailed),
+            *(
+                errors.InvalidRequest,
+                errors.PolicyViolation,
+                errors.QuotaExceeded,
+                errors.QueueFull,
+                errors.JobFailed,
+            ),
             errors.JobNotFinished,
         ),
     },
@@ -69,6 +75,8 @@ async def generate_images(
     require_json(request.headers)
     asked = read_generation(read_json(await request.body()))
     previews = asked.options.partial_images
+    if services.audit.prompts:
+        request.scope["state"]["prompt"] = asked.draft.fields.prompt
     admission = await admit(services, caller, asked.draft, previews=previews)
     record = admission.record
     add_header(request, "X-Job-Id", record.id)

@@ -25,6 +25,12 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:{bucket}; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+# Swagger UI is started by a script in its page.
+_REFERENCE_POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
 _PAGE_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
@@ -53,7 +59,7 @@ async def playground(services: ServicesDep) -> FileResponse:
 async def docs(request: Request) -> HTMLResponse:
     """Swagger UI, from files of this server."""
     root = request.scope.get("root_path", "")
-    return get_swagger_ui_html(
+    page = get_swagger_ui_html(
         openapi_url=f"{root}/openapi.json",
         title="Avocat: API reference",
         swagger_js_url=f"{root}{_REFERENCE}/swagger-ui-bundle.js",
@@ -62,6 +68,9 @@ async def docs(request: Request) -> HTMLResponse:
         # Without this, the page asks an outside host to judge the document.
         swagger_ui_parameters={"validatorUrl": None},
     )
+    page.headers["Content-Security-Policy"] = _REFERENCE_POLICY
+    page.headers["Referrer-Policy"] = "no-referrer"
+    return page
 
 
 @router.get("/openapi.json")

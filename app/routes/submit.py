@@ -59,7 +59,12 @@ _POLL = {"Retry-After": header("Poll hint in seconds, while the job is not termi
         **problems(
             *(errors.MalformedJson, errors.Unauthorized, errors.Forbidden, errors.ModelNotFound),
             *(errors.BodyTooLarge, errors.UnsupportedMediaType, errors.InvalidRequest),
-            *(errors.IdempotencyKeyReused, errors.QuotaExceeded, errors.QueueFull),
+            *(
+                errors.IdempotencyKeyReused,
+                errors.PolicyViolation,
+                errors.QuotaExceeded,
+                errors.QueueFull,
+            ),
         ),
     },
 )
@@ -71,6 +76,8 @@ async def submit_job(request: Request) -> Response:
     require_json(headers)
     key = idempotency_key(headers.getlist("idempotency-key"))
     draft = Draft(read_json(await request.body()))
+    if services.audit.prompts:
+        request.scope["state"]["prompt"] = draft.fields.prompt
     admission = await admit(services, caller, draft, idempotency_key=key)
     wait_s = preferred_wait_s(headers.getlist("prefer"))
     current = await _current(services, admission, wait_s)

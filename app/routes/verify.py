@@ -39,8 +39,19 @@ _FILE = {"schema": {"type": "string", "contentMediaType": "application/octet-str
     responses={
         200: {"headers": {"X-Job-Id": header("The job that made it again, if one did")}},
         **problems(
-            *(errors.Unauthorized, errors.BodyTooLarge, errors.UnsupportedMediaType),
-            *(errors.InvalidRequest, errors.JobCanceled, errors.QuotaExceeded, errors.QueueFull),
+            *(
+                errors.Unauthorized,
+                errors.Forbidden,
+                errors.BodyTooLarge,
+                errors.UnsupportedMediaType,
+            ),
+            *(
+                errors.InvalidRequest,
+                errors.JobCanceled,
+                errors.PolicyViolation,
+                errors.QuotaExceeded,
+                errors.QueueFull,
+            ),
             *(errors.JobFailed, errors.JobNotFinished),
         ),
     },

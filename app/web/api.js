@@ -138,6 +138,7 @@ const WORDS = {
   "unsupported-media-type": ["The request could not be read.", "Reload the page and try again."],
   "body-too-large": ["That is too much text.", "Shorten the prompt."],
   "invalid-request": ["Something in the request is not right.", ""],
+  "content-policy-violation": ["This service does not draw that.", "Ask for something else."],
   "idempotency-key-reused": ["This request was sent before in another form.", "Generate again."],
   "job-not-found": ["This job is gone.", "Jobs and their pictures are kept for a limited time."],
   "image-not-found": ["This picture is gone.", "Pictures are kept for a limited time."],

@@ -59,6 +59,10 @@ class Service:
         """GET a job's object."""
         return (await self.client.get(f"/v1/jobs/{job_id}")).json()
 
+    async def job_as(self, job_id: str, headers: dict[str, str]) -> Any:
+        """GET a job's object with a key."""
+        return (await self.client.get(f"/v1/jobs/{job_id}", headers=headers)).json()
+
     def take(self, job_id: str, execution: str = "e1") -> JobRecord:
         """Start a job as a worker would."""
         for queue in keys.QUEUES:

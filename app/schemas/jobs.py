@@ -13,7 +13,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from app.jobs.record import JobStatus, OutputFormat, Priority, Sampler
-from app.schemas.text import MAX_CHARACTERS, PROMPT_PATTERN, check_prompt
+from app.schemas.text import PROMPT_PATTERN, check_prompt
 
 __all__ = ["MAX_IMAGES", "MAX_SEED", "JobCreate", "JobList", "JobListQuery", "JobObject", "Time"]
 
@@ -53,7 +53,6 @@ Text = Annotated[
         {
             "type": "string",
             "minLength": 1,
-            "maxLength": MAX_CHARACTERS,
             "pattern": PROMPT_PATTERN,
         }
     ),
@@ -70,7 +69,10 @@ class JobCreate(BaseModel):
         json_schema_extra={"examples": [{"prompt": "a red apple", "n": 2, "seed": 7}]},
     )
 
-    prompt: Text = Field(description="What to draw. Stripped; control characters are refused")
+    prompt: Text = Field(
+        description="What to draw, at most 1000 characters. Stripped; control characters are "
+        "refused"
+    )
     negative_prompt: Text | None = Field(None, description="What to steer away from")
     model: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
         None, description="One of `GET /v1/models`; absent: the default one"

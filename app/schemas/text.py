@@ -4,12 +4,14 @@ import unicodedata
 
 from pydantic_core import PydanticCustomError
 
-__all__ = ["MAX_CHARACTERS", "PROMPT_PATTERN", "check_prompt"]
+__all__ = ["PROMPT_PATTERN", "check_prompt"]
 
 MAX_CHARACTERS = 1000
 
-# For the OpenAPI document: no control characters inside, and something besides white space.
-PROMPT_PATTERN = r"^\s*[^\s\x00-\x1f\x7f-\x9f]([^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f])?\s*$"
+# For the OpenAPI document: something besides white space, no control characters inside, and so many
+# characters at most; white space around them is not counted, as a `maxLength` would.
+_INSIDE, _AT_ENDS = r"[^\x00-\x1f\x7f-\x9f]", r"[^\s\x00-\x1f\x7f-\x9f]"
+PROMPT_PATTERN = rf"^\s*{_AT_ENDS}({_INSIDE}{{0,{MAX_CHARACTERS - 2}}}{_AT_ENDS})?\s*$"
 
 # `str.isspace` also holds for these; as separators of records they are refused, not stripped.
 _SEPARATORS = "\x1c\x1d\x1e\x1f\x85"

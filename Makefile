@@ -4,7 +4,7 @@
 #   make test ARGS="tests/app -x"    the test suite, or part of it
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test test-load soak containers-test lint types bench bench-quick clean
+.PHONY: help serve demo test test-load soak containers-test lint types audit bench bench-quick clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -66,6 +66,12 @@ lint: $(VENV)/.dev ## Check style and who imports whom
 
 types: $(VENV)/.dev ## Check types
 	$(BIN)/mypy
+
+audit: $(VENV)/.dev ## Write sbom.json (CycloneDX), and look for known vulnerabilities where PyPI can be asked
+	@# Tools of their own environment: what they need is no part of ours.
+	@"$(PYTHON)" -m venv .audit && .audit/bin/pip install --quiet cyclonedx-bom pip-audit
+	.audit/bin/cyclonedx-py environment $(VENV) --pyproject pyproject.toml --of JSON -o sbom.json
+	.audit/bin/pip-audit --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 bench: $(VENV)/.dev ## Measure everything on an idle machine: ≤ 15 minutes, kept in docs/performance.md
 	$(BIN)/python -m benchmarks $(ARGS)

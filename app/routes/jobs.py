@@ -63,10 +63,7 @@ async def list_jobs(
 async def cancel_job(
     job_id: JobId, response: Response, services: ServicesDep, caller: ChangerDep
 ) -> JobObject:
-    """A queued job never runs, a running one leaves within a step, an ended one stays as it is.
-
-    `DELETE /v1/jobs/{job_id}` is the same: the job is there until it expires.
-    """
+    """A queued job never runs, a running one leaves within a step, an ended one stays as it is."""
     record = await own_record(services, caller, job_id)
     if not record.status.terminal:
         await services.submitter.cancel(record)
@@ -74,12 +71,15 @@ async def cancel_job(
     return await _answer(services, record, response)
 
 
-# Not in the OpenAPI document: readers, and checkers, of one take it that DELETE removes a job.
-@router.delete("/jobs/{job_id}", include_in_schema=False)
+@router.delete(
+    "/jobs/{job_id}",
+    summary="Cancel a job",
+    responses={200: {"headers": _POLL}, **_JOB_ERRORS},
+)
 async def delete_job(
     job_id: JobId, response: Response, services: ServicesDep, caller: ChangerDep
 ) -> JobObject:
-    """The same as `POST /v1/jobs/{job_id}/cancel`."""
+    """The same as `POST /v1/jobs/{job_id}/cancel`: the job itself is there until it expires."""
     return await cancel_job(job_id, response, services, caller)
 
 

@@ -14,7 +14,7 @@ from worker.card import fingerprint
 from worker.engine import Engine
 from worker.rows import RowSpec
 
-MIXTURES = 60  # for each size of a micro-batch
+MIXTURES = {1: 60, 2: 60, 3: 40, 8: 40}  # for each size of a micro-batch
 LONGEST = 9
 
 
@@ -52,14 +52,14 @@ def test_hundreds_of_mixtures_change_no_bit(shared_bundle: Bundle, size: int) ->
     rows = pool(shared_bundle, dice)
     expected = {row.job: alone(shared_bundle, row, size) for row in rows}
     seen = 0
-    for number in range(MIXTURES):
+    for number in range(MIXTURES[size]):
         chosen = dice.sample(rows if number % 15 == 0 else rows[:-2], dice.randint(2, 6))
         engine = Engine(shared_bundle, slots=dice.choice([1, 2, 4, 7, 16]), micro_batch=size)
         pictures = mixture(engine, chosen, dice)
         for row in chosen:
             assert torch.equal(pictures[f"{row.job}/0"], expected[row.job])
             seen += 1
-    assert seen >= 2 * MIXTURES
+    assert seen >= 2 * MIXTURES[size]
 
 
 def test_varying_shapes_are_close_and_call_for_no_more_than_needed(shared_bundle: Bundle) -> None:

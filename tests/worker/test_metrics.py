@@ -38,11 +38,12 @@ def test_jobs_and_steps_are_counted(jobs: Any, start_worker: Start) -> None:
     jobs.ended(jobs.submit(n=3, steps=5, guidance_scale=1.0, priority="low"))
     wait_for(lambda: counted(metrics, "avocat_images_total") == 3)
     assert counted(metrics, "avocat_jobs_ended_total", status="succeeded") == 1
-    assert counted(metrics, "avocat_engine_step_seconds_count") == 5
+    assert counted(metrics, "avocat_engine_step_seconds_count") == 8
     assert counted(metrics, "avocat_engine_rows_total") == 15
-    assert counted(metrics, "avocat_engine_calls_total") == 10  # three rows: two micro-batches
-    assert counted(metrics, "avocat_engine_occupancy_ratio_bucket", le="0.625") == 0
-    assert counted(metrics, "avocat_engine_occupancy_ratio_bucket", le="0.75") == 5
+    # Three rows by turns in full micro-batches of two; the last row is alone.
+    assert counted(metrics, "avocat_engine_calls_total") == 8
+    assert counted(metrics, "avocat_engine_occupancy_ratio_bucket", le="0.375") == 1
+    assert counted(metrics, "avocat_engine_occupancy_ratio_bucket", le="0.5") == 8
     assert counted(metrics, "avocat_engine_rows_in_flight") == 0
     assert counted(metrics, "avocat_engine_slots") == 4
     for name in ("avocat_queue_wait_seconds", "avocat_job_seconds"):

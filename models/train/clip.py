@@ -17,6 +17,7 @@ from models.torchvision_ops import declare_missing_operators
 from models.train.batches import Batch, Batches
 from models.train.checkpoint import Checkpoint
 from models.train.loop import train
+from models.train.precision import low_precision
 from models.train.progress import Budget
 
 PATCH = 8
@@ -109,11 +110,6 @@ def flatten(pictures: Tensor) -> Tensor:
     return (white - PIXEL_MEAN[0]) / PIXEL_STD[0]
 
 
-def low_precision(device: torch.device) -> torch.autocast:
-    """bf16 on a GPU; a CPU without bf16 units would only lose by it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-
-
 class ClipTrainer:
     """Contrastive loss (open_clip's) on pictures and captions, cosine loss towards the teacher."""
 
@@ -152,6 +148,7 @@ class ClipTrainer:
             ],
             lr=options.learning_rate,
             betas=(0.9, 0.98),
+            fused=True,
         )
 
     def step(self, batch: Batch, step: int, scale: float) -> dict[str, float]:

@@ -28,6 +28,7 @@ from models.train.checkpoint import Checkpoint
 from models.train.ema import Ema
 from models.train.loop import train
 from models.train.muon import Muon
+from models.train.precision import low_precision
 from models.train.progress import Budget
 from models.unet import Denoiser, Parameterisation, UNet, UNetConfig
 
@@ -100,7 +101,9 @@ def dropped_contexts(
     shown = ["" if drop else text for text, drop in zip(captions, dropped, strict=True)]
     length = int(clip.model.context_length)  # type: ignore[arg-type]
     tokens = clip.tokenizer(shown, context_length=length)
-    return encode_text(clip.model, tokens.to(next(clip.model.parameters()).device))
+    device = next(clip.model.parameters()).device
+    with low_precision(device):
+        return encode_text(clip.model, tokens.to(device)).float()
 
 
 def stratified_timesteps(rows: int, length: int, generator: torch.Generator) -> Tensor:
@@ -156,7 +159,7 @@ class DenoiserTrainer:
         t = stratified_timesteps(rows, self.schedule.training_length, generator).to(self.device)
         eps = torch.randn(x_0.shape, generator=generator).to(x_0)
         wanted = target(self.config.parameterisation, self.schedule, x_0, eps, t)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with low_precision(self.device):
             out = self.forward(self.schedule.add_noise(x_0, eps, t), t, context)
         error = F.mse_loss(out.float(), wanted, reduction="none").mean((1, 2, 3))
         loss = (error * self.weight[t]).mean()

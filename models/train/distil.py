@@ -31,6 +31,7 @@ from models.train.denoiser import (
 )
 from models.train.ema import Ema
 from models.train.loop import train
+from models.train.precision import low_precision
 from models.train.progress import Budget
 from models.unet import Denoiser, UNet
 
@@ -111,7 +112,7 @@ class DistilTrainer:
         with torch.no_grad():
             aim = (self._leaving if stepping else self._guidance)(x_t, t, context)
         wanted = self._as_predicted(aim, x_t, t)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with low_precision(self.device):
             out = self.forward(x_t, t, context)
         error = F.mse_loss(out.float(), wanted, reduction="none").mean((1, 2, 3))
         loss = (error * self.weight[t]).mean()

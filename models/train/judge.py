@@ -18,8 +18,9 @@ from models.context import encode_text
 from models.layers import channels_last
 from models.train.batches import Batch, Batches
 from models.train.checkpoint import Checkpoint
-from models.train.clip import build, flatten, low_precision, save_clip
+from models.train.clip import build, flatten, save_clip
 from models.train.loop import train
+from models.train.precision import low_precision
 from models.train.progress import Budget
 
 SMALLEST = 32  # what the network reduces to one pixel
@@ -127,6 +128,7 @@ class JudgeTrainer:
             ],
             lr=options.learning_rate,
             betas=(0.9, 0.98),
+            fused=True,
         )
 
     def step(self, batch: Batch, step: int, scale: float) -> dict[str, float]:

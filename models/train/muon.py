@@ -1,8 +1,9 @@
 """Muon (Jordan et al. 2024): momentum whose update is orthogonalised, for convolution weights.
 
 `torch.optim.Muon` takes only matrices and works in bfloat16, which CPUs without bf16 units compute
-a hundred times slower than float32; hence this one, with the Gram matrix iterated in the place of
-the whole weight, which is several times cheaper for wide matrices.
+a hundred times slower than float32; hence this one. Where bf16 is slow the Gram matrix is iterated
+in the place of the whole weight, which is several times cheaper for wide matrices; in bf16 that
+diverges, so there it is the weight itself, as in the reference implementation.
 """
 
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.train import parallel
+from models.train.precision import has_fast_bf16
 
 # Quintic Newton-Schulz coefficients of the reference implementation.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -24,6 +26,18 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-12)
+    made = _by_matrix(x.bfloat16()).float() if has_fast_bf16(x.device.type) else _by_gram(x)
+    return made.T if tall else made
+
+
+def _by_matrix(x: Tensor) -> Tensor:
+    for _ in range(_ITERATIONS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
+    return x
+
+
+def _by_gram(x: Tensor) -> Tensor:
     gram = x @ x.T
     identity = torch.eye(len(gram), device=x.device)
     product = identity
@@ -33,7 +47,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
         product = polynomial @ product
         gram = polynomial @ gram @ polynomial
     made: Tensor = product @ x
-    return made.T if tall else made
+    return made
 
 
 class Muon(torch.optim.Optimizer):

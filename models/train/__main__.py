@@ -69,12 +69,13 @@ def _run(args: Namespace) -> "Budget":
 def _batches(args: Namespace, size: int) -> "Batches":
     """The pictures of `--data` at `size`, drawn as the options say; what is skipped is named."""
     from models.train.batches import Batches, Mix
-    from models.train.data import load_pictures
+    from models.train.decoded import decoded_pictures
     from models.train.heldout import read_heldout
 
     if args.heldout is not None and not args.heldout.exists():
         raise ModelError(f"--heldout names no file: {str(args.heldout)!r}")
-    data = load_pictures(args.data, size, progress=parallel.rank() == 0)
+    kept = args.out / "decoded"
+    data = decoded_pictures(args.data, size, kept, progress=parallel.rank() == 0)
     for line in data.skipped[:20]:
         print(f"skipped {line}", file=sys.stderr)
     if data.skipped:

@@ -1,4 +1,4 @@
-"""Captioned pictures, from tar shards or a folder, held as one uint8 tensor.
+"""Captioned pictures, read from tar shards or a folder.
 
 A sample is a picture (`KEY.webp`, `.png`, `.jpg`) and its caption beside it: `KEY.json` with
 `caption`, or with `name` and `keywords`; or `KEY.txt` with the caption itself.
@@ -59,25 +59,37 @@ def load_pictures(source: Path, image_size: int, *, progress: bool = True) -> Pi
     Raises:
         DatasetError: the folder is missing, or holds no usable sample.
     """
+    skipped: list[str] = []
+    read = list(read_pictures(source, image_size, skipped, progress=progress))
+    pictures, captions = zip(*read, strict=True)
+    return PictureSet(torch.stack(pictures), list(captions), skipped)
+
+
+def read_pictures(
+    source: Path, image_size: int, skipped: list[str], *, progress: bool = True
+) -> Iterator[tuple[Tensor, Captions]]:
+    """The samples of `load_pictures`, one in memory at a time: uint8 `[4, S, S]` with captions.
+
+    Names what it skips in `skipped`.
+    """
     if not source.exists():
         raise DatasetError(f"there is no folder {str(source)!r} to train on")
-    pictures: list[Tensor] = []
-    captions: list[Captions] = []
-    skipped: list[str] = []
+    usable = False
     for key, parts in tqdm(_samples(source), desc="pictures", disable=not progress, unit=""):
         try:
             caption = _caption(parts)
-            pictures.append(_decode(_picture(parts), image_size))
-            captions.append(caption)
+            picture = _decode(_picture(parts), image_size)
         except DatasetError as fault:
             skipped.append(f"{key}: {fault}")
-    if not pictures:
+            continue
+        usable = True
+        yield picture, caption
+    if not usable:
         hint = f"; first fault: {skipped[0]}" if skipped else ""
         raise DatasetError(
             f"{str(source)!r} holds no captioned picture (KEY.webp|png|jpg with KEY.json or "
             f"KEY.txt, or shard-*.tar of them){hint}"
         )
-    return PictureSet(torch.stack(pictures), captions, skipped)
 
 
 def _samples(source: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -98,7 +110,8 @@ def _samples(source: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def _tar_samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    samples: dict[str, dict[str, bytes]] = {}
+    """The files of a sample follow one another, as in WebDataset's shards."""
+    key, parts = "", dict[str, bytes]()
     try:
         with tarfile.open(shard) as tar:
             for member in tar:
@@ -106,11 +119,14 @@ def _tar_samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
                 if handle is None:
                     continue
                 path = PurePosixPath(member.name)
-                parts = samples.setdefault(str(path.with_suffix("")), {})
+                if str(path.with_suffix("")) != key and parts:
+                    yield f"{shard.name}:{key}", parts
+                    parts = {}
+                key = str(path.with_suffix(""))
                 parts[path.suffix.lower()] = handle.read()
     except (tarfile.TarError, EOFError, OSError) as fault:
         raise DatasetError(f"{str(shard)!r} is no tar file, or is cut short: {fault}") from None
-    for key, parts in samples.items():
+    if parts:
         yield f"{shard.name}:{key}", parts
 
 

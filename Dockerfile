@@ -62,11 +62,11 @@ FROM base AS api
 COPY --from=build-api /opt/avocat /opt/avocat
 ENV AVOCAT_HOST=0.0.0.0
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=3s --start-period=20s CMD \
+HEALTHCHECK --interval=10s --timeout=10s --start-period=60s CMD \
     ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
 CMD ["api"]
 
 FROM base AS worker
 COPY --from=build-worker /opt/avocat /opt/avocat
-HEALTHCHECK --interval=15s --timeout=10s --start-period=300s CMD ["python", "-m", "worker.healthy"]
+HEALTHCHECK --interval=15s --timeout=30s --start-period=300s CMD ["python", "-m", "worker.healthy"]
 CMD ["worker"]

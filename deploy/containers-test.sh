@@ -39,17 +39,70 @@ draw() { # PROMPT: through the gateway; the answer must hold a picture
     echo "containers-test: drew '$1'"
 }
 
-"${compose[@]}" config --quiet
+bring_up() { # OPTION…
+    if "${compose[@]}" up --detach --no-build "$@"; then return; fi
+    "${compose[@]}" logs --tail 50 >&2
+    return 1
+}
+
+healthy() { # SERVICE NUMBER: wait until so many of its containers run and are healthy
+    local states=""
+    for _ in $(seq 150); do
+        states="$("${compose[@]}" ps --quiet "$1" | xargs --no-run-if-empty docker inspect \
+            --format '{{.State.Status}} {{.State.Health.Status}}' | sort | uniq --count | xargs)"
+        if [ "$states" = "$2 running healthy" ]; then
+            echo "containers-test: $1: $states"
+            return
+        fi
+        sleep 2
+    done
+    echo "containers-test: $1 should be $2 healthy containers, and is: $states" >&2
+    "${compose[@]}" logs --tail 50 "$1" >&2
+    return 1
+}
+
+contained() { # no container writes its root, has capabilities, or is root
+    "${compose[@]}" ps --quiet | xargs docker inspect --format \
+        '{{.Name}} {{.HostConfig.ReadonlyRootfs}} {{.HostConfig.CapDrop}} {{.Config.User}}' |
+        while read -r name read_only dropped user; do
+            if [ "$read_only $dropped" != "true [ALL]" ] || [[ "$user" =~ ^(0|root)?(:|$) ]]; then
+                echo "containers-test: $name is not contained: $read_only $dropped $user" >&2
+                return 1
+            fi
+        done
+}
+
+jobs_known() { # how many jobs the service tells of
+    curl --silent --show-error --fail --max-time 10 "$url/v1/jobs?limit=100" |
+        grep --only-matching '"created_at"' | wc --lines
+}
+
+"${compose[@]}" config >/dev/null
 if [ "${BUILD:-1}" = 1 ]; then "${compose[@]}" build; fi
-"${compose[@]}" images || true
-"${compose[@]}" up --detach --no-build
+bring_up
+for image in $("${compose[@]}" ps --quiet api worker | xargs docker inspect --format '{{.Image}}' | sort --unique); do
+    docker image inspect --format 'containers-test: {{join .RepoTags ", "}}: {{.Size}} bytes' "$image"
+done
 until_ready "$url/readyz"
 draw "a red apple"
+for service in gateway:1 api:2 worker:1 redis:1; do healthy "${service%:*}" "${service#*:}"; done
+contained
 
-docker kill "$("${compose[@]}" ps --quiet api | head --lines 1)"
+docker kill "$("${compose[@]}" ps --quiet api | head --lines 1)" >/dev/null
+echo "containers-test: killed one of two replicas"
 draw "a green pear"
 
-"${compose[@]}" up --detach --no-build --scale api=3 --scale worker=2
-until_ready "$url/readyz"
+bring_up --scale api=3 --scale worker=2
+healthy api 3
+healthy worker 2
 draw "a yellow lemon"
+
+before="$(jobs_known)"
+"${compose[@]}" kill redis
+bring_up --scale api=3 --scale worker=2
+until_ready "$url/readyz"
+after="$(jobs_known)"
+echo "containers-test: killed Redis; $before jobs were known before, $after after"
+if [ "$before" -lt 3 ] || [ "$after" != "$before" ]; then exit 1; fi
+draw "a blue plum"
 echo "containers-test: passed"

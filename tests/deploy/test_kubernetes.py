@@ -18,6 +18,7 @@ from app.settings import Settings
 OVERLAYS = Path(__file__).parents[2] / "deploy" / "kubernetes" / "overlays"
 KUBERNETES = "1.32"
 WORKLOADS = {("Deployment", "api"), ("Deployment", "worker"), ("StatefulSet", "redis")}
+PROBES = {"startupProbe", "readinessProbe", "livenessProbe"}
 
 pytestmark = pytest.mark.skipif(
     shutil.which("kubectl") is None, reason="there is no kubectl here to render with"
@@ -69,6 +70,20 @@ def test_every_object_is_as_kubernetes_wants_it(objects: Objects) -> None:
     known = {at: each for at, each in objects.items() if not of_others(each)}
     assert len(known) >= len(objects) - 2, "few kinds have no schema in Kubernetes"
     assert {at: faults(each) for at, each in known.items() if faults(each)} == {}
+
+
+def test_everything_that_a_deployment_needs_is_there(objects: Objects) -> None:
+    assert objects.keys() > WORKLOADS | {
+        ("HorizontalPodAutoscaler", "api"), ("ScaledObject", "worker"),
+        ("PodDisruptionBudget", "api"), ("PodDisruptionBudget", "worker"),
+        ("NetworkPolicy", "nothing-else"), ("NetworkPolicy", "api"), ("NetworkPolicy", "redis"),
+    }  # fmt: skip
+    probes = {name: set(pod["containers"][0]) & PROBES for name, pod in pods(objects)}
+    assert probes == {
+        "api": {"readinessProbe", "livenessProbe"},
+        "worker": {"startupProbe", "readinessProbe"},  # worker.yaml says why none of life
+        "redis": {"readinessProbe", "livenessProbe"},
+    }
 
 
 @pytest.mark.parametrize(

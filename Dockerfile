@@ -20,6 +20,8 @@ FROM build AS build-worker
 # Which build of torch: `cpu`, or a CUDA one as `cu128`; it is the name of an index of PyTorch's.
 ARG TORCH_BUILD=cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl
+# `sd` beside these for models of `avocat import`.
+ARG EXTRAS=worker,onnx,s3,tracing
 # Where that index is not reached: PIP_EXTRA_ARGS="--find-links DIR", and TORCH_INDEX= empty.
 ARG PIP_EXTRA_ARGS=""
 COPY models models
@@ -29,7 +31,7 @@ COPY bundles bundles
 # hadolint ignore=SC2086
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/avocat/bin/pip install -c constraints.txt ${PIP_EXTRA_ARGS} \
-    ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}/${TORCH_BUILD}"} ".[worker,onnx,s3,tracing]"
+    ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}/${TORCH_BUILD}"} ".[${EXTRAS}]"
 
 FROM ${PYTHON_IMAGE} AS base
 ARG VERSION=0.1.0

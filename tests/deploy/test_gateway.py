@@ -213,7 +213,7 @@ def _waits(http: httpx.Client) -> bool:
     return bool(newest["request"]["prompt"] == "a yellow lemon")
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("least", [300, pytest.param(10_000, marks=pytest.mark.load)])
 def test_rolling_restarts_fail_no_request(gateway: Gateway, least: int) -> None:
     """Over and over again until so many requests were made, at least once each replica."""

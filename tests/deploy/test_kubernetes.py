@@ -172,6 +172,26 @@ def test_an_external_redis_may_go_with_every_overlay(tmp_path: Path) -> None:
     assert {each["name"] for each in parameters} == {"avocat"}
 
 
+def test_the_overlay_of_the_documentation_is_rendered(tmp_path: Path) -> None:
+    text = (OVERLAYS.parents[2] / "docs" / "deployment.md").read_text()
+    shutil.copytree(OVERLAYS.parent, tmp_path / "kubernetes")
+    mine = tmp_path / "kubernetes" / "overlays" / "mine"
+    mine.mkdir()
+    (mine / "kustomization.yaml").write_text(documented(text, "# deploy/kubernetes/overlays/mine"))
+    objects = render(mine)
+    for name in ("api", "worker"):
+        (container,) = objects["Deployment", name]["spec"]["template"]["spec"]["containers"]
+        assert container["image"] == f"registry.example/avocat-{name}:0.1.0"
+    (settings,) = [each["data"] for (kind, _), each in objects.items() if kind == "ConfigMap"]
+    assert settings["AVOCAT_RETENTION_S"] == "3600"
+
+
+def documented(text: str, begin: str) -> str:
+    """The block of YAML that begins so."""
+    (block,) = [each for each in text.split("```yaml\n")[1:] if each.startswith(begin)]
+    return block.split("```")[0]
+
+
 def test_what_selects_pods_finds_them(objects: Objects) -> None:
     labels = [
         objects[at]["spec"]["template"]["metadata"]["labels"].items() for at in sorted(WORKLOADS)

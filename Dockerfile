@@ -20,6 +20,8 @@ FROM build AS build-worker
 # Which build of torch: `cpu`, or a CUDA one as `cu128`; it is the name of an index of PyTorch's.
 ARG TORCH_BUILD=cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl
+# `sd` beside these for models of `avocat import`.
+ARG EXTRAS=worker,onnx,s3,tracing
 # Where that index is not reached: PIP_EXTRA_ARGS="--find-links DIR", and TORCH_INDEX= empty.
 ARG PIP_EXTRA_ARGS=""
 COPY models models
@@ -29,7 +31,7 @@ COPY bundles bundles
 # hadolint ignore=SC2086
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/avocat/bin/pip install -c constraints.txt ${PIP_EXTRA_ARGS} \
-    ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}/${TORCH_BUILD}"} ".[worker,onnx,s3,tracing]"
+    ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}/${TORCH_BUILD}"} ".[${EXTRAS}]"
 
 FROM ${PYTHON_IMAGE} AS base
 ARG VERSION=0.1.0
@@ -62,11 +64,12 @@ FROM base AS api
 COPY --from=build-api /opt/avocat /opt/avocat
 ENV AVOCAT_HOST=0.0.0.0
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=3s --start-period=20s CMD \
-    ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
+# bash itself asks: starting Python every ten seconds is a load of its own.
+HEALTHCHECK --interval=10s --timeout=10s --start-period=60s CMD ["bash", "-c", \
+    "exec 3<>/dev/tcp/127.0.0.1/8000 && printf 'GET /healthz HTTP/1.0\\r\\n\\r\\n' >&3 && head -n 1 <&3 | grep -q ' 200 '"]
 CMD ["api"]
 
 FROM base AS worker
 COPY --from=build-worker /opt/avocat /opt/avocat
-HEALTHCHECK --interval=15s --timeout=10s --start-period=300s CMD ["python", "-m", "worker.healthy"]
+HEALTHCHECK --interval=15s --timeout=30s --start-period=300s CMD ["python", "-m", "worker.healthy"]
 CMD ["worker"]

@@ -33,23 +33,102 @@ until_ready() { # URL: until it is answered with success, at most five minutes
     return 1
 }
 
-draw() { # PROMPT: through the gateway; the answer must hold a picture
-    curl --silent --show-error --fail --max-time 300 --header 'Content-Type: application/json' \
-        --data "{\"prompt\": \"$1\"}" "$url/v1/images/generations" | grep --quiet '"b64_json"'
+draw() { # PROMPT: a picture by the gateway alone, as a client whose TLS ended before it
+    local answer link
+    answer="$(curl --silent --show-error --fail-with-body --max-time 330 "$url/v1/images/generations" \
+        --header 'Content-Type: application/json' --header 'X-Forwarded-Proto: https' \
+        --data "{\"prompt\": \"$1\", \"response_format\": \"url\"}")" || { echo "$answer" >&2; return 1; }
+    link="$(grep --only-matching '"url":"https://[^"]*' <<<"$answer" | cut --delimiter '"' --fields 4)"
+    curl --silent --show-error --fail --max-time 30 "$url/${link#https://*/}" | head --bytes 4 | grep --quiet PNG
     echo "containers-test: drew '$1'"
 }
 
-"${compose[@]}" config --quiet
+bring_up() { # OPTION…
+    if "${compose[@]}" up --detach --no-build "$@"; then return; fi
+    "${compose[@]}" logs --tail 50 >&2
+    return 1
+}
+
+healthy() { # SERVICE NUMBER: wait until so many of its containers run and are healthy
+    local states=""
+    for _ in $(seq 150); do
+        states="$("${compose[@]}" ps --quiet "$1" | xargs --no-run-if-empty docker inspect \
+            --format '{{.State.Status}} {{.State.Health.Status}}' | sort | uniq --count | xargs)"
+        if [ "$states" = "$2 running healthy" ]; then
+            echo "containers-test: $1: $states"
+            return
+        fi
+        sleep 2
+    done
+    echo "containers-test: $1 should be $2 healthy containers, and is: $states" >&2
+    "${compose[@]}" logs --tail 50 "$1" >&2
+    return 1
+}
+
+contained() { # no container writes its root, has capabilities, or is root
+    "${compose[@]}" ps --quiet | xargs docker inspect --format \
+        '{{.Name}} {{.HostConfig.ReadonlyRootfs}} {{.HostConfig.CapDrop}} {{.Config.User}}' |
+        while read -r name read_only dropped user; do
+            if [ "$read_only $dropped" != "true [ALL]" ] || [[ "$user" =~ ^(0|root)?(:|$) ]]; then
+                echo "containers-test: $name is not contained: $read_only $dropped $user" >&2
+                return 1
+            fi
+        done
+}
+
+upgrade_api() { # new replicas beside the old ones, then the old ones end; as docs/deployment.md says
+    local old asked=0
+    old="$("${compose[@]}" ps --quiet api)"
+    bring_up --no-deps --no-recreate --scale api=4 api
+    healthy api 4
+    # shellcheck disable=SC2086 # one word for each container
+    docker stop $old >/dev/null &
+    local stopping=$!
+    while kill -0 "$stopping" 2>/dev/null; do
+        curl --silent --show-error --fail --max-time 30 --output /dev/null "$url/v1/jobs?limit=1"
+        asked=$((asked + 1))
+    done
+    wait "$stopping"
+    # shellcheck disable=SC2086
+    docker rm $old >/dev/null
+    echo "containers-test: replaced both replicas; $asked requests meanwhile, 0 failed"
+}
+
+jobs_known() { # how many jobs the service tells of
+    curl --silent --show-error --fail --max-time 10 "$url/v1/jobs?limit=100" |
+        grep --only-matching '"created_at"' | wc --lines
+}
+
+"${compose[@]}" config >/dev/null
 if [ "${BUILD:-1}" = 1 ]; then "${compose[@]}" build; fi
-"${compose[@]}" images || true
-"${compose[@]}" up --detach --no-build
+bring_up
+for image in $("${compose[@]}" ps --quiet api worker | xargs docker inspect --format '{{.Image}}' | sort --unique); do
+    docker image inspect --format 'containers-test: {{join .RepoTags ", "}}: {{.Size}} bytes' "$image"
+done
 until_ready "$url/readyz"
 draw "a red apple"
+for service in gateway:1 api:2 worker:1 redis:1; do healthy "${service%:*}" "${service#*:}"; done
+contained
 
-docker kill "$("${compose[@]}" ps --quiet api | head --lines 1)"
+upgrade_api
+healthy api 2
+draw "a violet grape"
+
+docker kill "$("${compose[@]}" ps --quiet api | head --lines 1)" >/dev/null
+echo "containers-test: killed one of two replicas"
 draw "a green pear"
 
-"${compose[@]}" up --detach --no-build --scale api=3 --scale worker=2
-until_ready "$url/readyz"
+bring_up --scale api=3 --scale worker=2
+healthy api 3
+healthy worker 2
 draw "a yellow lemon"
+
+before="$(jobs_known)"
+"${compose[@]}" kill redis
+bring_up --scale api=3 --scale worker=2
+until_ready "$url/readyz"
+after="$(jobs_known)"
+echo "containers-test: killed Redis; $before jobs were known before, $after after"
+if [ "$before" -lt 4 ] || [ "$after" != "$before" ]; then exit 1; fi
+draw "a blue plum"
 echo "containers-test: passed"

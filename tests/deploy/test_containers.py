@@ -61,11 +61,24 @@ def test_the_s3_overlay_asks_for_a_bucket_and_gives_it_to_both() -> None:
         assert {name for name in variables if name.startswith("AVOCAT_")} <= fields
 
 
+def test_the_override_of_the_documentation_is_read(tmp_path: Path) -> None:
+    text = (REPOSITORY / "docs" / "deployment.md").read_text()
+    (tmp_path / "override.yml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    read = yaml.safe_load(compose(str(tmp_path / "override.yml")).stdout)["services"]
+    assert read["worker"]["environment"]["AVOCAT_BUNDLE"] == "/models/mine"
+    assert read["worker"]["environment"]["AVOCAT_REDIS_URL"]
+    assert [str(each).split(":")[0] for each in read["worker"]["volumes"]] == [
+        "images", "/srv/models",
+    ]  # fmt: skip
+    fields = {f"AVOCAT_{name.upper()}" for name in Settings.model_fields}
+    assert {name for name in read["worker"]["environment"] if name[:7] == "AVOCAT_"} <= fields
+
+
 def test_no_container_may_write_its_root_or_gain_rights(services: dict[str, Any]) -> None:
     for name, service in services.items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
-        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["security_opt"] == ["no-new-privileges"], name
 
 
 def test_each_waits_for_what_it_needs_to_be_healthy(services: dict[str, Any]) -> None:

@@ -87,6 +87,17 @@ def test_a_large_body_is_refused_with_a_problem(http: httpx.Client, path: str, m
     assert below.status_code in (415, 422)  # the API's own word
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_links_are_https_where_tls_ends_before_the_gateway(
+    gateway: Gateway, http: httpx.Client, scheme: str
+) -> None:
+    asked = {"prompt": "a plum", "steps": 1, "response_format": "url"}
+    proto = {"X-Forwarded-Proto": scheme} if scheme == "https" else {}
+    answer = http.post("/v1/images/generations", json=asked, headers=proto)
+    (image,) = answer.json()["data"]
+    assert image["url"].startswith(f"{scheme}://127.0.0.1:{gateway.port}/")
+
+
 def test_where_no_replica_answers_the_gateway_says_so(tmp_path: Path) -> None:
     port = free_port()
     nginx = subprocess.Popen(nginx_command(configure(tmp_path / "nginx", port, [free_port()])))
@@ -202,7 +213,7 @@ def _waits(http: httpx.Client) -> bool:
     return bool(newest["request"]["prompt"] == "a yellow lemon")
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("least", [300, pytest.param(10_000, marks=pytest.mark.load)])
 def test_rolling_restarts_fail_no_request(gateway: Gateway, least: int) -> None:
     """Over and over again until so many requests were made, at least once each replica."""

@@ -18,6 +18,7 @@ from app.settings import Settings
 OVERLAYS = Path(__file__).parents[2] / "deploy" / "kubernetes" / "overlays"
 KUBERNETES = "1.32"
 WORKLOADS = {("Deployment", "api"), ("Deployment", "worker"), ("StatefulSet", "redis")}
+PROBES = {"startupProbe", "readinessProbe", "livenessProbe"}
 
 pytestmark = pytest.mark.skipif(
     shutil.which("kubectl") is None, reason="there is no kubectl here to render with"
@@ -69,6 +70,20 @@ def test_every_object_is_as_kubernetes_wants_it(objects: Objects) -> None:
     known = {at: each for at, each in objects.items() if not of_others(each)}
     assert len(known) >= len(objects) - 2, "few kinds have no schema in Kubernetes"
     assert {at: faults(each) for at, each in known.items() if faults(each)} == {}
+
+
+def test_everything_that_a_deployment_needs_is_there(objects: Objects) -> None:
+    assert objects.keys() > WORKLOADS | {
+        ("HorizontalPodAutoscaler", "api"), ("ScaledObject", "worker"),
+        ("PodDisruptionBudget", "api"), ("PodDisruptionBudget", "worker"),
+        ("NetworkPolicy", "nothing-else"), ("NetworkPolicy", "api"), ("NetworkPolicy", "redis"),
+    }  # fmt: skip
+    probes = {name: set(pod["containers"][0]) & PROBES for name, pod in pods(objects)}
+    assert probes == {
+        "api": {"readinessProbe", "livenessProbe"},
+        "worker": {"startupProbe", "readinessProbe"},  # worker.yaml says why none of life
+        "redis": {"readinessProbe", "livenessProbe"},
+    }
 
 
 @pytest.mark.parametrize(
@@ -155,6 +170,26 @@ def test_an_external_redis_may_go_with_every_overlay(tmp_path: Path) -> None:
         assert trigger["metadata"].keys() == {"enableTLS", "listName", "listLength"}
     parameters = objects["TriggerAuthentication", "redis"]["spec"]["secretTargetRef"]
     assert {each["name"] for each in parameters} == {"avocat"}
+
+
+def test_the_overlay_of_the_documentation_is_rendered(tmp_path: Path) -> None:
+    text = (OVERLAYS.parents[2] / "docs" / "deployment.md").read_text()
+    shutil.copytree(OVERLAYS.parent, tmp_path / "kubernetes")
+    mine = tmp_path / "kubernetes" / "overlays" / "mine"
+    mine.mkdir()
+    (mine / "kustomization.yaml").write_text(documented(text, "# deploy/kubernetes/overlays/mine"))
+    objects = render(mine)
+    for name in ("api", "worker"):
+        (container,) = objects["Deployment", name]["spec"]["template"]["spec"]["containers"]
+        assert container["image"] == f"registry.example/avocat-{name}:0.1.0"
+    (settings,) = [each["data"] for (kind, _), each in objects.items() if kind == "ConfigMap"]
+    assert settings["AVOCAT_RETENTION_S"] == "3600"
+
+
+def documented(text: str, begin: str) -> str:
+    """The block of YAML that begins so."""
+    (block,) = [each for each in text.split("```yaml\n")[1:] if each.startswith(begin)]
+    return block.split("```")[0]
 
 
 def test_what_selects_pods_finds_them(objects: Objects) -> None:

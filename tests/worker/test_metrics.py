@@ -4,8 +4,10 @@ import socket
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pynvml
 import pytest
 import torch
 from prometheus_client import generate_latest
@@ -115,6 +117,38 @@ def test_use_of_the_processor() -> None:
     memory = use.memory_bytes()
     assert 0 < memory["allocated"] < memory["used"] < memory["total"]
     assert memory["allocated"] > 50 * 2**20  # torch alone is more
+
+
+def test_use_of_a_gpu_is_asked_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the driver is real: which GPU torch asks NVIDIA's library about, and the share."""
+    shares = {5: 40, 3: 75}  # of a machine's GPUs, of which this worker sees two
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
+    monkeypatch.setattr(
+        pynvml, "nvmlDeviceGetUtilizationRates", lambda gpu: SimpleNamespace(gpu=shares[gpu])
+    )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30, 80))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 45)
+    metrics = Metrics(4, torch.device("cuda:1"), 1)
+    metrics.look(0.0)
+    told = {"used": 50, "total": 80, "allocated": 45}
+    for kind, size in told.items():
+        assert counted(metrics, "avocat_device_memory_bytes", device="cuda:1", kind=kind) == size
+    assert counted(metrics, "avocat_device_utilization_ratio", device="cuda:1") == 0.75
+
+
+def test_a_driver_that_does_not_count_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuse() -> None:
+        asked.append(1)
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", refuse)
+    use = DeviceUse(torch.device("cuda:0"), 1)
+    assert [use.utilization(), use.utilization()] == [None, None]
+    assert len(asked) == 1
 
 
 @pytest.mark.gpu

@@ -1,7 +1,9 @@
 """Prompt → token ids → CLIP's text tower → context vector, through open_clip."""
 
+import json
+import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from models.model import Conditioning, Context, Size
 from models.torchvision_ops import declare_missing_operators
 
 LOCAL_PREFIX = "local-dir:"
+# Of a configuration: other libraries' towers and tokenizers, which may bring code or fetch files.
+_OUTSIDE = {"hf_model_name", "hf_tokenizer_name", "timm_model_name", "tokenizer_kwargs"}
 
 
 class ClipReference(BaseModel):
@@ -47,14 +51,17 @@ def load_clip(reference: ClipReference, folder: Path | None = None) -> Clip:
     """Load the CLIP that `reference` names, in float32, frozen; no pickle is read.
 
     Raises:
-        ContextError: open_clip does not know it, or its files are missing or damaged.
+        ContextError: open_clip does not know it, its files are missing or damaged, or it could
+            run code.
     """
     declare_missing_operators()
     import open_clip
 
     name = reference.model
     if name.startswith(LOCAL_PREFIX) and folder is not None:
-        name = LOCAL_PREFIX + str(folder / name.removeprefix(LOCAL_PREFIX))
+        name = LOCAL_PREFIX + str(_inside(folder, name.removeprefix(LOCAL_PREFIX)))
+    elif folder is not None and _is_pickle(reference.pretrained):
+        raise ContextError(f"CLIP weights {reference.pretrained!r} are a file, not safetensors")
     try:
         model = open_clip.create_model(
             name, pretrained=reference.pretrained, require_pretrained=True, weights_only=True
@@ -74,6 +81,44 @@ def load_clip(reference: ClipReference, folder: Path | None = None) -> Clip:
         tuple(shape["std"]),
         side,
     )
+
+
+def _inside(folder: Path, relative: str) -> Path:
+    """The folder of a bundle's CLIP, if open_clip will read nothing but tensors and text there.
+
+    It would also take pickled weights where there are no others, and tokenizers with code.
+
+    Raises:
+        ContextError: it lies outside the bundle, has no safetensors, or brings a tokenizer.
+    """
+    try:
+        path = (folder / relative).resolve()
+        description = json.loads((path / "open_clip_config.json").read_text("utf-8"))
+        there = (path / "open_clip_model.safetensors").is_file()
+    except (OSError, ValueError, RecursionError) as fault:
+        raise ContextError(f"CLIP {relative!r} did not load: {fault}") from None
+    if not path.is_relative_to(folder.resolve()):
+        raise ContextError(f"CLIP {relative!r} lies outside the bundle")
+    if not there:
+        raise ContextError(f"CLIP {relative!r} has no open_clip_model.safetensors")
+    if found := _OUTSIDE & set(_names(description)):
+        raise ContextError(f"CLIP {relative!r} names {min(found)!r}: what is not open_clip's own")
+    return path
+
+
+def _is_pickle(pretrained: str | None) -> bool:
+    """Whether that is a file, not one of open_clip's own tags, and of another kind than ours."""
+    named = pretrained is not None and (os.sep in pretrained or Path(pretrained).suffix != "")
+    return named and not str(pretrained).endswith(".safetensors")
+
+
+def _names(entry: object) -> Iterator[str]:
+    """All names of JSON objects in there."""
+    if isinstance(entry, dict):
+        yield from entry
+    for inner in entry.values() if isinstance(entry, dict) else entry:  # type: ignore[attr-defined]
+        if isinstance(inner, dict | list):
+            yield from _names(inner)
 
 
 def encode_text(model: Any, tokens: Tensor) -> Tensor:

@@ -3,9 +3,11 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from models.bundle import Bundle, load_bundle, read_config, save_config
 from models.errors import BundleError
@@ -119,6 +121,78 @@ def test_a_file_outside_the_bundle_is_refused(copy: Path) -> None:
     edit(copy, files={"../secret": "0" * 64})
     with pytest.raises(BundleError, match="outside the bundle"):
         load_bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300])
+def test_a_file_that_cannot_be_one_is_refused(copy: Path, name: str) -> None:
+    edit(copy, files={name: "0" * 64})
+    with pytest.raises(BundleError, match="is no file"):
+        load_bundle(copy)
+
+
+def test_a_config_of_endless_depth_is_refused(copy: Path) -> None:
+    (copy / "bundle.json").write_text("[" * 100_000)
+    with pytest.raises(BundleError, match="cannot be read"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{"width": 65536}, {"width": 8 * 10**9}, {"blocks": 10**9}, {"multipliers": [0, -1]}],
+    ids=str,
+)
+def test_no_configuration_takes_memory_that_its_file_has_not(
+    copy: Path, shape: dict[str, Any]
+) -> None:
+    """A network of this width has a terabyte; it is refused before anything is allocated."""
+    edit(
+        copy,
+        files={},
+        denoiser={**json.loads((copy / "bundle.json").read_text())["denoiser"], **shape},
+    )
+    with pytest.raises(BundleError, match=r"denoiser|does not fit"):
+        load_bundle(copy)
+
+
+def test_a_clip_of_pickled_weights_is_refused(copy: Path) -> None:
+    """open_clip would take them where there are no others."""
+    weights = load_file(copy / "clip" / "open_clip_model.safetensors")
+    torch.save(weights, copy / "clip" / "open_clip_pytorch_model.bin")
+    (copy / "clip" / "open_clip_model.safetensors").unlink()
+    edit(copy, files={})
+    with pytest.raises(BundleError, match=r"has no open_clip_model.safetensors"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize("weights", ["clip.pt", "weights/clip.bin", "./clip"])
+def test_a_clip_named_by_a_file_of_pickles_is_refused(copy: Path, weights: str) -> None:
+    edit(copy, clip={"model": "ViT-B-32", "pretrained": weights})
+    with pytest.raises(BundleError, match="not safetensors"):
+        load_bundle(copy)
+
+
+def test_a_clip_outside_the_bundle_is_refused(copy: Path) -> None:
+    (copy / "clip").rename(copy.parent / "elsewhere")
+    edit(copy, files={}, clip={"model": "local-dir:../elsewhere"})
+    with pytest.raises(BundleError, match="outside the bundle"):
+        load_bundle(copy)
+
+
+def test_a_tokenizer_that_brings_code_is_refused(copy: Path) -> None:
+    """transformers runs what the tokenizer's folder holds where its arguments say that it may."""
+    (copy / "clip" / "tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": ["tokenizer.Mine", None]}})
+    )
+    (copy / "clip" / "tokenizer.py").write_text(f"open({str(copy / 'ran')!r}, 'w')\n")
+    file = copy / "clip" / "open_clip_config.json"
+    entry = json.loads(file.read_text())
+    text = entry["model_cfg"]["text_cfg"]
+    text |= {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}
+    file.write_text(json.dumps(entry))
+    edit(copy, files={})
+    with pytest.raises(BundleError, match="hf_tokenizer_name"):
+        load_bundle(copy)
+    assert not (copy / "ran").exists()
 
 
 def test_saving_the_config_refreshes_the_hashes(copy: Path) -> None:

@@ -131,6 +131,12 @@ class Settings(BaseSettings):
     signing_key: SecretStr | None = Field(
         None, description="Key of image URL signatures; empty: drawn once and kept in Redis"
     )
+    storage_quota_bytes: int = Field(
+        0,
+        ge=0,
+        description="Bytes that all images may take; jobs that might need more are refused with "
+        "503 until some have expired; 0: no limit",
+    )
     image_url_ttl_s: int = Field(
         3600, ge=1, description="Seconds for which a signed image URL is valid"
     )

@@ -188,7 +188,12 @@ class Settings(BaseSettings):
         description="Seconds for which a worker keeps a drawn picture that cannot be stored, and "
         "takes no further job, before it costs the job an attempt",
     )
-    lease_s: int = Field(15, ge=3, description="Seconds after which a silent worker counts as lost")
+    lease_s: int = Field(
+        12,
+        ge=3,
+        description="Seconds after which a silent worker counts as lost; its jobs begin again "
+        "within a second of it",
+    )
     slots: int = Field(
         0,
         ge=0,

@@ -1,6 +1,7 @@
 """Prompt → token ids → CLIP's text tower → context vector, through open_clip."""
 
 import json
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from models.errors import ContextError
@@ -19,6 +21,9 @@ from models.model import Conditioning, Context, Size
 from models.torchvision_ops import declare_missing_operators
 
 LOCAL_PREFIX = "local-dir:"
+_CONFIG, _WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+_MOST_LAYERS = 256
+_MORE_THAN_FILE = 1.1  # weights of a model that its file may lack, such as masks
 # Of a configuration: other libraries' towers and tokenizers, which may bring code or fetch files.
 _OUTSIDE = {"hf_model_name", "hf_tokenizer_name", "timm_model_name", "tokenizer_kwargs"}
 
@@ -63,6 +68,8 @@ def load_clip(reference: ClipReference, folder: Path | None = None) -> Clip:
     elif folder is not None and _is_pickle(reference.pretrained):
         raise ContextError(f"CLIP weights {reference.pretrained!r} are a file, not safetensors")
     try:
+        if name.startswith(LOCAL_PREFIX):
+            _check_size(open_clip, name)
         model = open_clip.create_model(
             name, pretrained=reference.pretrained, require_pretrained=True, weights_only=True
         )
@@ -93,17 +100,35 @@ def _inside(folder: Path, relative: str) -> Path:
     """
     try:
         path = (folder / relative).resolve()
-        description = json.loads((path / "open_clip_config.json").read_text("utf-8"))
-        there = (path / "open_clip_model.safetensors").is_file()
+        description = json.loads((path / _CONFIG).read_text("utf-8"))
+        there = (path / _WEIGHTS).is_file()
     except (OSError, ValueError, RecursionError) as fault:
         raise ContextError(f"CLIP {relative!r} did not load: {fault}") from None
     if not path.is_relative_to(folder.resolve()):
         raise ContextError(f"CLIP {relative!r} lies outside the bundle")
     if not there:
-        raise ContextError(f"CLIP {relative!r} has no open_clip_model.safetensors")
+        raise ContextError(f"CLIP {relative!r} has no {_WEIGHTS}")
+    if not isinstance(description, dict):
+        raise ContextError(f"CLIP {relative!r}: {_CONFIG} should hold a JSON object")
+    if _most_layers(description) > _MOST_LAYERS:
+        raise ContextError(f"CLIP {relative!r} has more than {_MOST_LAYERS} layers")
     if found := _OUTSIDE & set(_names(description)):
         raise ContextError(f"CLIP {relative!r} names {min(found)!r}: what is not open_clip's own")
     return path
+
+
+def _most_layers(description: dict[str, Any]) -> int:
+    """Of a tower; each takes time to build, however small it is."""
+    towers = description.get("model_cfg")
+    found = [
+        tower["layers"]
+        for tower in (towers.values() if isinstance(towers, dict) else ())
+        if isinstance(tower, dict) and isinstance(tower.get("layers"), int | list)
+    ]
+    counts = [
+        sum(n for n in one if isinstance(n, int)) if isinstance(one, list) else one for one in found
+    ]
+    return max(counts, default=0)
 
 
 def _is_pickle(pretrained: str | None) -> bool:
@@ -112,13 +137,25 @@ def _is_pickle(pretrained: str | None) -> bool:
     return named and not str(pretrained).endswith(".safetensors")
 
 
-def _names(entry: object) -> Iterator[str]:
+def _names(entry: dict[str, Any] | list[Any]) -> Iterator[str]:
     """All names of JSON objects in there."""
     if isinstance(entry, dict):
         yield from entry
-    for inner in entry.values() if isinstance(entry, dict) else entry:  # type: ignore[attr-defined]
+    for inner in entry.values() if isinstance(entry, dict) else entry:
         if isinstance(inner, dict | list):
             yield from _names(inner)
+
+
+def _check_size(open_clip: Any, name: str) -> None:
+    """Raise ValueError if the configuration asks for more memory than the file's weights have."""
+    folder = Path(name.removeprefix(LOCAL_PREFIX))
+    with torch.device("meta"):
+        described = open_clip.create_model(name, device="meta", load_weights=False)
+    needs = sum(tensor.numel() for tensor in described.state_dict().values())
+    with safe_open(folder / _WEIGHTS, "pt") as file:
+        has = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    if needs > _MORE_THAN_FILE * has:
+        raise ValueError(f"{_CONFIG} describes {needs} weights, and {_WEIGHTS} has {has}")
 
 
 def encode_text(model: Any, tokens: Tensor) -> Tensor:
@@ -145,7 +182,10 @@ class ContextEncoder:
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._cache_size = cache_size
         self.context_length = int(self.clip.model.context_length)  # type: ignore[arg-type]
-        self.width = int(self._embed("").shape[0])
+        try:
+            self.width = int(self._embed("").shape[0])
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as fault:
+            raise ContextError(f"the CLIP encodes no text: {fault}") from fault
 
     @property
     def empty(self) -> Tensor:

@@ -164,6 +164,40 @@ def test_a_clip_of_pickled_weights_is_refused(copy: Path) -> None:
         load_bundle(copy)
 
 
+def edit_clip(folder: Path, tower: str, **changes: object) -> None:
+    file = folder / "clip" / "open_clip_config.json"
+    entry = json.loads(file.read_text())
+    entry["model_cfg"][tower] |= changes
+    file.write_text(json.dumps(entry))
+    edit(folder, files={})
+
+
+@pytest.mark.parametrize("text", ["1", "[]", "null", '"x"', "{}", '{"model_cfg": 3}'])
+def test_a_clip_without_a_description_is_refused(copy: Path, text: str) -> None:
+    """The fuzzer's first find."""
+    (copy / "clip" / "open_clip_config.json").write_text(text)
+    edit(copy, files={})
+    with pytest.raises(BundleError, match="CLIP"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("tower", "changes", "message"),
+    [
+        ("text_cfg", {"vocab_size": 2**34}, "describes"),
+        ("text_cfg", {"layers": 10**9}, "layers"),
+        ("vision_cfg", {"layers": [10**9] * 4}, "layers"),
+        ("vision_cfg", {"width": 2**20}, "describes"),
+    ],
+)
+def test_no_clip_takes_memory_that_its_file_has_not(
+    copy: Path, tower: str, changes: dict[str, Any], message: str
+) -> None:
+    edit_clip(copy, tower, **changes)
+    with pytest.raises(BundleError, match=message):
+        load_bundle(copy)
+
+
 @pytest.mark.parametrize("weights", ["clip.pt", "weights/clip.bin", "./clip"])
 def test_a_clip_named_by_a_file_of_pickles_is_refused(copy: Path, weights: str) -> None:
     edit(copy, clip={"model": "ViT-B-32", "pretrained": weights})
@@ -184,12 +218,8 @@ def test_a_tokenizer_that_brings_code_is_refused(copy: Path) -> None:
         json.dumps({"auto_map": {"AutoTokenizer": ["tokenizer.Mine", None]}})
     )
     (copy / "clip" / "tokenizer.py").write_text(f"open({str(copy / 'ran')!r}, 'w')\n")
-    file = copy / "clip" / "open_clip_config.json"
-    entry = json.loads(file.read_text())
-    text = entry["model_cfg"]["text_cfg"]
-    text |= {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}
-    file.write_text(json.dumps(entry))
-    edit(copy, files={})
+    kwargs = {"trust_remote_code": True}
+    edit_clip(copy, "text_cfg", hf_tokenizer_name="x", tokenizer_kwargs=kwargs)
     with pytest.raises(BundleError, match="hf_tokenizer_name"):
         load_bundle(copy)
     assert not (copy / "ran").exists()

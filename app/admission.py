@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-import math
 import time
 from dataclasses import dataclass
 
 import structlog
 
 from app import errors
-from app.api_keys import ALL_DAY_S
 from app.auth import Caller
 from app.deps import Services
 from app.jobs import submit
@@ -18,14 +16,13 @@ from app.jobs.models import ModelCard
 from app.jobs.origin import CURRENT
 from app.jobs.record import JobRecord, JobRequest
 from app.jobs.repeats import repeat_key
+from app.refusals import refused
 from app.repeats import submit_or_answer
 from app.resolve import Draft, resolve
 from app.schemas.jobs import JobCreate
 from app.webhooks.targets import Refused
 
 __all__ = ["Admission", "admit"]
-
-_FULL_RETRY_S = "5"
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,10 @@ async def admit(
     repeats = _repeats(draft, record, card)
     quota = submit.Quota(caller.key, caller.limits.active, caller.limits.per_day)
     outcome, record = await submit_or_answer(services, record, unique, repeats, quota)
+    if isinstance(outcome, submit.Refusal):
+        raise await refused(services, caller.owner, outcome)
+    if isinstance(outcome, submit.Repeats):
+        raise TypeError(f"{outcome!r} was to be answered or submitted")
     ahead = outcome.ahead if isinstance(outcome, submit.Accepted) else 0
     admission = Admission(_admitted(outcome), record, ahead)
     structlog.contextvars.bind_contextvars(job_id=admission.job_id)
@@ -134,40 +135,15 @@ def _new_record(
     )
 
 
-def _day_spent(pictures: int) -> errors.QuotaExceeded:
-    """Nobody waits for midnight on one connection: `Retry-After` is a minute at most."""
-    left_s = math.ceil(ALL_DAY_S - time.time() % ALL_DAY_S)
-    return errors.QuotaExceeded(
-        f"{pictures} pictures were asked for today with this key, and this job would make them "
-        f"more than it may have; the day ends in {left_s} s (UTC)",
-        headers={"Retry-After": str(min(60, left_s)), "RateLimit": f'"daily";r=0;t={left_s}'},
-        extra={"violated-policies": ["daily"]},
-    )
-
-
 def _fingerprint(fields: JobCreate) -> str:
     """The same for bodies that say the same, however they are spaced and ordered."""
     given = fields.model_dump(mode="json", exclude_unset=True)
     return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
 
 
-def _admitted(outcome: submit.Outcome) -> str:
-    retry = {"Retry-After": _FULL_RETRY_S}
-    match outcome:
-        case submit.Accepted(job_id=job_id) | submit.Replayed(job_id):
-            return job_id
-        case submit.IdempotencyMismatch():
-            raise errors.IdempotencyKeyReused(
-                "This Idempotency-Key came with another body; use a new key for a new request"
-            )
-        case submit.QueueFull(waiting):
-            raise errors.QueueFull(f"{waiting} jobs wait already; try again soon", headers=retry)
-        case submit.TooManyActive(active):
-            raise errors.QuotaExceeded(
-                f"{active} of your jobs are queued or running, which is the most; let some end",
-                headers=retry,
-                extra={"violated-policies": ["concurrency"]},
-            )
-        case submit.DaySpent(pictures):
-            raise _day_spent(pictures)
-    raise ValueError(f"a submission ended in {outcome!r}")
+def _admitted(outcome: submit.Accepted | submit.Replayed | submit.IdempotencyMismatch) -> str:
+    if isinstance(outcome, submit.IdempotencyMismatch):
+        raise errors.IdempotencyKeyReused(
+            "This Idempotency-Key came with another body; use a new key for a new request"
+        )
+    return outcome.job_id

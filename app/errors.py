@@ -120,6 +120,10 @@ class QueueFull(ApiError):
     """As many jobs wait as may."""
 
 
+class StorageFull(ApiError):
+    """The images of kept jobs, and those promised to others, leave no room."""
+
+
 class JobFailed(ApiError):
     """The job behind a synchronous call has failed."""
 
@@ -174,6 +178,7 @@ PROBLEMS: Mapping[type[ApiError], Kind] = {
     QuotaExceeded: Kind(429, "quota-exceeded", "A limit of the API key is reached"),
     JobFailed: Kind(500, "job-failed", "The job has failed"),
     QueueFull: Kind(503, "queue-full", "The queue is full"),
+    StorageFull: Kind(503, "storage-full", "The storage of images is full"),
     Unavailable: Kind(503, "unavailable", "The service is not available now"),
     NotReady: Kind(503, "not-ready", "The service is not ready"),
     JobNotFinished: Kind(504, "job-not-finished", "The job has not ended in time"),

@@ -9,16 +9,21 @@ __all__ = [
     "API_KEYS",
     "API_KEYS_USED",
     "CANCELS",
+    "COME_AGAIN",
     "EVENTS",
     "GENERATE",
+    "IMAGE_BYTES",
     "IMAGE_EXPIRY",
+    "JOB_PREFIX",
     "MODELS",
+    "PROMISED_BYTES",
     "QUEUES",
     "RQ_QUEUES",
     "RQ_RESULT_TTL_S",
     "RQ_WORKERS",
     "RQ_WORKER_PREFIX",
     "SIGNING_KEY",
+    "STORAGE_USE",
     "WAKEUPS",
     "WEBHOOKS_DUE",
     "WEBHOOK_ATTEMPTS",
@@ -56,8 +61,16 @@ RQ_RESULT_TTL_S = 3600
 MODELS = "avocat:models"
 # zset: image name -> unix seconds after which it may be deleted.
 IMAGE_EXPIRY = "avocat:images:expiry"
+# hash: image name -> bytes; hash: job id -> bytes promised to its images; hash: the sums of both,
+# `stored` and `promised`. See app.jobs.room.
+IMAGE_BYTES = "avocat:images:bytes"
+PROMISED_BYTES = "avocat:images:promised"
+STORAGE_USE = "avocat:images:use"
 # string: the key of image URL signatures where the settings give none.
 SIGNING_KEY = "avocat:signing-key"
+
+# string: unix seconds for which the last submission was put off that found the queues full.
+COME_AGAIN = "avocat:come-again"
 
 # zset: job id -> unix seconds at which its webhook is due; hash: job id -> calls so far.
 WEBHOOKS_DUE = "avocat:webhooks:due"
@@ -76,6 +89,7 @@ EVENTS = "avocat:events"
 CANCELS = "avocat:cancels"
 WAKEUPS = "avocat:wakeups"
 
+JOB_PREFIX = "avocat:job:"
 OWNER_PREFIX = "avocat:owner:"
 # hash per queue: model -> start tag of its last job taken; model, line feed, owner -> end of the
 # owner's last job there. In forwards of the network. Gone when the queue was empty.
@@ -84,7 +98,7 @@ TURNS_PREFIX = "avocat:turns:"
 
 def job(job_id: str) -> str:
     """Hash: the job's record; expires `retention_s` after the job ends."""
-    return f"avocat:job:{job_id}"
+    return f"{JOB_PREFIX}{job_id}"
 
 
 def owner_jobs(owner: str) -> str:

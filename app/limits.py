@@ -9,11 +9,28 @@ from typing import cast
 from redis.asyncio import Redis
 
 from app import keys
-from app.jobs import scripts
 
 __all__ = ["RateLimiter", "RateState"]
 
 WINDOW_S = 60
+
+_RATE = """
+-- KEYS[1] submissions of one key, scored by time
+-- ARGV[1] now   ARGV[2] window in s   ARGV[3] most in any window   ARGV[4] unique member
+-- Returns {allowed, left, seconds until one more is free}
+local now, window, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - window)
+local used = redis.call('ZCARD', KEYS[1])
+local allowed = 0
+if used < most then
+  redis.call('ZADD', KEYS[1], ARGV[1], ARGV[4])
+  redis.call('EXPIRE', KEYS[1], window + 1)
+  used, allowed = used + 1, 1
+end
+local oldest = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+local reset = math.ceil(tonumber(oldest[2]) + window - now)
+return {allowed, most - used, math.max(1, math.min(window, reset))}
+"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +56,7 @@ class RateLimiter:
 
     def __init__(self, redis: Redis, limit_per_minute: int) -> None:
         self._limit = limit_per_minute
-        self._script = redis.register_script(scripts.RATE)
+        self._script = redis.register_script(_RATE)
 
     async def take(self, who: str, limit: int | None = None) -> RateState | None:
         """Count one submission of an owner or a key, against its own limit if there is one.

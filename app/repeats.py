@@ -40,7 +40,7 @@ async def submit_or_answer(
     if answered is None:
         return await services.submitter.submit(record, idempotency, quota=quota), record
     outcome = await services.submitter.answer(answered, idempotency, repeats)
-    if outcome != Accepted(record.id):  # the same idempotency key came at the same time
+    if outcome != Accepted(record.id):  # no room, or the same idempotency key came meanwhile
         await to_thread.run_sync(_discard, services.storage, answered.images)
     return outcome, answered
 

@@ -131,6 +131,12 @@ class Settings(BaseSettings):
     signing_key: SecretStr | None = Field(
         None, description="Key of image URL signatures; empty: drawn once and kept in Redis"
     )
+    storage_quota_bytes: int = Field(
+        0,
+        ge=0,
+        description="Bytes that all images may take; jobs that might need more are refused with "
+        "503 until some have expired; 0: no limit",
+    )
     image_url_ttl_s: int = Field(
         3600, ge=1, description="Seconds for which a signed image URL is valid"
     )
@@ -182,7 +188,12 @@ class Settings(BaseSettings):
         description="Seconds for which a worker keeps a drawn picture that cannot be stored, and "
         "takes no further job, before it costs the job an attempt",
     )
-    lease_s: int = Field(15, ge=3, description="Seconds after which a silent worker counts as lost")
+    lease_s: int = Field(
+        12,
+        ge=3,
+        description="Seconds after which a silent worker counts as lost; its jobs begin again "
+        "within a second of it",
+    )
     slots: int = Field(
         0,
         ge=0,

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -28,6 +29,9 @@ UPSCALER_FILE = "upscaler.safetensors"
 TURBO_FILE = "turbo.safetensors"
 CLIP_FOLDER = "clip"
 PRESETS = ("", "turbo")
+
+_Config = TypeVar("_Config")
+_Network = TypeVar("_Network", bound=nn.Module)
 
 
 class ScheduleConfig(BaseModel):
@@ -191,7 +195,7 @@ def read_entry(path: Path) -> dict[str, Any]:
         entry = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         raise BundleError(f"no bundle at {str(path)!r}: it has no {CONFIG_FILE}") from None
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise BundleError(f"{CONFIG_FILE} of {str(path)!r} cannot be read: {fault}") from None
     if not isinstance(entry, dict):
         raise BundleError(f"{CONFIG_FILE} must hold a JSON object, not {type(entry).__name__}")
@@ -231,11 +235,11 @@ def load_bundle(path: Path, device: torch.device | str = "cpu", preset: str = ""
     config = read_config(path).preset(preset)
     _check_hashes(path, config)
     schedule = noise_schedule(**config.noise_schedule.model_dump())
-    network = UNet(config.denoiser)
+    network = _build(UNet, config.denoiser)
     _load_weights(network, path / (TURBO_FILE if preset else DENOISER_FILE))
     upscaler = None
     if config.upscaler is not None:
-        upscaler = Upscaler(config.upscaler)
+        upscaler = _build(Upscaler, config.upscaler)
         _load_weights(upscaler, path / UPSCALER_FILE)
         upscaler = upscaler.to(device)
     try:
@@ -275,6 +279,16 @@ def _half(tensor: Tensor) -> Tensor:
     return tensor.detach().half() if tensor.is_floating_point() else tensor.detach()
 
 
+def _build(kind: Callable[[_Config], _Network], config: _Config) -> _Network:
+    """A network without memory: the file brings it, so that no configuration asks for more."""
+    try:
+        with torch.device("meta"):
+            return kind(config)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as fault:
+        first = str(fault).splitlines()[0]
+        raise BundleError(f"{CONFIG_FILE} describes no network: {first}") from None
+
+
 def _load_weights(module: nn.Module, file: Path) -> None:
     if not file.exists():
         raise BundleError(f"{file.name} is missing from {str(file.parent)!r}")
@@ -283,7 +297,7 @@ def _load_weights(module: nn.Module, file: Path) -> None:
     except (SafetensorError, OSError, ValueError) as fault:
         raise BundleError(f"{file.name} is damaged or truncated: {fault}") from None
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(state, assign=True)
     except RuntimeError as fault:
         first = str(fault).splitlines()[-1].strip()
         raise BundleError(f"{file.name} does not fit {CONFIG_FILE}: {first}") from None
@@ -293,9 +307,13 @@ def _load_weights(module: nn.Module, file: Path) -> None:
 def _check_hashes(path: Path, config: BundleConfig) -> None:
     for name, expected in config.files.items():
         file = path / name
-        if not file.resolve().is_relative_to(path.resolve()):
+        try:
+            inside, there = file.resolve().is_relative_to(path.resolve()), file.is_file()
+        except (OSError, ValueError) as fault:  # longer than names may be, or with a NUL
+            raise BundleError(f"{CONFIG_FILE} names {name!r}, which is no file: {fault}") from None
+        if not inside:
             raise BundleError(f"{CONFIG_FILE} names {name!r}, which lies outside the bundle")
-        if not file.is_file():
+        if not there:
             raise BundleError(f"{name} is missing from {str(path)!r}")
         found = _sha256(file)
         if found != expected:

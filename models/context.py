@@ -1,7 +1,10 @@
 """Prompt → token ids → CLIP's text tower → context vector, through open_clip."""
 
+import json
+import math
+import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from models.errors import ContextError
@@ -17,6 +21,11 @@ from models.model import Conditioning, Context, Size
 from models.torchvision_ops import declare_missing_operators
 
 LOCAL_PREFIX = "local-dir:"
+_CONFIG, _WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+_MOST_LAYERS = 256
+_MORE_THAN_FILE = 1.1  # weights of a model that its file may lack, such as masks
+# Of a configuration: other libraries' towers and tokenizers, which may bring code or fetch files.
+_OUTSIDE = {"hf_model_name", "hf_tokenizer_name", "timm_model_name", "tokenizer_kwargs"}
 
 
 class ClipReference(BaseModel):
@@ -47,15 +56,20 @@ def load_clip(reference: ClipReference, folder: Path | None = None) -> Clip:
     """Load the CLIP that `reference` names, in float32, frozen; no pickle is read.
 
     Raises:
-        ContextError: open_clip does not know it, or its files are missing or damaged.
+        ContextError: open_clip does not know it, its files are missing or damaged, or it could
+            run code.
     """
     declare_missing_operators()
     import open_clip
 
     name = reference.model
     if name.startswith(LOCAL_PREFIX) and folder is not None:
-        name = LOCAL_PREFIX + str(folder / name.removeprefix(LOCAL_PREFIX))
+        name = LOCAL_PREFIX + str(_inside(folder, name.removeprefix(LOCAL_PREFIX)))
+    elif folder is not None and _is_pickle(reference.pretrained):
+        raise ContextError(f"CLIP weights {reference.pretrained!r} are a file, not safetensors")
     try:
+        if name.startswith(LOCAL_PREFIX):
+            _check_size(open_clip, name)
         model = open_clip.create_model(
             name, pretrained=reference.pretrained, require_pretrained=True, weights_only=True
         )
@@ -74,6 +88,74 @@ def load_clip(reference: ClipReference, folder: Path | None = None) -> Clip:
         tuple(shape["std"]),
         side,
     )
+
+
+def _inside(folder: Path, relative: str) -> Path:
+    """The folder of a bundle's CLIP, if open_clip will read nothing but tensors and text there.
+
+    It would also take pickled weights where there are no others, and tokenizers with code.
+
+    Raises:
+        ContextError: it lies outside the bundle, has no safetensors, or brings a tokenizer.
+    """
+    try:
+        path = (folder / relative).resolve()
+        description = json.loads((path / _CONFIG).read_text("utf-8"))
+        there = (path / _WEIGHTS).is_file()
+    except (OSError, ValueError, RecursionError) as fault:
+        raise ContextError(f"CLIP {relative!r} did not load: {fault}") from None
+    if not path.is_relative_to(folder.resolve()):
+        raise ContextError(f"CLIP {relative!r} lies outside the bundle")
+    if not there:
+        raise ContextError(f"CLIP {relative!r} has no {_WEIGHTS}")
+    if not isinstance(description, dict):
+        raise ContextError(f"CLIP {relative!r}: {_CONFIG} should hold a JSON object")
+    if _most_layers(description) > _MOST_LAYERS:
+        raise ContextError(f"CLIP {relative!r} has more than {_MOST_LAYERS} layers")
+    if found := _OUTSIDE & set(_names(description)):
+        raise ContextError(f"CLIP {relative!r} names {min(found)!r}: what is not open_clip's own")
+    return path
+
+
+def _most_layers(description: dict[str, Any]) -> int:
+    """Of a tower; each takes time to build, however small it is."""
+    towers = description.get("model_cfg")
+    found = [
+        tower["layers"]
+        for tower in (towers.values() if isinstance(towers, dict) else ())
+        if isinstance(tower, dict) and isinstance(tower.get("layers"), int | list)
+    ]
+    counts = [
+        sum(n for n in one if isinstance(n, int)) if isinstance(one, list) else one for one in found
+    ]
+    return max(counts, default=0)
+
+
+def _is_pickle(pretrained: str | None) -> bool:
+    """Whether that is a file, not one of open_clip's own tags, and of another kind than ours."""
+    named = pretrained is not None and (os.sep in pretrained or Path(pretrained).suffix != "")
+    return named and not str(pretrained).endswith(".safetensors")
+
+
+def _names(entry: dict[str, Any] | list[Any]) -> Iterator[str]:
+    """All names of JSON objects in there."""
+    if isinstance(entry, dict):
+        yield from entry
+    for inner in entry.values() if isinstance(entry, dict) else entry:
+        if isinstance(inner, dict | list):
+            yield from _names(inner)
+
+
+def _check_size(open_clip: Any, name: str) -> None:
+    """Raise ValueError if the configuration asks for more memory than the file's weights have."""
+    folder = Path(name.removeprefix(LOCAL_PREFIX))
+    with torch.device("meta"):
+        described = open_clip.create_model(name, device="meta", load_weights=False)
+    needs = sum(tensor.numel() for tensor in described.state_dict().values())
+    with safe_open(folder / _WEIGHTS, "pt") as file:
+        has = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    if needs > _MORE_THAN_FILE * has:
+        raise ValueError(f"{_CONFIG} describes {needs} weights, and {_WEIGHTS} has {has}")
 
 
 def encode_text(model: Any, tokens: Tensor) -> Tensor:
@@ -100,7 +182,10 @@ class ContextEncoder:
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._cache_size = cache_size
         self.context_length = int(self.clip.model.context_length)  # type: ignore[arg-type]
-        self.width = int(self._embed("").shape[0])
+        try:
+            self.width = int(self._embed("").shape[0])
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as fault:
+            raise ContextError(f"the CLIP encodes no text: {fault}") from fault
 
     @property
     def empty(self) -> Tensor:

@@ -1,6 +1,7 @@
 """The denoising network: a small U-Net over pixel-unshuffled pictures."""
 
 import itertools
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +22,17 @@ class UNetConfig(BaseModel):
 
     image_size: int = Field(ge=4, le=1024)
     channels: int = Field(default=4, ge=1, le=4)
-    context_width: int = Field(ge=1)
-    patch: int = Field(default=2, ge=1, description="pixel-unshuffle factor of the stem")
-    width: int = Field(default=64, ge=8, multiple_of=8, description="channels of the first level")
-    multipliers: tuple[int, ...] = (1, 2, 4)
-    blocks: int = Field(default=1, ge=1, description="residual blocks per level, down and up")
+    context_width: int = Field(ge=1, le=65536)
+    patch: int = Field(default=2, ge=1, le=1024, description="pixel-unshuffle factor of the stem")
+    width: int = Field(
+        default=64, ge=8, le=65536, multiple_of=8, description="channels of the first level"
+    )
+    multipliers: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(
+        default=(1, 2, 4), min_length=1, max_length=11
+    )
+    blocks: int = Field(
+        default=1, ge=1, le=64, description="residual blocks per level, down and up"
+    )
     attention_levels: tuple[int, ...] = (1, 2)
 
     @model_validator(mode="after")

@@ -12,8 +12,8 @@ class UpscalerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     channels: int = Field(default=4, ge=1, le=4)
-    width: int = Field(default=32, ge=4)
-    blocks: int = Field(default=4, ge=1)
+    width: int = Field(default=32, ge=4, le=65536)
+    blocks: int = Field(default=4, ge=1, le=1024)
 
 
 class Upscaler(nn.Module):

@@ -11,6 +11,7 @@ from rq.worker_registration import clean_worker_registry
 
 from app import keys
 from app.jobs.record import JobRecord, JobStatus, Problem, RecordTooNew
+from app.jobs.room import Room
 from app.jobs.store import JobStore
 from app.storage.base import ImageStorage, StorageError
 from worker import problems
@@ -22,7 +23,7 @@ __all__ = ["Recovery"]
 
 _log = structlog.get_logger()
 _IMAGES_AT_ONCE = 100
-_EXPIRE_WITHIN_S = 2.0  # storage may be slow, and the worker's heart has to beat
+_EXPIRE_WITHIN_S = 0.5  # storage may be slow, and the worker's heart has to beat
 _FAILURES_LOOKED_AT = 64
 
 
@@ -42,6 +43,7 @@ class Recovery:
         self._ledger = ledger
         self._results = results
         self._storage = storage
+        self._room = Room(redis)
 
     def recover(self, own: Container[str]) -> int:
         """Take care of every job whose lease ran out, but for this worker's `own` executions.
@@ -127,19 +129,15 @@ class Recovery:
             self._fail_record(record, problems.worker_lost(record.attempts))
 
     def expire_images(self) -> int:
-        """Delete images past their time, a bounded number; how many there were."""
-        past = self._redis.zrangebyscore(
-            keys.IMAGE_EXPIRY, "-inf", time.time(), start=0, num=_IMAGES_AT_ONCE
-        )
-        names = cast(list[bytes], past)
+        """Delete images past their time, the oldest first, a bounded number; how many it were."""
+        names = self._room.expired(time.time(), _IMAGES_AT_ONCE)
         end = time.monotonic() + _EXPIRE_WITHIN_S
         done = [
             name
             for name in names
             if time.monotonic() < end and self._delete(name.decode("utf-8", "replace"))
         ]
-        if done:
-            self._redis.zrem(keys.IMAGE_EXPIRY, *done)
+        self._room.forget(done)
         return len(done)
 
     def _delete(self, name: str) -> bool:
@@ -155,6 +153,7 @@ class Recovery:
     def tidy_registries(self) -> None:
         """Forget what ended long ago, and workers that are gone, as RQ does now and then."""
         now = time.time()
+        self._room.mend()
         for name in keys.QUEUES:
             self._redis.zremrangebyscore(f"rq:finished:{name}", "-inf", now)
             self._redis.zremrangebyscore(f"rq:failed:{name}", "-inf", now)

@@ -51,6 +51,7 @@ __all__ = ["Runner"]
 _log = structlog.get_logger()
 _LOOK_S = 1.0  # a wake-up may have been missed
 _RECOVER_S = 1.0
+_EXPIRE_S = 1.0
 _TIDY_S = 10.0
 _BUSY_WAIT_S = 0.1
 _IDLE_WAIT_S = 0.5
@@ -133,6 +134,7 @@ class Runner(RegisteredWorker):
         self._look_now = True
         self._looks, self._recoveries = _Every(_LOOK_S), _Every(_RECOVER_S)
         self._beats, self._tidying = _Every(settings.lease_s / 5), _Every(_TIDY_S)
+        self._expiries = _Every(_EXPIRE_S)
         self._stop_asked_at: float | None = None
         self._stop_at = float("inf")
         self._served = 0
@@ -328,8 +330,10 @@ class Runner(RegisteredWorker):
         if self._tidying.due(now):
             self._recovery.agree_on_failures()
             self._recovery.tidy_registries()
-            self._recovery.expire_images()
             self._tidying.done(now)
+        if self._expiries.due(now):
+            self._recovery.expire_images()
+            self._expiries.done(now)
 
     def _leave(self) -> None:
         """Stop the threads, give back what is left, and let RQ forget this worker."""

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -15,11 +15,24 @@ from app.jobs.forecast import Engine, Load, forecast
 from app.jobs.ids import made_at
 from app.jobs.record import JobRecord, JobRequest, JobStatus
 from app.jobs.scripts import OLDEST
+from app.keys import COME_AGAIN
 
 __all__ = ["Outlook", "Outlooks", "load_of"]
 
+_COME_AGAIN = """
+-- KEYS[1] the last time that somebody was told to come again
+-- ARGV[1] now   ARGV[2] seconds in which there is room for one more   ARGV[3] most seconds
+-- Returns seconds, as text: a time of their own for each, so that they do not all come at once.
+local now, most = tonumber(ARGV[1]), tonumber(ARGV[3])
+local at = math.max(now, tonumber(redis.call('GET', KEYS[1]) or '0')) + tonumber(ARGV[2])
+at = math.min(at, now + most)
+redis.call('SET', KEYS[1], string.format('%.6f', at), 'EX', math.ceil(most) + 1)
+return string.format('%.6f', at - now)
+"""
+
 _FRESH_S = 0.5  # one look at the queues serves all who ask meanwhile
 _SHARE = 0.1  # of the time at most goes into looking: a long queue is looked at less often
+_LONGEST_S = 60.0
 _DEEPEST = 2000  # jobs of a queue that are played forward; those behind are estimated by work
 
 
@@ -66,6 +79,17 @@ class _Model:
         return max(alone, sum(map(_work, [*before, load])) / rate)
 
 
+def _jobs_per_s(models: Iterable[_Model]) -> float:
+    """How many of the jobs that wait are taken in a second."""
+    found = 0.0
+    for model in models:
+        waiting = [one for loads in model.waiting.values() for one in loads]
+        rate = sum(one.micro_batch / one.seconds_per_call for one in model.engines)
+        work = sum(map(_work, waiting))
+        found += len(waiting) * rate / work if work else 0.0
+    return found
+
+
 def load_of(job_id: str, request: JobRequest, steps_left: float, since: float = 0.0) -> Load:
     """What a job still asks of an engine."""
     return Load(job_id, request.rows, steps_left, request.forwards / request.steps, since)
@@ -86,6 +110,7 @@ class Outlooks:
         self._loads: dict[str, tuple[str, Load]] = {}  # by job: its model, and what it asks
         self._looked_at = float("-inf")
         self._look_again_at = float("-inf")
+        self._come_again = redis.register_script(_COME_AGAIN)
 
     async def of(
         self, records: Sequence[JobRecord], ahead: Mapping[str, int] | None = None
@@ -96,10 +121,40 @@ class Outlooks:
             return [Outlook()] * len(records)
         if ahead is None:
             ahead = await self._positions(open_ones)
+        await self._look_if_due()
+        return [self._outlook(record, ahead.get(record.id)) for record in records]
+
+    async def room_s(self) -> float | None:
+        """Seconds until there is room in the queues for one more, after all who were told so.
+
+        At most as long as it takes until nothing waits; None where that is not known.
+        """
+        await self._look_if_due()
+        models = self._models.values()
+        per_s = _jobs_per_s(models)
+        if not per_s:
+            return None
+        waiting = sum(len(loads) for model in models for loads in model.waiting.values())
+        most = max(1.0, min(_LONGEST_S, waiting / per_s))
+        args = [f"{time.time():.6f}", f"{1 / per_s:.6f}", f"{most:.6f}"]
+        return float(await cast(Awaitable[bytes], self._come_again([COME_AGAIN], args)))
+
+    async def next_end_s(self, job_ids: Sequence[str]) -> float | None:
+        """Seconds until the first of these jobs is done; None where that is not known."""
+        await self._look_if_due()
+        since = time.monotonic() - self._looked_at
+        ends = [
+            model.ends[job_id] - since
+            for model in self._models.values()
+            for job_id in job_ids
+            if job_id in model.ends
+        ]
+        return max(0.0, min(ends)) if ends else None
+
+    async def _look_if_due(self) -> None:
         async with self._lock:
             if time.monotonic() >= self._look_again_at:
                 await self._look()
-        return [self._outlook(record, ahead.get(record.id)) for record in records]
 
     def _outlook(self, record: JobRecord, ahead: int | None) -> Outlook:
         if record.status.terminal:

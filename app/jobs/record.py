@@ -93,6 +93,12 @@ class JobRequest(_Frozen):
         return self.steps + sum(first <= share <= last for share in shares)
 
     @property
+    def most_bytes(self) -> int:
+        """More than its images can take in storage: raw pixels, and the recipe in three forms."""
+        texts = len(self.prompt) + len(self.negative_prompt or "")
+        return self.n * (5 * self.width * self.height + 4096 + 64 * texts)
+
+    @property
     def width(self) -> int:
         """Pixels across."""
         return int(self.size.split("x")[0])

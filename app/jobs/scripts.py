@@ -4,6 +4,7 @@ Records keep what a script needs to close them (`owner`, `retention_s`), so work
 settings of the API's. Scripts build the owner's keys from `OWNER_PREFIX`.
 """
 
+from app.jobs.room import ROOM
 from app.keys import (
     CANCELS,
     EVENTS,
@@ -20,7 +21,6 @@ __all__ = [
     "FINISH",
     "OLDEST",
     "PROGRESS",
-    "RATE",
     "REQUEUE",
     "START",
     "SUBMIT",
@@ -29,7 +29,9 @@ __all__ = [
 
 # announce(id, status): one status event.
 # close(key, id, status, now): make a job terminal; returns when it expires.
-_SHARED = f"""
+_SHARED = (
+    ROOM
+    + f"""
 local function announce(id, status)
   redis.call('PUBLISH', '{EVENTS}',
     cjson.encode({{kind = 'status', job_id = id, status = status}}))
@@ -50,10 +52,12 @@ local function close(key, id, status, now)
   if type(cjson.decode(kept[3] or '{{}}').webhook_url) == 'string' then
     redis.call('ZADD', '{WEBHOOKS_DUE}', now, id)
   end
+  release(id)
   announce(id, status)
   return expires_at
 end
 """
+)
 
 # made_before(key, id, idempotency, body): how a submission ends that came before, or nil.
 # remember(idempotency, body, id, ttl): let the next one with this key find the job.
@@ -131,8 +135,9 @@ SUBMIT = (
 -- ARGV[9] the record and ARGV[10] the RQ job as JSON: field, value, field, value, ...
 -- ARGV[11] what the RQ job calls, as RQ packs it   ARGV[12] model   ARGV[13] owner   ARGV[14] cost
 -- ARGV[15] pictures asked for   ARGV[16] most of them in a day, '' for no limit
+-- ARGV[17] bytes that all images may take, '' for no limit   ARGV[18] bytes that its may
 -- Returns {{outcome, detail}}: accepted (job id, jobs before it) | replayed (job id) | mismatch
--- | repeats (job id) | full | busy | spent (pictures of today)
+-- | repeats (job id) | full | busy | spent (pictures of today) | stored (when there will be room)
 local id = ARGV[1]
 local before = made_before(KEYS[1], id, KEYS[4], ARGV[3])
 if before then return before end
@@ -158,6 +163,10 @@ if redis.call('SCARD', KEYS[3]) >= cap then
   if active >= cap then return {{'busy', tostring(active)}} end
 end
 
+if ARGV[17] ~= '' then
+  local lack = lacking(ARGV[18], ARGV[17])
+  if lack > 0 then return {{'stored', room_at(lack)}} end
+end
 if ARGV[16] ~= '' then
   local spent = tonumber(redis.call('GET', KEYS[10]) or '0')
   if spent + tonumber(ARGV[15]) > tonumber(ARGV[16]) then return {{'spent', tostring(spent)}} end
@@ -165,6 +174,7 @@ if ARGV[16] ~= '' then
   redis.call('EXPIRE', KEYS[10], 172800)
 end
 
+if ARGV[17] ~= '' then promise(id, ARGV[18]) end
 local prefix = string.sub(KEYS[1], 1, -1 - string.len(id))
 local fresh = redis.call('SCARD', KEYS[3]) == 0
 redis.call('HSET', KEYS[1], unpack(cjson.decode(ARGV[9])))
@@ -191,18 +201,26 @@ ANSWER = (
 -- KEYS[1] job record   KEYS[2] owner's jobs   KEYS[3] idempotency record   KEYS[4] repeats
 -- ARGV[1] job id   ARGV[2] created_at   ARGV[3] sha256 of the body, '' without idempotency key
 -- ARGV[4] idempotency ttl in s   ARGV[5] the record as JSON: field, value, field, value, ...
--- ARGV[6..] names of its images
--- Returns {{outcome, detail}}: accepted | replayed (job id) | mismatch
+-- ARGV[6] bytes that all images may take, '' for no limit   ARGV[7] bytes of its own
+-- ARGV[8..] names of its images, each followed by its bytes
+-- Returns {{outcome, detail}}: accepted | replayed (job id) | mismatch | stored (as of SUBMIT)
 local id = ARGV[1]
 local before = made_before(KEYS[1], id, KEYS[3], ARGV[3])
 if before then return before end
+if ARGV[6] ~= '' then
+  local lack = lacking(ARGV[7], ARGV[6])
+  if lack > 0 then return {{'stored', room_at(lack)}} end
+end
 redis.call('HSET', KEYS[1], unpack(cjson.decode(ARGV[5])))
 redis.call('ZADD', KEYS[2], ARGV[2], id)
 remember(KEYS[3], ARGV[3], id, ARGV[4])
 -- Its end, as every other job's.
 local expires_at = close(KEYS[1], id, 'succeeded', ARGV[2])
 offer(KEYS[4], id, expires_at)
-for i = 6, #ARGV do redis.call('ZADD', '{IMAGE_EXPIRY}', expires_at, ARGV[i]) end
+for i = 8, #ARGV, 2 do
+  redis.call('ZADD', '{IMAGE_EXPIRY}', expires_at, ARGV[i])
+  store(ARGV[i], ARGV[i + 1])
+end
 return {{'accepted', id}}
 """
 )
@@ -312,7 +330,7 @@ FINISH = (
 -- KEYS[1] job record   KEYS[2] repeats, where its images may answer the next such request
 -- ARGV[1] job id   ARGV[2] execution, '' for a job that no worker holds
 -- ARGV[3] status   ARGV[4] now   ARGV[5] images as JSON   ARGV[6] warnings as JSON
--- ARGV[7] error as JSON or ''   ARGV[8..] names of the images
+-- ARGV[7] error as JSON or ''   ARGV[8..] names of the images, each followed by its bytes
 -- Returns 1, or 0 when the job is not this execution's any more.
 local now = redis.call('HMGET', KEYS[1], 'status', 'execution', 'total_steps')
 local held = now[1] == 'running' and now[2] == ARGV[2]
@@ -323,7 +341,10 @@ if ARGV[7] ~= '' then redis.call('HSET', KEYS[1], 'error', ARGV[7]) end
 if ARGV[3] == 'succeeded' then redis.call('HSET', KEYS[1], 'step', now[3]) end
 local expires_at = close(KEYS[1], ARGV[1], ARGV[3], ARGV[4])
 if KEYS[2] then offer(KEYS[2], ARGV[1], expires_at) end
-for i = 8, #ARGV do redis.call('ZADD', '{IMAGE_EXPIRY}', expires_at, ARGV[i]) end
+for i = 8, #ARGV, 2 do
+  redis.call('ZADD', '{IMAGE_EXPIRY}', expires_at, ARGV[i])
+  store(ARGV[i], ARGV[i + 1])
+end
 return 1
 """
 )
@@ -360,22 +381,4 @@ for i, queue in ipairs(KEYS) do
   found[i] = oldest
 end
 return found
-"""
-
-RATE = """
--- KEYS[1] submissions of one key, scored by time
--- ARGV[1] now   ARGV[2] window in s   ARGV[3] most in any window   ARGV[4] unique member
--- Returns {allowed, left, seconds until one more is free}
-local now, window, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - window)
-local used = redis.call('ZCARD', KEYS[1])
-local allowed = 0
-if used < most then
-  redis.call('ZADD', KEYS[1], ARGV[1], ARGV[4])
-  redis.call('EXPIRE', KEYS[1], window + 1)
-  used, allowed = used + 1, 1
-end
-local oldest = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
-local reset = math.ceil(tonumber(oldest[2]) + window - now)
-return {allowed, most - used, math.max(1, math.min(window, reset))}
 """

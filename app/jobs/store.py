@@ -99,7 +99,7 @@ class JobStore:
             *(job_id, execution or "", status.value, _now()),
             *(images_json(images), json.dumps(list(warnings), ensure_ascii=False)),
             error.model_dump_json() if error is not None else "",
-            *(image.name for image in images),
+            *(part for image in images for part in (image.name, image.bytes)),
         ]
         named = [keys.job(job_id)] if repeats is None else [keys.job(job_id), repeats]
         written = bool(self._finish(keys=named, args=args))

@@ -26,6 +26,7 @@ __all__ = [
     "Quota",
     "Repeats",
     "Replayed",
+    "StorageFull",
     "Submitter",
     "TooManyActive",
 ]
@@ -88,6 +89,13 @@ class DaySpent:
 
 
 @dataclass(frozen=True)
+class StorageFull:
+    """Its images might take more than `storage_quota_bytes` leaves."""
+
+    room_at: float | None  # unix seconds at which enough will have expired; None: not foreseen
+
+
+@dataclass(frozen=True)
 class Quota:
     """What a key may: jobs of its owner `active` at a time, pictures `per_day` (UTC)."""
 
@@ -96,7 +104,8 @@ class Quota:
     per_day: int | None = None
 
 
-Outcome = Accepted | Replayed | IdempotencyMismatch | Repeats | QueueFull | TooManyActive | DaySpent
+Refusal = QueueFull | TooManyActive | DaySpent | StorageFull
+Outcome = Accepted | Replayed | IdempotencyMismatch | Repeats | Refusal
 
 
 class Submitter:
@@ -134,6 +143,7 @@ class Submitter:
             *(_pairs(to_hash(record)), _pairs(fields), data),
             *(request.model, record.owner, request.rows * request.forwards),
             *(request.n, quota.per_day or ""),
+            *(self._settings.storage_quota_bytes or "", request.most_bytes),
         ]
         # Every key is one of ours, also what is not looked at: a user may be held to them.
         unread = keys.repeat(record.owner, "")
@@ -151,7 +161,9 @@ class Submitter:
         args: list[str | int] = [
             *_start(record, idempotency, self._settings.idempotency_ttl_s),
             _pairs(to_hash(record)),
-            *(image.name for image in record.images),
+            self._settings.storage_quota_bytes or "",
+            sum(image.bytes for image in record.images),
+            *(part for image in record.images for part in (image.name, image.bytes)),
         ]
         named = [
             *(keys.job(record.id), keys.owner_jobs(record.owner)),
@@ -224,4 +236,6 @@ def _outcome(word: str, detail: str, ahead: str = "0") -> Outcome:
             return TooManyActive(int(detail))
         case "spent":
             return DaySpent(int(detail))
+        case "stored":
+            return StorageFull(float(detail) if detail else None)
     raise ValueError(f"submission answered {word!r}, which is no known outcome")

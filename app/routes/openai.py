@@ -62,6 +62,7 @@ _DONE = format_sse_event(data_str="[DONE]")
                 errors.PolicyViolation,
                 errors.QuotaExceeded,
                 errors.QueueFull,
+                errors.StorageFull,
                 errors.JobFailed,
             ),
             errors.JobNotFinished,

@@ -64,6 +64,7 @@ _POLL = {"Retry-After": header("Poll hint in seconds, while the job is not termi
                 errors.PolicyViolation,
                 errors.QuotaExceeded,
                 errors.QueueFull,
+                errors.StorageFull,
             ),
         ),
     },

@@ -51,6 +51,7 @@ _FILE = {"schema": {"type": "string", "contentMediaType": "application/octet-str
                 errors.PolicyViolation,
                 errors.QuotaExceeded,
                 errors.QueueFull,
+                errors.StorageFull,
             ),
             *(errors.JobFailed, errors.JobNotFinished),
         ),

@@ -145,6 +145,7 @@ const WORDS = {
   "model-not-found": ["This model is not here any more.", "Choose another one in the options."],
   "signature-expired": ["The link to this picture has expired.", "Reload the page for a fresh one."],
   "quota-exceeded": ["That is as much as your key may ask for now.", "Let some jobs end, or wait a little."],
+  "storage-full": ["The storage of images is full.", "Room comes as older pictures expire."],
   "queue-full": ["The queue is full.", "Many jobs wait already."],
   unavailable: ["The service cannot draw right now.", ""],
   "not-ready": ["The service is still starting.", "The model is being loaded."],

@@ -3,9 +3,11 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from models.bundle import Bundle, load_bundle, read_config, save_config
 from models.errors import BundleError
@@ -119,6 +121,108 @@ def test_a_file_outside_the_bundle_is_refused(copy: Path) -> None:
     edit(copy, files={"../secret": "0" * 64})
     with pytest.raises(BundleError, match="outside the bundle"):
         load_bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300])
+def test_a_file_that_cannot_be_one_is_refused(copy: Path, name: str) -> None:
+    edit(copy, files={name: "0" * 64})
+    with pytest.raises(BundleError, match="is no file"):
+        load_bundle(copy)
+
+
+def test_a_config_of_endless_depth_is_refused(copy: Path) -> None:
+    (copy / "bundle.json").write_text("[" * 100_000)
+    with pytest.raises(BundleError, match="cannot be read"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{"width": 65536}, {"width": 8 * 10**9}, {"blocks": 10**9}, {"multipliers": [0, -1]}],
+    ids=str,
+)
+def test_no_configuration_takes_memory_that_its_file_has_not(
+    copy: Path, shape: dict[str, Any]
+) -> None:
+    """A network of this width has a terabyte; it is refused before anything is allocated."""
+    edit(
+        copy,
+        files={},
+        denoiser={**json.loads((copy / "bundle.json").read_text())["denoiser"], **shape},
+    )
+    with pytest.raises(BundleError, match=r"denoiser|does not fit"):
+        load_bundle(copy)
+
+
+def test_a_clip_of_pickled_weights_is_refused(copy: Path) -> None:
+    """open_clip would take them where there are no others."""
+    weights = load_file(copy / "clip" / "open_clip_model.safetensors")
+    torch.save(weights, copy / "clip" / "open_clip_pytorch_model.bin")
+    (copy / "clip" / "open_clip_model.safetensors").unlink()
+    edit(copy, files={})
+    with pytest.raises(BundleError, match=r"has no open_clip_model.safetensors"):
+        load_bundle(copy)
+
+
+def edit_clip(folder: Path, tower: str, **changes: object) -> None:
+    file = folder / "clip" / "open_clip_config.json"
+    entry = json.loads(file.read_text())
+    entry["model_cfg"][tower] |= changes
+    file.write_text(json.dumps(entry))
+    edit(folder, files={})
+
+
+@pytest.mark.parametrize("text", ["1", "[]", "null", '"x"', "{}", '{"model_cfg": 3}'])
+def test_a_clip_without_a_description_is_refused(copy: Path, text: str) -> None:
+    """The fuzzer's first find."""
+    (copy / "clip" / "open_clip_config.json").write_text(text)
+    edit(copy, files={})
+    with pytest.raises(BundleError, match="CLIP"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("tower", "changes", "message"),
+    [
+        ("text_cfg", {"vocab_size": 2**34}, "describes"),
+        ("text_cfg", {"layers": 10**9}, "layers"),
+        ("vision_cfg", {"layers": [10**9] * 4}, "layers"),
+        ("vision_cfg", {"width": 2**20}, "describes"),
+    ],
+)
+def test_no_clip_takes_memory_that_its_file_has_not(
+    copy: Path, tower: str, changes: dict[str, Any], message: str
+) -> None:
+    edit_clip(copy, tower, **changes)
+    with pytest.raises(BundleError, match=message):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize("weights", ["clip.pt", "weights/clip.bin", "./clip"])
+def test_a_clip_named_by_a_file_of_pickles_is_refused(copy: Path, weights: str) -> None:
+    edit(copy, clip={"model": "ViT-B-32", "pretrained": weights})
+    with pytest.raises(BundleError, match="not safetensors"):
+        load_bundle(copy)
+
+
+def test_a_clip_outside_the_bundle_is_refused(copy: Path) -> None:
+    (copy / "clip").rename(copy.parent / "elsewhere")
+    edit(copy, files={}, clip={"model": "local-dir:../elsewhere"})
+    with pytest.raises(BundleError, match="outside the bundle"):
+        load_bundle(copy)
+
+
+def test_a_tokenizer_that_brings_code_is_refused(copy: Path) -> None:
+    """transformers runs what the tokenizer's folder holds where its arguments say that it may."""
+    (copy / "clip" / "tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": ["tokenizer.Mine", None]}})
+    )
+    (copy / "clip" / "tokenizer.py").write_text(f"open({str(copy / 'ran')!r}, 'w')\n")
+    kwargs = {"trust_remote_code": True}
+    edit_clip(copy, "text_cfg", hf_tokenizer_name="x", tokenizer_kwargs=kwargs)
+    with pytest.raises(BundleError, match="hf_tokenizer_name"):
+        load_bundle(copy)
+    assert not (copy / "ran").exists()
 
 
 def test_saving_the_config_refreshes_the_hashes(copy: Path) -> None:

@@ -23,7 +23,17 @@ RESTART_S = 0.3
 class Plant:
     """`with` starts it in `folder`; whatever dies is started again after a moment."""
 
-    def __init__(self, folder: Path, bundle: Path, *, workers: int, lease_s: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        bundle: Path,
+        *,
+        workers: int,
+        lease_s: int,
+        call_s: float = 0.004,
+        **settings: str,
+    ) -> None:
+        """`call_s`: least time of a call of the network; `settings`: more of them, or others."""
         self.folder, self.data = folder, folder / "data"
         self.images = self.data / "images"
         self.redis = EmbeddedRedis(folder / "redis")
@@ -34,7 +44,9 @@ class Plant:
             "threads": "1",
             "queue_cap": "200",
             "slots": "8",
+            **settings,
         }
+        self._call_s = call_s
         self.workers: list[Any] = [None] * workers
         self.names = [""] * workers
         self.api: subprocess.Popen[bytes] | None = None
@@ -103,7 +115,7 @@ class Plant:
         variables = {f"AVOCAT_{name.upper()}": str(value) for name, value in values.items()}
         said = self.folder / "workers.log"
         self.workers[at] = FORKSERVER.Process(
-            target=run_main, args=(variables, ["--name", self.names[at]], 0.004, said)
+            target=run_main, args=(variables, ["--name", self.names[at]], self._call_s, said)
         )
         self.workers[at].start()
 

@@ -198,7 +198,8 @@ def test_what_rq_info_declares_abandoned_fails_here_too(scene: Scene) -> None:
     assert scene.store.get(job).error.type == "/problems/worker-lost"
 
 
-def test_images_past_their_time_are_deleted(scene: Scene) -> None:
+def test_images_past_their_time_are_deleted(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.recovery._EXPIRE_WITHIN_S", 60.0)
     for i in range(130):
         scene.storage.write(f"old_{i}.png", b"old")
         scene.client.zadd(keys.IMAGE_EXPIRY, {f"old_{i}.png": time.time() - 1})

@@ -78,6 +78,10 @@ class PipelineConfig(ModelConfig):
     samplers: tuple[Sampler, ...] = SAMPLERS
     default_background: str = "white"
     files: dict[str, str]
+    # Of a single file in the original layout: which it is, whose configurations and vocabulary lie
+    # beside `bundle.json`, each with its sha256.
+    generation: Literal["sd1", "sd2", "sdxl"] | None = None
+    parts: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _default_is_offered(self) -> Self:

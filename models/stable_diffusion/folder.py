@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from models.errors import BundleError
 
-__all__ = ["INDEX", "Component", "Folder", "read_folder"]
+__all__ = ["INDEX", "Component", "Folder", "read_folder", "read_parts"]
 
 INDEX = "model_index.json"
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -47,6 +47,7 @@ class Component:
     config: Mapping[str, Any]
     weights: tuple[Path, ...] = ()
     others: tuple[Path, ...] = ()  # configuration and vocabulary
+    generation: str | None = None  # of a single file, whose weights have their original names
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -95,28 +96,50 @@ def read_folder(path: Path, variant: str | None = None) -> Folder:
     return Folder(path, index, {name: _component(path / name, variant) for name in names})
 
 
+def read_parts(path: Path, file: Path, generation: str) -> Folder:
+    """The same of a single file in the original layout; `path` has what `write_parts` wrote.
+
+    Raises:
+        BundleError: one of them is missing.
+    """
+    index = _read_json(path / INDEX)
+    second = str(index.get("_class_name")).startswith("StableDiffusionXL")
+    components = {}
+    for name in _ALWAYS + (_SECOND if second else ()):
+        if name in _STEMS:
+            config = path / name / "config.json"
+            components[name] = Component(_read_json(config), (file,), (config,), generation)
+        else:
+            components[name] = _component(path / name, None)
+    return Folder(file.parent, index, components)
+
+
 def _refuse_file(path: Path) -> None:
     if path.suffix in _PICKLES and path.is_file():
         raise BundleError(
             f"{path.name} is a pickle, which can run any program when it is read, so it is not "
-            f"read here. Convert it where you trust it: {_conversion(path)}"
+            f"read here. Convert it where you trust it: {_conversion_of_file(path)}"
         )
     if path.is_file():
-        raise BundleError(
-            f"{path.name} is a single file; the folder layout of diffusers is needed. Convert it: "
-            f"{_conversion(path)}"
-        )
+        raise BundleError(f"{path.name} is neither a folder nor a .safetensors file")
     if not path.is_dir():
-        raise BundleError(f"there is no folder {str(path)!r}")
+        raise BundleError(f"there is no folder or file {str(path)!r}")
 
 
 def _conversion(path: Path) -> str:
-    call = f'from_single_file("{path}")' if path.is_file() else f'from_pretrained("{path}")'
-    kind = "StableDiffusionPipeline" if path.is_file() else "DiffusionPipeline"
-    out = path.with_suffix("") if path.is_file() else path
     return (
-        f"python -c 'from diffusers import {kind} as P; "
-        f'P.{call}.save_pretrained("{out}-safetensors")\''
+        f"python -c 'from diffusers import DiffusionPipeline as P; "
+        f'P.from_pretrained("{path}").save_pretrained("{path}-safetensors")\''
+    )
+
+
+def _conversion_of_file(path: Path) -> str:
+    """Needs torch and safetensors alone, and runs nothing of the pickle."""
+    return (
+        "python -c 'import torch, safetensors.torch as s; "
+        f'd = torch.load("{path}", "cpu", weights_only=True); d = d.get("state_dict", d); '
+        "s.save_file({k: v.clone().contiguous() for k, v in d.items() if torch.is_tensor(v)}, "
+        f'"{path.with_suffix(".safetensors")}")\''
     )
 
 

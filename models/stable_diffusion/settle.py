@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod, sqrt
+from types import MappingProxyType
 from typing import Any, Final
 
 from models.errors import BundleError
@@ -42,13 +43,20 @@ class Wishes:
     steps: int | None = None
     guidance_scale: float | None = None
     clip_skip: int = 0
+    prediction: Parameterisation | None = None
     sizes: tuple[Size, ...] = ()
     license: str = "unknown"
     description: str = ""
 
 
-def settle(folder: Folder, name: str, wishes: Wishes, files: Mapping[str, str]) -> PipelineConfig:
-    """Everything about the model but its weights.
+def settle(
+    folder: Folder,
+    name: str,
+    wishes: Wishes,
+    files: Mapping[str, str],
+    parts: Mapping[str, str] = MappingProxyType({}),
+) -> PipelineConfig:
+    """Everything about the model but its weights; `parts` are those of a single file.
 
     Raises:
         BundleError: the files ask for something that is not served here; names it.
@@ -64,7 +72,7 @@ def settle(folder: Folder, name: str, wishes: Wishes, files: Mapping[str, str]) 
         license=wishes.license,
         source=folder.path,
         family=family,
-        parameterisation=_parameterisation(scheduler),
+        parameterisation=wishes.prediction or _parameterisation(scheduler),
         noise=_noise(scheduler),
         layout=_layout(scheduler, family),
         clip_skip=wishes.clip_skip,
@@ -74,6 +82,8 @@ def settle(folder: Folder, name: str, wishes: Wishes, files: Mapping[str, str]) 
         default_steps=wishes.steps or steps,
         default_guidance_scale=guidance if wishes.guidance_scale is None else wishes.guidance_scale,
         files=dict(files),
+        generation=folder.components["unet"].generation,
+        parts=dict(parts),
     )
 
 

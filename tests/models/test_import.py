@@ -156,15 +156,6 @@ def test_too_little_memory_is_said_with_sizes(
         load_model(tmp_path / "m")
 
 
-@pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors"])
-def test_single_files_come_with_the_way_to_convert_them(
-    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / name).write_bytes(b"\x80\x04")
-    assert main([str(tmp_path / name), "--name", "x", "--into", str(tmp_path / "m")]) == 1
-    assert "from_single_file" in capsys.readouterr().err
-
-
 def test_the_command_says_what_it_made(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

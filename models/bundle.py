@@ -166,6 +166,9 @@ class Bundle:
         reads = self.config.parameterisation
         return trajectory(self.schedule, sampler, steps, parameterisation=reads)
 
+    def lora_folder(self, path: Path) -> None:
+        """It takes none."""
+
     @torch.inference_mode()
     def develop(self, x: Tensor, size: Size) -> Tensor:
         """A finished row `[C, H, W]` in the size that was asked for."""

@@ -6,7 +6,17 @@ from pydantic import BaseModel, ConfigDict
 
 from app.jobs.record import Sampler
 
-__all__ = ["ModelCard"]
+__all__ = ["LoraCard", "ModelCard"]
+
+
+class LoraCard(BaseModel):
+    """A LoRA that a model's worker has found; `fault` says why it does not fit the model."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    sha256: str
+    fault: str = ""
 
 
 class ModelCard(BaseModel):
@@ -32,6 +42,7 @@ class ModelCard(BaseModel):
     default_background: str = "transparent"
     max_steps: int  # the training length
     context_length: int = 77  # tokens of a prompt that are read
+    loras: tuple[LoraCard, ...] = ()  # that jobs may name
     is_default: bool = False
     created_at: float = 0.0  # unix seconds, of the bundle
 

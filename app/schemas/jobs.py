@@ -12,13 +12,14 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from app.jobs.record import JobStatus, OutputFormat, Priority, Sampler
+from app.jobs.record import JobStatus, LoraUse, OutputFormat, Priority, Sampler
 from app.schemas.text import PROMPT_PATTERN, check_prompt
 
 __all__ = ["MAX_IMAGES", "MAX_SEED", "JobCreate", "JobList", "JobListQuery", "JobObject", "Time"]
 
 MAX_SEED = 2**53 - 1  # the largest integer that JSON carries safely
 MAX_IMAGES = 8
+MAX_LORAS = 4
 MAX_URL_CHARACTERS = 2048
 MAX_METADATA_BYTES = 4096
 PUBLIC_URL_PATTERN = r"^https://([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.){1,4}[a-z]{2,24}(/[!-~]*)?$"
@@ -58,6 +59,17 @@ Text = Annotated[
     ),
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class LoraAsk(BaseModel):
+    """A LoRA by its name, and how strongly it acts."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: Annotated[str, Field(min_length=1, max_length=200)] = Field(
+        description="One of the model's `loras`"
+    )
+    weight: Annotated[float, Field(ge=-4, le=4)] = Field(1.0, description="0: as if it were none")
 
 
 class JobCreate(BaseModel):
@@ -115,6 +127,10 @@ class JobCreate(BaseModel):
     best_of: Annotated[int, Field(ge=1, le=MAX_IMAGES), Integral] | None = Field(
         None, description="n to 8 candidates are drawn, and the best n by CLIP score kept"
     )
+    lora: Annotated[list[LoraAsk], Field(max_length=MAX_LORAS)] = Field(
+        default_factory=list,
+        description=f"Up to {MAX_LORAS} LoRAs of the model, each with its weight",
+    )
     cache: bool = Field(True, description="Whether an identical earlier result may be given")
     metadata: Annotated[dict[str, str], Field(max_length=16), AfterValidator(_small)] = Field(
         default_factory=dict,
@@ -144,6 +160,7 @@ class ResolvedRequest(BaseModel):
     best_of: int
     cache: bool
     webhook_url: str | None
+    lora: list[LoraUse]
 
 
 class Progress(BaseModel):

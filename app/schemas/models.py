@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from app.jobs.models import ModelCard
+from app.jobs.models import LoraCard, ModelCard
 
 __all__ = ["ModelList", "ModelObject"]
 
@@ -34,6 +34,7 @@ class ModelObject(BaseModel):
     context_length: int
     is_default: bool
     exact: bool
+    loras: list[LoraCard] = Field(description="That jobs may name, and why the others do not fit")
 
     @classmethod
     def of(cls, card: ModelCard, *, is_default: bool) -> "ModelObject":

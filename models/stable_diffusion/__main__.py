@@ -54,8 +54,8 @@ def _tell(what: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="avocat import",
-        description="Make local Stable Diffusion weights (a folder in the layout of diffusers, or a "
-        "single file in the original one; safetensors) a model that is served. They stay where "
+        description="Make local Stable Diffusion weights (a folder in the layout of diffusers, or "
+        "a single file in the original one; safetensors) a model that is served. They stay where "
         "they are.",
         epilog="Example: avocat import ~/stable-diffusion-v1-5 --name sd15",
     )

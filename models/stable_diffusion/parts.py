@@ -5,7 +5,7 @@ That is its configurations, and CLIP's vocabulary, which open_clip brings.
 
 import gzip
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,12 @@ _PADDING: Final[Mapping[str, Mapping[str, str]]] = {
     "sd2": {"tokenizer": "!"},
     "sdxl": {"tokenizer": _MARKS[1], "tokenizer_2": "!"},
 }
+_CLASSES: Final[Mapping[str, Sequence[str]]] = {
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
+}
 
 
 def write_parts(path: Path, generation: str, configs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -34,7 +40,10 @@ def write_parts(path: Path, generation: str, configs: Mapping[str, Mapping[str, 
     for name, padding in _PADDING[generation].items():
         _write_tokenizer(path / name, padding)
     xl = generation == "sdxl"
-    index = {"_class_name": f"StableDiffusion{'XL' if xl else ''}Pipeline"}
+    index: dict[str, Any] = {"_class_name": f"StableDiffusion{'XL' if xl else ''}Pipeline"}
+    index |= {name: ["transformers", "CLIPTokenizer"] for name in _PADDING[generation]}
+    index |= {name: _CLASSES[name] for name in configs if name in _CLASSES}
+    index["scheduler"] = ["diffusers", configs["scheduler"]["_class_name"]]
     _write_json(path / INDEX, index | ({"force_zeros_for_empty_prompt": True} if xl else {}))
 
 

@@ -1,16 +1,18 @@
 """An imported model, loaded: U-Net, autoencoder and text towers behind the engine's interface."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from models.model import Shape, Size
+from models.model import Adapters, Shape, Size
 from models.samplers import Sampler, Trajectory, trajectory
 from models.schedule import NoiseSchedule
 from models.stable_diffusion.config import PipelineConfig
+from models.stable_diffusion.lora import applied
+from models.stable_diffusion.lora_folder import LoraFolder
 from models.stable_diffusion.text import TextEncoders
 
 __all__ = ["Autoencoder", "LatentDenoiser", "Pipeline"]
@@ -26,17 +28,28 @@ class LatentDenoiser(nn.Module):
         self._sized = sized
         self._guided = guided
 
-    def forward(self, x_t: Tensor, timestep: Tensor, states: Tensor, *more: Tensor) -> Tensor:
-        """`x_t` `[B, C, h, w]`, `timestep` `[B]`, `states` `[B, L, D]` → the prediction."""
+    def forward(
+        self,
+        x_t: Tensor,
+        timestep: Tensor,
+        states: Tensor,
+        *more: Tensor,
+        adapters: Sequence[Adapters | None] = (),
+    ) -> Tensor:
+        """`x_t` `[B, C, h, w]`, `timestep` `[B]`, `states` `[B, L, D]` → the prediction.
+
+        `adapters`: the LoRAs of each row.
+        """
         added = {"text_embeds": more[0], "time_ids": more[1]} if self._sized else None
-        out: Tensor = self.network(
-            x_t,
-            timestep,
-            encoder_hidden_states=states,
-            timestep_cond=more[-1] if self._guided else None,
-            added_cond_kwargs=added,
-            return_dict=False,
-        )[0]
+        with applied(adapters):
+            out: Tensor = self.network(
+                x_t,
+                timestep,
+                encoder_hidden_states=states,
+                timestep_cond=more[-1] if self._guided else None,
+                added_cond_kwargs=added,
+                return_dict=False,
+            )[0]
         return out
 
 
@@ -110,6 +123,13 @@ class Pipeline:
         layout = self.config.layout.layout(self.schedule)
         reads = self.config.parameterisation
         return trajectory(self.schedule, sampler, steps, layout, parameterisation=reads)
+
+    def lora_folder(self, path: Path) -> LoraFolder:
+        """The LoRAs in a folder; see `models.model.Model`."""
+        towers = [tower.model for tower in self.context.towers]
+        names = ("text_encoder", "text_encoder_2")
+        networks = dict(zip(names, towers, strict=False)) | {"unet": self.denoiser.network}
+        return LoraFolder(path, networks, self.context.device)
 
     @torch.inference_mode()
     def develop(self, x: Tensor, size: Size) -> Tensor:

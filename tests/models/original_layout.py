@@ -92,7 +92,7 @@ def unet_weights(generation: str, unet: Any) -> dict[str, Tensor]:
     """Those of a U-Net by their original names."""
     attends = ATTENDS[generation][::-1]
     state = unet.state_dict().items()
-    return {f"model.diffusion_model.{_unet_name(key, attends)}": one for key, one in state}
+    return {f"model.diffusion_model.{unet_name(key, attends)}": one for key, one in state}
 
 
 def _plain(encoder: Any) -> dict[str, Tensor]:
@@ -101,7 +101,7 @@ def _plain(encoder: Any) -> dict[str, Tensor]:
     return {k.removeprefix("text_model."): v for k, v in state if "text_projection" not in k}
 
 
-def _unet_name(key: str, attends: Sequence[bool]) -> str:
+def unet_name(key: str, attends: Sequence[bool]) -> str:
     """`attends`: which of the levels on the way up have attention."""
     step = LAYERS_PER_BLOCK + 1
     for end, name in _ENDS.items():

@@ -185,11 +185,11 @@ def test_a_file_or_configuration_that_changed_is_refused(file: Path, tmp_path: P
     config = tmp_path / "m/parts/scheduler/scheduler_config.json"
     before = config.read_text()
     config.write_text(json.dumps({**json.loads(before), "beta_end": 0.1}))
-    with pytest.raises(BundleError, match="scheduler_config.json .* is not what was imported"):
+    with pytest.raises(BundleError, match=r"scheduler_config.json .* is not what was imported"):
         load_model(tmp_path / "m")
     config.write_text(before)
     _with(model__diffusion_model__extra=(1,))(file)
-    with pytest.raises(BundleError, match="one.safetensors .* is not what was imported"):
+    with pytest.raises(BundleError, match=r"one.safetensors .* is not what was imported"):
         load_model(tmp_path / "m")
 
 

@@ -106,7 +106,7 @@ def _or(value: T | None, default: T) -> T:
 def _refuse_what_the_model_has_not(draft: Draft, card: ModelCard) -> None:
     fields = draft.fields
     if fields.size is not None and fields.size not in card.sizes:
-        draft.refuse("size", f"{fields.size!r} should be one of {', '.join(card.sizes)}", "model")
+        _refuse_size(draft, fields.size, card)
     if fields.steps is not None and fields.steps > card.max_steps:
         message = f"{fields.steps} should be at most {card.max_steps}, the training length"
         draft.refuse("steps", message, "model")
@@ -118,6 +118,18 @@ def _refuse_what_the_model_has_not(draft: Draft, card: ModelCard) -> None:
         if begin > end:
             message = f"[{begin}, {end}] ends before it begins; give [from, to]"
             draft.refuse("guidance_interval", message)
+
+
+def _refuse_size(draft: Draft, size: str, card: ModelCard) -> None:
+    free, choice = card.free_sizes, ", ".join(card.sizes)
+    if free is not None and free.allow(size):
+        return
+    if free is not None:
+        choice += (
+            f", or of sides that are multiples of {free.multiple_of} from {free.smallest_side} to "
+            f"{free.largest_side}, together at most {free.most_pixels} pixels"
+        )
+    draft.refuse("size", f"{size!r} should be one of {choice}", "model")
 
 
 def _loras(draft: Draft, card: ModelCard) -> tuple[LoraUse, ...]:

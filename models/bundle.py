@@ -145,6 +145,10 @@ class Bundle:
         side = self.config.image_size
         return tuple((side * factor, side * factor) for factor in self.config.upscales)
 
+    @property
+    def free_sizes(self) -> None:
+        """It draws no others."""
+
     def shape(self, size: Size) -> Shape:
         """Always the native shape: larger pictures are enlarged at the end.
 

@@ -8,6 +8,7 @@ model.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +33,31 @@ __all__ = [
 Context = tuple[Tensor, ...]  # the parts of one row's context, without a batch dimension
 Shape = tuple[int, int, int]  # (C, H, W) of x_t
 Size = tuple[int, int]  # width and height of a picture in pixels
+
+
+class FreeSizes(BaseModel):
+    """Sizes beside the listed ones: sides in pixels, and the most pixels of a picture."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    multiple_of: int
+    smallest_side: int
+    largest_side: int
+    most_pixels: int
+
+    def allow(self, size: Size) -> bool:
+        """Whether a picture may have this size."""
+        return prod(size) <= self.most_pixels and all(
+            side % self.multiple_of == 0 and self.smallest_side <= side <= self.largest_side
+            for side in size
+        )
+
+    def __str__(self) -> str:
+        """For errors."""
+        return (
+            f"multiples of {self.multiple_of} from {self.smallest_side} to {self.largest_side}, "
+            f"together at most {self.most_pixels} pixels"
+        )
 
 
 class ModelConfig(BaseModel):
@@ -144,6 +170,10 @@ class Model(Protocol):
     @property
     def sizes(self) -> tuple[Size, ...]:
         """Pictures it draws, the native size first."""
+
+    @property
+    def free_sizes(self) -> FreeSizes | None:
+        """Further ones, if it draws any."""
 
     @property
     def channels(self) -> int:

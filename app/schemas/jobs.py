@@ -103,7 +103,8 @@ class JobCreate(BaseModel):
         None, description="1: no guidance; absent: the model's default"
     )
     size: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")] | None = Field(
-        None, description='"WxH", one of the model\'s sizes; absent: its native size'
+        None,
+        description='"WxH", one of the model\'s sizes or `free_sizes`; absent: its native size',
     )
     output_format: OutputFormat = "png"
     background: Annotated[str, Field(pattern=r"^(transparent|white|#[0-9a-fA-F]{6})$")] | None = (
@@ -160,7 +161,7 @@ class ResolvedRequest(BaseModel):
     best_of: int
     cache: bool
     webhook_url: str | None
-    lora: list[LoraUse]
+    lora: list[LoraUse] = Field(default_factory=list)
 
 
 class Progress(BaseModel):

@@ -152,9 +152,8 @@ def load_pipeline(path: Path, config: PipelineConfig, device: torch.device | str
     )
     denoiser = LatentDenoiser(unet, sized=folder.is_xl, guided=guidance is not None)
     sha256 = _sha256(path / CONFIG_FILE)
-    return Pipeline(
-        config, schedule, denoiser.eval(), encoders, Autoencoder(modules["vae"]), sha256, path
-    )
+    autoencoder = Autoencoder(modules["vae"], config.sizes[0])
+    return Pipeline(config, schedule, denoiser.eval(), encoders, autoencoder, sha256, path)
 
 
 def _weighed(folder: Folder) -> list[str]:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from models.model import Adapters, Shape, Size
+from models.model import Adapters, FreeSizes, Shape, Size
 from models.samplers import Sampler, Trajectory, trajectory
 from models.schedule import NoiseSchedule
 from models.stable_diffusion.config import PipelineConfig
@@ -16,6 +17,9 @@ from models.stable_diffusion.lora_folder import LoraFolder
 from models.stable_diffusion.text import TextEncoders
 
 __all__ = ["Autoencoder", "LatentDenoiser", "Pipeline"]
+
+
+_ROUNDING = 1.1  # sizes of the same number of pixels differ as much
 
 
 class LatentDenoiser(nn.Module):
@@ -56,7 +60,8 @@ class LatentDenoiser(nn.Module):
 class Autoencoder:
     """Latents as the denoiser knows them, to pixels."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, native: Size) -> None:
+        """`native`: the model's own size in pixels; pictures of more are decoded in tiles."""
         config = network.config
         self.network = network
         self.channels = int(config.latent_channels)  # type: ignore[union-attr, arg-type]
@@ -64,14 +69,21 @@ class Autoencoder:
         self._factor = float(config.scaling_factor)  # type: ignore[union-attr, arg-type]
         self._mean = getattr(config, "latents_mean", None)
         self._std = getattr(config, "latents_std", None)
+        self._whole = _ROUNDING * prod(native) / self.scale**2  # latents
 
     def decode(self, latents: Tensor) -> Tensor:
-        """`[C, h, w]` → `[3, H, W]`, about in [-1, 1]."""
+        """`[C, h, w]` → `[3, H, W]`, about in [-1, 1].
+
+        Large ones in tiles that overlap, as diffusers cuts and blends them, so that the memory of
+        one tile is enough.
+        """
         z = latents[None] / self._factor
         if self._mean is not None and self._std is not None:
             mean, std = (z.new_tensor(one).reshape(1, -1, 1, 1) for one in (self._mean, self._std))
             z = z * std + mean
-        decode: Callable[..., tuple[Tensor]] = self.network.decode  # type: ignore[assignment]
+        tiled = z.shape[2] * z.shape[3] > self._whole
+        decode: Callable[..., tuple[Tensor]]
+        decode = self.network.tiled_decode if tiled else self.network.decode  # type: ignore[assignment]
         return decode(z, return_dict=False)[0][0]
 
 
@@ -102,15 +114,22 @@ class Pipeline:
         """Those of the configuration."""
         return self.config.sizes
 
+    @property
+    def free_sizes(self) -> FreeSizes | None:
+        """Those of the configuration."""
+        return self.config.free_sizes
+
     def shape(self, size: Size) -> Shape:
         """Of the latents of a picture.
 
         Raises:
             ValueError: it draws no such size.
         """
-        if size not in self.sizes:
+        free = self.config.free_sizes
+        if size not in self.sizes and not (free is not None and free.allow(size)):
             drawn = ", ".join(f"{width}x{height}" for width, height in self.sizes)
-            raise ValueError(f"size is '{size[0]}x{size[1]}'; this model draws {drawn}")
+            others = f", and {free}" if free is not None else ""
+            raise ValueError(f"size is '{size[0]}x{size[1]}'; this model draws {drawn}{others}")
         scale = self.autoencoder.scale
         return (self.autoencoder.channels, size[1] // scale, size[0] // scale)
 

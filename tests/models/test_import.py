@@ -44,8 +44,10 @@ def test_an_import_points_to_the_files_and_copies_none(source: Path, tmp_path: P
     model = load_model(tmp_path / "m")
     assert model.config == config
     assert model.shape((80, 48)) == (4, 6, 10)
-    with pytest.raises(ValueError, match="size is '64x80'; this model draws 64x64, 80x48"):
-        model.shape((64, 80))
+    assert model.shape((16, 128)) == (4, 16, 2)
+    for size in ((64, 84), (8, 64), (136, 64), (96, 104)):
+        with pytest.raises(ValueError, match=r"draws 64x64, 80x48, .*, and multiples of 8 from 16"):
+            model.shape(size)
 
 
 def test_half_precision_files_and_parts_are_read(source: Path, tmp_path: Path) -> None:

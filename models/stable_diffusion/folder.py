@@ -18,6 +18,7 @@ _STEMS: Final[Mapping[str, str]] = {
     "text_encoder": "model",
     "text_encoder_2": "model",
 }
+_LORA = "pytorch_lora_weights.safetensors"  # as diffusers saves one
 _PLAIN: Final[Mapping[str, str]] = {"scheduler": "scheduler_config.json"}
 _ALWAYS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _SECOND = ("text_encoder_2", "tokenizer_2")
@@ -37,6 +38,9 @@ _PIPELINES = (
     "LatentConsistencyModelPipeline",
     "StableDiffusionXLPipeline",
     "StableDiffusionXLImg2ImgPipeline",
+    # Of ordinary models; those whose U-Net takes the mask, too, are refused for its channels.
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionXLInpaintPipeline",
 )
 
 
@@ -146,11 +150,28 @@ def _conversion_of_file(path: Path) -> str:
 def _without_index(path: Path) -> Mapping[str, Any]:
     """Folders whose index got lost are known by their components."""
     if not (path / "unet").is_dir():
+        _refuse_part(path)
         found = sorted(one.name for one in path.glob("*.safetensors"))
         hint = f"; it holds single files ({', '.join(found[:3])}): name one" if found else ""
         raise BundleError(f"{str(path)!r} has neither {INDEX} nor a folder unet{hint}")
     second = (path / "text_encoder_2").is_dir()
     return {"_class_name": "StableDiffusionXLPipeline" if second else "StableDiffusionPipeline"}
+
+
+def _refuse_part(path: Path) -> None:
+    """Folders that hold one network of a pipeline, or what is put on top of one."""
+    if (path / _LORA).is_file():
+        raise BundleError(
+            f"{str(path)!r} holds a LoRA ({_LORA}): put it into the folder AVOCAT_LORA_DIR and "
+            "name it in a job"
+        )
+    if (path / "config.json").is_file():
+        kind = str(_read_json(path / "config.json").get("_class_name", "network"))
+        control = " (ControlNets are not served)" if kind.startswith("ControlNet") else ""
+        raise BundleError(
+            f"{str(path)!r} is a {kind}, one part of a model{control}; name the folder of the "
+            "whole pipeline"
+        )
 
 
 def _component(path: Path, variant: str | None) -> Component:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from models.errors import BundleError
+from models.memory import free_bytes
 from models.stable_diffusion.config import PipelineConfig
 from models.stable_diffusion.folder import INDEX, Folder, read_folder, read_parts
 from models.stable_diffusion.modules import (
@@ -22,7 +23,7 @@ from models.stable_diffusion.modules import (
     check_shapes,
     load_weights,
     read_shapes,
-    size_bytes,
+    weight_bytes,
 )
 from models.stable_diffusion.parts import PARTS, write_parts
 from models.stable_diffusion.pipeline import Autoencoder, LatentDenoiser, Pipeline
@@ -35,7 +36,6 @@ __all__ = ["import_folder", "load_pipeline", "read_pipeline_config"]
 
 CONFIG_FILE = "bundle.json"
 _WEIGHED = ("unet", "vae", "text_encoder", "text_encoder_2")
-_FLOAT32 = 4
 _ROOM = 1.1  # of the weights: what else a worker needs
 
 
@@ -195,24 +195,29 @@ def _check_hashes(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def _check_memory(folder: Folder, device: torch.device) -> None:
-    needs = sum(size_bytes(part, folder.components[part], _FLOAT32) for part in _weighed(folder))
-    free = _free_bytes(device)
-    if free is not None and needs * _ROOM > free:
-        raise BundleError(
-            f"not enough memory on {device.type}: the weights take {needs / 1e6:,.0f} MB in "
-            f"float32, and {free / 1e6:,.0f} MB are free"
-        )
+    """Before anything is loaded: the weights on the device, and the largest one on its way there.
+
+    Raises:
+        BundleError: with all sizes.
+    """
+    sizes = {part: weight_bytes(part, folder.components[part]) for part in _weighed(folder)}
+    total = sum(sum(one) for one in sizes.values())
+    named = ", ".join(f"{part} {_megabytes(sum(one))}" for part, one in sizes.items())
+    needs = [(device, int(total * _ROOM), f"{_megabytes(total)} of weights in float32 ({named})")]
+    if device.type != "cpu":
+        largest = max(max(one) for one in sizes.values())
+        needs += [(torch.device("cpu"), 2 * largest, f"the largest weight, {_megabytes(largest)}")]
+    for place, needed, what in needs:
+        free = free_bytes(place)
+        if needed > free:
+            raise BundleError(
+                f"not enough memory on {place}: {what} need {_megabytes(needed)}, and "
+                f"{_megabytes(free)} are free"
+            )
 
 
-def _free_bytes(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-    except OSError:
-        return None
-    sizes = {line.split(":")[0]: line.split()[1] for line in lines}
-    return int(sizes["MemAvailable"]) * 1024
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
 
 
 def _towers(folder: Folder, modules: Mapping[str, Any], at: Path) -> tuple[Tower, ...]:

@@ -13,7 +13,7 @@ from models.stable_diffusion.folder import Component, Folder
 from models.stable_diffusion.single_file import PREFIXES, converted
 from models.torchvision_ops import declare_missing_operators
 
-__all__ = ["build", "check_shapes", "load_weights", "read_shapes", "size_bytes"]
+__all__ = ["build", "check_shapes", "load_weights", "read_shapes", "weight_bytes"]
 
 # Names that older files have for the same weights, as (old, new) ends of a name.
 _RENAMED: Final[Mapping[str, str]] = {
@@ -97,10 +97,10 @@ def check_shapes(module: nn.Module, name: str, component: Component) -> None:
             )
 
 
-def size_bytes(name: str, component: Component, element: int) -> int:
-    """Memory of a component's weights with `element` bytes each."""
+def weight_bytes(name: str, component: Component) -> list[int]:
+    """Memory that each of a component's weights takes in float32."""
     shapes = _shapes(name, component).values()
-    return sum(element * torch.Size(shape).numel() for shape in shapes)
+    return [torch.float32.itemsize * torch.Size(shape).numel() for shape in shapes]
 
 
 def load_weights(module: nn.Module, name: str, component: Component, device: torch.device) -> None:

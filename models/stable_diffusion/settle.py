@@ -114,7 +114,9 @@ def _parameterisation(scheduler: Mapping[str, Any]) -> Parameterisation:
 
 def _noise(scheduler: Mapping[str, Any]) -> TrainingNoise:
     betas, length = scheduler.get("trained_betas"), scheduler.get("num_train_timesteps", 1000)
-    kind = scheduler.get("beta_schedule", "linear")
+    kind, name = scheduler.get("beta_schedule", "linear"), str(scheduler.get("_class_name", ""))
+    if name.startswith(("EDM", "FlowMatch")):
+        raise BundleError(f"scheduler is an {name}, whose noise is not served")
     if betas is None and kind not in _KINDS:
         raise BundleError(
             f"scheduler has beta_schedule {kind!r}; these are served: {', '.join(_KINDS)}"

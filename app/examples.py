@@ -22,7 +22,8 @@ _JOB = {
     "finished_at": "2026-11-23T05:31:50.903Z",
     "expires_at": "2026-11-24T05:31:50.903Z",
     "request": _ASKED
-    | {"n": 1, "priority": "normal", "best_of": 1, "cache": True, "webhook_url": None},
+    | {"n": 1, "priority": "normal", "best_of": 1, "cache": True, "webhook_url": None}
+    | {"lora": []},
     "progress": {"step": 25, "total_steps": 25, "fraction": 1.0},
     "queue_position": None,
     "eta_seconds": None,
@@ -57,6 +58,7 @@ _MODEL = {
     "runtime": "openvino 2026.4.1",
     "native_size": "64x64",
     "sizes": ["64x64", "128x128", "256x256"],
+    "free_sizes": None,
     "channels": 4,
     "samplers": ["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_karras", "euler", "euler_ancestral"],
     "default_sampler": "dpmpp_2m",
@@ -68,6 +70,7 @@ _MODEL = {
     "context_length": 77,
     "exact": True,
     "is_default": True,
+    "loras": [],
 }
 
 # By the name of the schema.

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from app.errors import InvalidRequest
 from app.jobs.models import ModelCard
-from app.jobs.record import JobRequest
+from app.jobs.record import JobRequest, LoraUse
 from app.json_body import JsonBody, pointer
 from app.schemas.jobs import MAX_SEED, JobCreate
 from app.schemas.problems import FieldProblem
@@ -70,6 +70,7 @@ def resolve(draft: Draft, card: ModelCard) -> JobRequest:
         draft.refuse("best_of", f"{candidates} should be at least n = {fields.n}", "n")
     _refuse_what_the_model_has_not(draft, card)
     _refuse_transparency(draft, card)
+    lora = _loras(draft, card)
     seed = secrets.randbelow(MAX_SEED - candidates) if fields.seed is None else fields.seed
     if seed + candidates - 1 > MAX_SEED:
         which = "n" if candidates == fields.n else "best_of"
@@ -94,6 +95,7 @@ def resolve(draft: Draft, card: ModelCard) -> JobRequest:
         best_of=candidates,
         cache=fields.cache,
         webhook_url=fields.webhook_url,
+        lora=lora,
     )
 
 
@@ -104,7 +106,7 @@ def _or(value: T | None, default: T) -> T:
 def _refuse_what_the_model_has_not(draft: Draft, card: ModelCard) -> None:
     fields = draft.fields
     if fields.size is not None and fields.size not in card.sizes:
-        draft.refuse("size", f"{fields.size!r} should be one of {', '.join(card.sizes)}", "model")
+        _refuse_size(draft, fields.size, card)
     if fields.steps is not None and fields.steps > card.max_steps:
         message = f"{fields.steps} should be at most {card.max_steps}, the training length"
         draft.refuse("steps", message, "model")
@@ -116,6 +118,38 @@ def _refuse_what_the_model_has_not(draft: Draft, card: ModelCard) -> None:
         if begin > end:
             message = f"[{begin}, {end}] ends before it begins; give [from, to]"
             draft.refuse("guidance_interval", message)
+
+
+def _refuse_size(draft: Draft, size: str, card: ModelCard) -> None:
+    free, choice = card.free_sizes, ", ".join(card.sizes)
+    if free is not None and free.allow(size):
+        return
+    if free is not None:
+        choice += (
+            f", or of sides that are multiples of {free.multiple_of} from {free.smallest_side} to "
+            f"{free.largest_side}, together at most {free.most_pixels} pixels"
+        )
+    draft.refuse("size", f"{size!r} should be one of {choice}", "model")
+
+
+def _loras(draft: Draft, card: ModelCard) -> tuple[LoraUse, ...]:
+    """What is asked for, by the hashes that the model's worker has announced."""
+    known = {one.name: one for one in card.loras}
+    fit = ", ".join(one.name for one in card.loras if not one.fault)
+    found: dict[str, LoraUse] = {}
+    for asked in draft.fields.lora:
+        lora = known.get(asked.name)
+        if asked.name in found:
+            draft.refuse("lora", f"{asked.name!r} is named twice; give it once, with its weight")
+        elif lora is None:
+            choice = f"should be one of {fit}" if fit else f"is unknown: {card.name!r} has no LoRAs"
+            draft.refuse("lora", f"{asked.name!r} {choice}", "model")
+        elif lora.fault:
+            draft.refuse("lora", lora.fault, "model")
+        else:
+            use = LoraUse(name=lora.name, weight=asked.weight, sha256=lora.sha256)
+            found[asked.name] = use
+    return tuple(found.values())
 
 
 def _refuse_transparency(draft: Draft, card: ModelCard) -> None:

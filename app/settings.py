@@ -83,6 +83,11 @@ class Settings(BaseSettings):
         description="Preset of the bundle that workers draw with, as the model NAME-turbo: turbo, "
         "if the bundle has it; empty: its own defaults",
     )
+    lora_dir: Path | None = Field(
+        None,
+        description="Folder of LoRA files (.safetensors) that jobs of imported models may name; "
+        "it may change at any time; empty: none",
+    )
     api_keys: SecretStr = Field(
         SecretStr(""),
         description="Comma-separated `name:secret` or `name:secret:high`; empty: open to everyone",
@@ -261,7 +266,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         *("redis_url", "signing_key", "metrics_token", "otlp_endpoint", "worker_metrics_port"),
-        *("audit_log", "blocklist", "moderation_url", "moderation_token"),
+        *("audit_log", "blocklist", "moderation_url", "moderation_token", "lora_dir"),
         *("s3_region", "s3_access_key_id", "s3_secret_access_key", "s3_endpoint"),
         "s3_public_endpoint",
         mode="before",

@@ -110,6 +110,7 @@ def _most_pixels(cards: Mapping[str, ModelCard]) -> int:
 
 def _draft(recipe: Recipe, card: ModelCard) -> Draft:
     fields = recipe.model_dump(mode="json", include=_ASKED)
+    fields["lora"] = [{"name": one.name, "weight": one.weight} for one in recipe.lora]
     return Draft(JsonBody(fields | {"model": card.name, "cache": False}, []))
 
 

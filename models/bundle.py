@@ -149,6 +149,10 @@ class Bundle:
         side = self.config.image_size
         return tuple((side * factor, side * factor) for factor in self.config.upscales)
 
+    @property
+    def free_sizes(self) -> None:
+        """It draws no others."""
+
     def shape(self, size: Size) -> Shape:
         """Always the native shape: larger pictures are enlarged at the end.
 
@@ -169,6 +173,9 @@ class Bundle:
         """
         reads = self.config.parameterisation
         return trajectory(self.schedule, sampler, steps, parameterisation=reads)
+
+    def lora_folder(self, path: Path) -> None:
+        """It takes none."""
 
     @torch.inference_mode()
     def develop(self, x: Tensor, size: Size) -> Tensor:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from models.errors import ContextError
-from models.model import Conditioning, Context, Size
+from models.model import Adapters, Conditioning, Context, Size
 from models.torchvision_ops import declare_missing_operators
 
 LOCAL_PREFIX = "local-dir:"
@@ -197,7 +197,12 @@ class ContextEncoder:
         return torch.stack([self._cached(prompt) for prompt in prompts])
 
     def conditioning(
-        self, prompt: str, negative: str | None, guidance_scale: float, size: Size
+        self,
+        prompt: str,
+        negative: str | None,
+        guidance_scale: float,
+        size: Size,
+        adapters: Adapters | None = None,
     ) -> Conditioning:
         """One vector each; the size is the same for all."""
         context, unconditional = self.encode([prompt, negative or ""])

@@ -6,8 +6,9 @@ are one vector for a pixel bundle; hidden states, and what else its weights ask 
 model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -18,11 +19,45 @@ from torch import Tensor
 from models.samplers import UNDISTILLED, Sampler, Trajectory
 from models.schedule import NoiseSchedule
 
-__all__ = ["Conditioning", "Context", "Encoder", "Model", "ModelConfig", "Shape", "Size"]
+__all__ = [
+    "Adapters",
+    "Conditioning",
+    "Context",
+    "Encoder",
+    "Model",
+    "ModelConfig",
+    "Shape",
+    "Size",
+]
 
 Context = tuple[Tensor, ...]  # the parts of one row's context, without a batch dimension
 Shape = tuple[int, int, int]  # (C, H, W) of x_t
 Size = tuple[int, int]  # width and height of a picture in pixels
+
+
+class FreeSizes(BaseModel):
+    """Sizes beside the listed ones: sides in pixels, and the most pixels of a picture."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    multiple_of: int
+    smallest_side: int
+    largest_side: int
+    most_pixels: int
+
+    def allow(self, size: Size) -> bool:
+        """Whether a picture may have this size."""
+        return prod(size) <= self.most_pixels and all(
+            side % self.multiple_of == 0 and self.smallest_side <= side <= self.largest_side
+            for side in size
+        )
+
+    def __str__(self) -> str:
+        """For errors."""
+        return (
+            f"multiples of {self.multiple_of} from {self.smallest_side} to {self.largest_side}, "
+            f"together at most {self.most_pixels} pixels"
+        )
 
 
 class ModelConfig(BaseModel):
@@ -39,6 +74,36 @@ class ModelConfig(BaseModel):
     default_guidance_scale: float = Field(default=3.0, ge=0, le=20)
     default_guidance_interval: tuple[float, float] = (0.0, 1.0)
     default_background: str = "transparent"
+
+
+class Adapters(Protocol):
+    """The LoRAs that a row is drawn with; `key` names them and their weights."""
+
+    @property
+    def key(self) -> tuple[tuple[str, float], ...]: ...
+
+
+class LoraFolder(Protocol):
+    """LoRAs for one model, as files that may come and go."""
+
+    def scan(self) -> Sequence["KnownLora"]:
+        """What is there now."""
+
+    def adapters(self, wanted: Sequence[tuple[str, float, str]]) -> Adapters | None:
+        """Those of (name, weight, sha256); None for none.
+
+        Raises:
+            ValueError: one is gone, has changed, or does not fit.
+        """
+
+
+@dataclass(frozen=True)
+class KnownLora:
+    """A file as the model sees it; `fault` says why it cannot be applied, "" where it can."""
+
+    name: str
+    sha256: str
+    fault: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +131,12 @@ class Encoder(Protocol):
         """Where contexts are."""
 
     def conditioning(
-        self, prompt: str, negative: str | None, guidance_scale: float, size: Size
+        self,
+        prompt: str,
+        negative: str | None,
+        guidance_scale: float,
+        size: Size,
+        adapters: Adapters | None = None,
     ) -> Conditioning:
         """The contexts of one picture; `negative` None is not the same as empty for all models."""
 
@@ -102,6 +172,10 @@ class Model(Protocol):
         """Pictures it draws, the native size first."""
 
     @property
+    def free_sizes(self) -> FreeSizes | None:
+        """Further ones, if it draws any."""
+
+    @property
     def channels(self) -> int:
         """Of its pictures: 4 with alpha, or 3."""
 
@@ -117,6 +191,13 @@ class Model(Protocol):
 
         Raises:
             ScheduleError: a sampler it has not, or more steps than that one takes.
+        """
+
+    def lora_folder(self, path: Path) -> LoraFolder | None:
+        """Its LoRAs from the files in a folder; None where it takes none.
+
+        Before anything is drawn. From then on its denoiser takes `adapters`, those of each row or
+        None, as a keyword.
         """
 
     def develop(self, x: Tensor, size: Size) -> Tensor:

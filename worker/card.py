@@ -11,7 +11,7 @@ import torch
 from redis import Redis
 from redis.client import Pipeline
 
-from app.jobs.models import ModelCard
+from app.jobs.models import FreeSizes, ModelCard
 from app.keys import MODELS, RQ_WORKERS, WORKER_MODEL
 from models.model import Model
 from worker.encoding import encoder_version
@@ -40,7 +40,7 @@ def model_card(model: Model, micro_batch: int, runtime: str, *, exact: bool = Tr
     `runtime` names what executes the network, with its version; `exact`: whether it only sees
     batches of `micro_batch` rows.
     """
-    config = model.config
+    config, free = model.config, model.free_sizes
     return ModelCard(
         name=config.name,
         description=config.description,
@@ -51,6 +51,7 @@ def model_card(model: Model, micro_batch: int, runtime: str, *, exact: bool = Tr
         runtime=runtime,
         native_size=model.sizes[0],
         sizes=tuple(f"{width}x{height}" for width, height in model.sizes),
+        free_sizes=free and FreeSizes(**free.model_dump()),
         channels=4 if model.channels == 4 else 3,
         samplers=config.samplers,
         default_sampler=config.default_sampler,

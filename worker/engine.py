@@ -10,12 +10,13 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.guidance import guide
-from models.model import Model
+from models.model import Adapters, Model
 from models.samplers import step
 from worker.memory import ran_out
 from worker.rows import Row, RowSpec
@@ -258,7 +259,7 @@ class Engine:
             batches = batches + [batches[-1]] * (-len(batches) % self.micro_batch)  # padding
         size = self.micro_batch
         calls = [self._batch(batches[at : at + size]) for at in range(0, len(batches), size)]
-        parts = self._streams.map(self._model.denoiser, calls)
+        parts = self._streams.map(self._call, calls)
         report.calls += len(parts)
         report.rounds += -(-len(parts) // self._streams.count)
         answers = (answer for part in parts for answer in part.unbind())
@@ -276,13 +277,21 @@ class Engine:
             out.index_copy_(0, at, guide(out.index_select(0, at), unconditional, scale))
         return out
 
-    def _batch(self, asked: Sequence[tuple[Row, int]]) -> tuple[Tensor, ...]:
+    def _call(self, adapters: Sequence[Adapters | None], *batch: Tensor) -> Tensor:
+        """Ask the network; `adapters` are those of each row, where one of them has any."""
+        if adapters:
+            return self._model.denoiser(*batch, adapters=adapters)
+        return self._model.denoiser(*batch)
+
+    def _batch(self, asked: Sequence[tuple[Row, int]]) -> tuple[Any, ...]:
         """The arguments of one call of the network with these (row, which context) pairs."""
+        adapters = [row.spec.adapters for row, _ in asked]
+        adapters = adapters if any(adapters) else []
         # Stacking copies into fresh memory: alignment, too, is the same for every micro-batch.
         x = torch.stack([row.x for row, _ in asked])
         timesteps = torch.tensor([row.timestep for row, _ in asked], device=self.device)
         contexts = zip(*(row.contexts[which] for row, which in asked), strict=True)
-        return x, timesteps, *(torch.stack(parts) for parts in contexts)
+        return adapters, x, timesteps, *(torch.stack(parts) for parts in contexts)
 
     def _release(self, rows: Sequence[Row], x: Tensor, report: StepReport) -> None:
         """Let go of the rows that are done or broken; show those that are to be shown."""

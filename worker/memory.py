@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
+from models.memory import free_bytes
+
 __all__ = ["check_fits", "free_bytes", "ran_out"]
 
-_MEMINFO = Path("/proc/meminfo")
-_CGROUP = Path("/sys/fs/cgroup")
 # What torch's allocator of CPU memory, ONNX Runtime and OpenVINO say; none has a class for it.
 _SAYINGS = (
     "can't allocate memory",
@@ -25,19 +25,6 @@ def ran_out(fault: BaseException) -> bool:
         return True
     said = str(fault).lower()
     return isinstance(fault, RuntimeError) and any(saying in said for saying in _SAYINGS)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Bytes that a process may still take, as far as the driver or the kernel can tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    lines = (line.split() for line in _MEMINFO.read_text().splitlines())
-    available = next(int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:")
-    try:  # a container may have less than the machine
-        limit = int((_CGROUP / "memory.max").read_text())
-        return min(available, max(0, limit - int((_CGROUP / "memory.current").read_text())))
-    except (OSError, ValueError):  # no limit
-        return available
 
 
 def check_fits(bundle: Path, device: torch.device) -> None:

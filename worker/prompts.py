@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from PIL import Image
 
 from app.jobs.record import JobRecord, JobRequest
-from models.model import Conditioning, Model
+from models.model import Adapters, Conditioning, Model
+from worker.loras import Loras
 from worker.rows import RowSpec
 
 __all__ = ["MOST_PICTURES", "Order", "Prompts"]
@@ -26,8 +27,9 @@ class Order:
 class Prompts:
     """The model's CLIP, for several threads: encodes prompts, scores pictures."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, loras: Loras | None = None) -> None:
         self._model = model
+        self._loras = loras or Loras(model, None)
         self._lock = threading.Lock()  # the encoder's cache is not made for threads
 
     def order(self, record: JobRecord, token: str) -> Order:
@@ -46,13 +48,15 @@ class Prompts:
         self._model.trajectory(request.sampler, request.steps)  # lcm has fewer than others
         size = (request.width, request.height)
         shape = self._model.shape(size)
-        given = self._conditioning(request)
+        adapters = self._loras.adapters(request.lora)
+        given = self._conditioning(request, adapters)
         rows = tuple(
             RowSpec(
                 job=token, index=i, seed=request.seed + i, sampler=request.sampler,
                 steps=request.steps, guidance_scale=given.guidance_scale,
                 guidance_interval=request.guidance_interval,
                 context=given.context, unconditional=given.unconditional, shape=shape,
+                adapters=adapters,
             )
             for i in range(count)
         )  # fmt: skip
@@ -66,7 +70,7 @@ class Prompts:
         with self._lock:
             return round(float(score(picture, prompt)), 4)
 
-    def _conditioning(self, request: JobRequest) -> Conditioning:
+    def _conditioning(self, request: JobRequest, adapters: Adapters | None) -> Conditioning:
         try:
             with self._lock:
                 return self._model.context.conditioning(
@@ -74,6 +78,7 @@ class Prompts:
                     request.negative_prompt,
                     request.guidance_scale,
                     (request.width, request.height),
+                    adapters,
                 )
         except Exception as fault:  # tokenizers raise many kinds; none is the worker's end
             raise ValueError(f"the prompt cannot be read: {type(fault).__name__}") from fault

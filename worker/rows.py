@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.model import Context, Shape
+from models.model import Adapters, Context, Shape
 from models.samplers import Sampler, Trajectory
 from models.sampling import row_generator
 
@@ -31,6 +31,7 @@ class RowSpec:
     context: Context
     unconditional: Context
     shape: Shape
+    adapters: Adapters | None = None  # LoRAs
 
     @property
     def contexts_match(self) -> bool:

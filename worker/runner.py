@@ -33,6 +33,7 @@ from worker.intake import Intake
 from worker.ledger import Ledger
 from worker.listener import Listener
 from worker.loop import EngineLoop
+from worker.loras import Loras
 from worker.mail import Letter, Mail, Shrunk, StopRequested
 from worker.metrics import Metrics
 from worker.previews import Previews
@@ -87,11 +88,13 @@ class Runner(RegisteredWorker):
         name: str,
         smaller: Smaller | None = None,
         streams: int = 1,
+        loras: Loras | None = None,
     ) -> None:
         """Nothing runs and nothing is registered before `work`.
 
         `smaller`: what draws when batches have to be smaller, the same model if None. `streams`:
-        calls of the network at a time, each with torch's number of threads.
+        calls of the network at a time, each with torch's number of threads. `loras`: the model's,
+        none if None.
         """
         self.profile = NoProfile()
         super().__init__(redis, name=name, model=card.name, lease_s=settings.lease_s)
@@ -107,7 +110,8 @@ class Runner(RegisteredWorker):
         self.metrics = Metrics(engine.slots, engine.device, streams * torch.get_num_threads())
         self._engine_loop = EngineLoop(engine, self._mail, torch.get_num_threads(), self._stepped)
         store = JobStore(redis, self.metrics.ended)
-        prompts = Prompts(model)
+        self._loras = loras or Loras(model, None)
+        prompts = Prompts(model, self._loras)
         results = self._results = Results(model, prompts, card, storage)
         ledger = Ledger(redis, name, settings.lease_s)
         self._ledger = ledger
@@ -174,6 +178,7 @@ class Runner(RegisteredWorker):
             RedisError: Redis was away at the start.
         """
         self._install_signal_handlers()
+        self._loras.start()
         self.register()
         self._announce()
         self._listener.start()
@@ -262,10 +267,11 @@ class Runner(RegisteredWorker):
             self._beats.done(now)
         else:
             self.show_state(held)
-        if not self._announced:
+        if not self._announced or self._card.loras != self._loras.cards:
             self._announce()
 
     def _announce(self) -> None:
+        self._card = self._card.model_copy(update={"loras": self._loras.cards})
         announce(self.connection, self._card)
         self._announced = True
 
@@ -338,6 +344,7 @@ class Runner(RegisteredWorker):
     def _leave(self) -> None:
         """Stop the threads, give back what is left, and let RQ forget this worker."""
         self._engine_loop.stop(_GIVE_UP_S)
+        self._loras.close()
         self._listener.stop()
         self._control.close()
         with suppress(RedisError):

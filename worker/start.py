@@ -17,6 +17,7 @@ from models.loading import load_model
 from models.model import Model
 from worker.capacity import streams, with_capacity
 from worker.card import Smaller, model_card
+from worker.loras import Loras
 from worker.memory import check_fits, free_bytes, ran_out
 from worker.runner import Runner
 from worker.runtimes.choice import with_runtime
@@ -61,6 +62,7 @@ def _loaded(
     settings: Settings, redis: Redis, name: str, device: torch.device, threads: int
 ) -> Runner:
     loaded = load_model(settings.bundle, device, settings.preset)
+    loras = Loras(loaded, settings.lora_dir)
     with _undisturbed(settings.runtimes_dir):
         settings = with_capacity(settings, loaded)
         count = streams(device, settings.micro_batch, threads)
@@ -82,7 +84,7 @@ def _loaded(
     )
     storage = open_storage(settings, patience_s=_STORAGE_PATIENCE_S)
     storage.check()
-    return Runner(redis, model, card, storage, settings, name, smaller, count)
+    return Runner(redis, model, card, storage, settings, name, smaller, count, loras)
 
 
 def _executed(model: Model, settings: Settings, streams: Streams) -> tuple[Model, str]:

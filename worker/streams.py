@@ -8,7 +8,7 @@ padding.
 import threading
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 __all__ = ["Streams"]
 
 Call = Callable[..., Tensor]
-Arguments = tuple[Tensor, ...]
+Arguments = tuple[Any, ...]
 
 
 class Streams:

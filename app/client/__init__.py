@@ -25,7 +25,7 @@ from app.client.errors import (
 from app.client.events import Ended, Event, Preview, Progressed, StatusChanged
 from app.client.retries import Retries
 from app.client.synchronous import Avocat
-from app.client.types import Image, Job, JobFields, Model, Picture, Problem, Verification
+from app.client.types import Image, Job, JobFields, Lora, Model, Picture, Problem, Verification
 
 __all__ = [
     "AsyncAvocat",
@@ -41,6 +41,7 @@ __all__ = [
     "JobFailed",
     "JobFields",
     "JobTimeout",
+    "Lora",
     "Model",
     "NotFound",
     "Picture",

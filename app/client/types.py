@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from app.jobs.record import OutputFormat, Priority, Sampler
 from app.schemas.jobs import ImageObject as Image
@@ -11,7 +11,14 @@ from app.schemas.models import ModelObject as Model
 from app.schemas.problems import ProblemDetails as Problem
 from app.schemas.verification import Verification
 
-__all__ = ["Image", "Job", "JobFields", "Model", "Picture", "Problem", "Verification"]
+__all__ = ["Image", "Job", "JobFields", "Lora", "Model", "Picture", "Problem", "Verification"]
+
+
+class Lora(TypedDict):
+    """A LoRA of the model by its name, and how strongly it acts, 1 if absent."""
+
+    name: str
+    weight: NotRequired[float]
 
 
 class JobFields(TypedDict, total=False):
@@ -32,6 +39,7 @@ class JobFields(TypedDict, total=False):
     webhook_url: str | None
     best_of: int | None
     cache: bool
+    lora: list[Lora]
     metadata: dict[str, str]
 
 

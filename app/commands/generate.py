@@ -18,6 +18,7 @@ from app.client import (
     JobCanceled,
     JobFailed,
     JobFields,
+    Lora,
     Picture,
 )
 from app.client.connection import DEFAULT_SERVER
@@ -68,6 +69,10 @@ Guidance = Annotated[float | None, typer.Option(help="0 to 20: how closely to fo
 Negative = Annotated[str | None, typer.Option(help="What to steer away from.")]
 Background = Annotated[str | None, typer.Option(help="transparent, white or #rrggbb.")]
 Model = Annotated[str | None, typer.Option(help="Name of the model, if there are several.")]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option("--lora", metavar="NAME[:WEIGHT]", help="A LoRA of the model; may be repeated."),
+]
 Cache = Annotated[
     bool, typer.Option("--cache/--no-cache", help="Whether pictures drawn before may be given.")
 ]
@@ -90,6 +95,7 @@ def generate(
     negative_prompt: Negative = None,
     background: Background = None,
     model: Model = None,
+    lora: Loras = None,
     cache: Cache = True,
     server: Server = DEFAULT_SERVER,
     api_key: ApiKey = None,
@@ -128,6 +134,7 @@ def generate(
         "negative_prompt": negative_prompt,
         "background": background,
         "model": model,
+        "lora": [read_lora(one) for one in lora or ()] or None,
         "cache": None if cache else False,
         "output_format": target.picture_format,
     }
@@ -155,13 +162,29 @@ def read_prompts(prompt: str) -> list[str]:
     return prompts
 
 
+def read_lora(text: str) -> Lora:
+    """A LoRA of the form NAME or NAME:WEIGHT."""
+    name, colon, weight = text.rpartition(":")
+    if not colon:
+        return {"name": text}
+    try:
+        return {"name": name, "weight": float(weight)}
+    except ValueError:
+        fail(f"--lora {text!r} should be NAME or NAME:WEIGHT, as style:0.8", ExitCode.BAD_INPUT)
+
+
 def largest_size(client: Avocat, model: str | None) -> str:
-    """The largest of a model's sizes; the default model's if `model` is None."""
+    """The largest of a model's sizes; the default model's if `model` is None.
+
+    The native one of a model that draws any size: beyond it such models repeat themselves.
+    """
     models = client.models()
     chosen = [card for card in models if (card.is_default if model is None else card.id == model)]
     if not chosen:
         names = ", ".join(repr(card.id) for card in models) or "none"
         fail(f"the service has no model {model!r}; it has {names}", ExitCode.BAD_INPUT)
+    if chosen[0].free_sizes is not None:
+        return chosen[0].native_size
     return max(chosen[0].sizes, key=lambda size: int(size.partition("x")[0]))
 
 

@@ -6,7 +6,36 @@ from pydantic import BaseModel, ConfigDict
 
 from app.jobs.record import Sampler
 
-__all__ = ["ModelCard"]
+__all__ = ["FreeSizes", "LoraCard", "ModelCard"]
+
+
+class FreeSizes(BaseModel):
+    """Sizes beside the listed ones: sides in pixels, and the most pixels of a picture."""
+
+    model_config = ConfigDict(frozen=True)
+
+    multiple_of: int
+    smallest_side: int
+    largest_side: int
+    most_pixels: int
+
+    def allow(self, size: str) -> bool:
+        """Whether a picture may have the size "WxH"."""
+        width, height = (int(side) for side in size.split("x"))
+        return width * height <= self.most_pixels and all(
+            side % self.multiple_of == 0 and self.smallest_side <= side <= self.largest_side
+            for side in (width, height)
+        )
+
+
+class LoraCard(BaseModel):
+    """A LoRA that a model's worker has found; `fault` says why it does not fit the model."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    sha256: str
+    fault: str = ""
 
 
 class ModelCard(BaseModel):
@@ -23,6 +52,7 @@ class ModelCard(BaseModel):
     exact: bool = True  # a picture's bytes do not depend on who is drawn beside it
     native_size: tuple[int, int]  # width, height in pixels
     sizes: tuple[str, ...]  # "WxH", native one first
+    free_sizes: FreeSizes | None = None  # None: only those
     channels: Literal[3, 4] = 4  # 4: RGBA
     samplers: tuple[Sampler, ...] = ("ddpm", "ddim", "dpmpp_2m")
     default_sampler: Sampler
@@ -32,6 +62,7 @@ class ModelCard(BaseModel):
     default_background: str = "transparent"
     max_steps: int  # the training length
     context_length: int = 77  # tokens of a prompt that are read
+    loras: tuple[LoraCard, ...] = ()  # that jobs may name
     is_default: bool = False
     created_at: float = 0.0  # unix seconds, of the bundle
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from app import __version__
 from app.jobs.models import ModelCard
-from app.jobs.record import JobRequest, OutputFormat, Sampler
+from app.jobs.record import JobRequest, LoraUse, OutputFormat, Sampler
 
 __all__ = ["PNG_TEXT", "PNG_XMP", "Recipe", "recipe_in_xmp"]
 
@@ -53,6 +53,7 @@ class Recipe(BaseModel):
     model: str
     bundle_sha256: str
     fingerprint: str
+    lora: tuple[LoraUse, ...] = ()
     version: str = __version__
 
     @classmethod
@@ -78,7 +79,8 @@ class Recipe(BaseModel):
 
     def as_json(self) -> str:
         """ASCII JSON: everything else is escaped, so that it fits into any metadata field."""
-        return json.dumps(self.model_dump(), ensure_ascii=True, separators=(",", ":"))
+        fields = self.model_dump(exclude=None if self.lora else {"lora"})
+        return json.dumps(fields, ensure_ascii=True, separators=(",", ":"))
 
     def as_parameters(self) -> str:
         """The text that many programs for generated pictures read and show."""
@@ -93,10 +95,19 @@ class Recipe(BaseModel):
             "Size": self.size,
             "Model hash": self.bundle_sha256[:10],
             "Model": self.model,
+            **self._lora_texts(),
             "Version": f"avocat {self.version}",
         }
         lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))
         return "\n".join(lines)
+
+    def _lora_texts(self) -> dict[str, str]:
+        """Names with hashes as other programs write them, and with weights."""
+        if not self.lora:
+            return {}
+        hashes = ", ".join(f"{_printable(one.name)}: {one.sha256[:12]}" for one in self.lora)
+        weights = ", ".join(f"{_printable(one.name)}: {one.weight:g}" for one in self.lora)
+        return {"Lora hashes": f'"{hashes}"', "Lora weights": f'"{weights}"'}
 
     def as_xmp(self) -> str:
         """An XMP packet: the mark of a generated picture, and the recipe."""

@@ -14,6 +14,7 @@ __all__ = [
     "JobRecord",
     "JobRequest",
     "JobStatus",
+    "LoraUse",
     "Problem",
     "RecordTooNew",
     "StoredImage",
@@ -56,6 +57,14 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+class LoraUse(_Frozen):
+    """A LoRA that a job's pictures are drawn with, and how strongly."""
+
+    name: str
+    weight: float = 1.0
+    sha256: str
+
+
 class JobRequest(_Frozen):
     """A request with every field resolved to the value used."""
 
@@ -75,6 +84,7 @@ class JobRequest(_Frozen):
     best_of: int = 1
     cache: bool = True
     webhook_url: str | None = None  # told of the end
+    lora: tuple[LoraUse, ...] = ()
 
     @property
     def rows(self) -> int:

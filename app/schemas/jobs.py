@@ -12,13 +12,14 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from app.jobs.record import JobStatus, OutputFormat, Priority, Sampler
+from app.jobs.record import JobStatus, LoraUse, OutputFormat, Priority, Sampler
 from app.schemas.text import PROMPT_PATTERN, check_prompt
 
 __all__ = ["MAX_IMAGES", "MAX_SEED", "JobCreate", "JobList", "JobListQuery", "JobObject", "Time"]
 
 MAX_SEED = 2**53 - 1  # the largest integer that JSON carries safely
 MAX_IMAGES = 8
+MAX_LORAS = 4
 MAX_URL_CHARACTERS = 2048
 MAX_METADATA_BYTES = 4096
 PUBLIC_URL_PATTERN = r"^https://([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.){1,4}[a-z]{2,24}(/[!-~]*)?$"
@@ -60,6 +61,17 @@ Text = Annotated[
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+class LoraAsk(BaseModel):
+    """A LoRA by its name, and how strongly it acts."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: Annotated[str, Field(min_length=1, max_length=200)] = Field(
+        description="One of the model's `loras`"
+    )
+    weight: Annotated[float, Field(ge=-4, le=4)] = Field(1.0, description="0: as if it were none")
+
+
 class JobCreate(BaseModel):
     """A request for images. Fields that are not listed here are refused."""
 
@@ -91,7 +103,8 @@ class JobCreate(BaseModel):
         None, description="1: no guidance; absent: the model's default"
     )
     size: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")] | None = Field(
-        None, description='"WxH", one of the model\'s sizes; absent: its native size'
+        None,
+        description='"WxH", one of the model\'s sizes or `free_sizes`; absent: its native size',
     )
     output_format: OutputFormat = "png"
     background: Annotated[str, Field(pattern=r"^(transparent|white|#[0-9a-fA-F]{6})$")] | None = (
@@ -114,6 +127,10 @@ class JobCreate(BaseModel):
     )
     best_of: Annotated[int, Field(ge=1, le=MAX_IMAGES), Integral] | None = Field(
         None, description="n to 8 candidates are drawn, and the best n by CLIP score kept"
+    )
+    lora: Annotated[list[LoraAsk], Field(max_length=MAX_LORAS)] = Field(
+        default_factory=list,
+        description=f"Up to {MAX_LORAS} LoRAs of the model, each with its weight",
     )
     cache: bool = Field(True, description="Whether an identical earlier result may be given")
     metadata: Annotated[dict[str, str], Field(max_length=16), AfterValidator(_small)] = Field(
@@ -144,6 +161,7 @@ class ResolvedRequest(BaseModel):
     best_of: int
     cache: bool
     webhook_url: str | None
+    lora: list[LoraUse] = Field(default_factory=list)
 
 
 class Progress(BaseModel):

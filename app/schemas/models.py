@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from app.jobs.models import ModelCard
+from app.jobs.models import FreeSizes, LoraCard, ModelCard
 
 __all__ = ["ModelList", "ModelObject"]
 
@@ -23,6 +23,7 @@ class ModelObject(BaseModel):
     runtime: str
     native_size: str
     sizes: list[str]
+    free_sizes: FreeSizes | None = Field(None, description="Further ones; null: none but `sizes`")
     channels: int
     samplers: list[str]
     default_sampler: str
@@ -34,6 +35,9 @@ class ModelObject(BaseModel):
     context_length: int
     is_default: bool
     exact: bool
+    loras: list[LoraCard] = Field(
+        default_factory=list, description="That jobs may name; those with a `fault` do not fit"
+    )
 
     @classmethod
     def of(cls, card: ModelCard, *, is_default: bool) -> "ModelObject":

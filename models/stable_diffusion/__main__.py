@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.steps,
         options.guidance_scale,
         options.clip_skip,
+        options.prediction,
         tuple(options.size),
         options.license,
         options.description,
@@ -53,11 +54,12 @@ def _tell(what: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="avocat import",
-        description="Make a local Stable Diffusion folder (diffusers layout, safetensors) a model "
-        "that is served. Its weights stay where they are.",
+        description="Make local Stable Diffusion weights (a folder in the layout of diffusers, or "
+        "a single file in the original one; safetensors) a model that is served. They stay where "
+        "they are.",
         epilog="Example: avocat import ~/stable-diffusion-v1-5 --name sd15",
     )
-    parser.add_argument("path", type=Path, help="folder with model_index.json")
+    parser.add_argument("path", type=Path, help="folder, or a .safetensors file")
     parser.add_argument("--name", required=True, type=_name, help="`model` of a job")
     parser.add_argument("--into", required=True, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--variant", help="of the weights, where there are several: fp16")
@@ -66,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--guidance-scale", type=_scale, help="default guidance, 0 to 20")
     parser.add_argument(
         "--clip-skip", type=_skip, default=0, help="layers of the text encoder left out (0)"
+    )
+    parser.add_argument(
+        "--prediction", choices=("eps", "v"), help="of the U-Net (from the scheduler's)"
     )
     parser.add_argument(
         "--size", type=_size, action="append", default=[], help="WxH, the native one first"

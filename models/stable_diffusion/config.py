@@ -7,7 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.knots import Layout
-from models.model import ModelConfig, Size
+from models.model import FreeSizes, ModelConfig, Size
 from models.samplers import SAMPLERS, Parameterisation, Sampler
 from models.schedule import Kind, NoiseSchedule, Spacing, noise_schedule, schedule_of
 
@@ -75,9 +75,14 @@ class PipelineConfig(ModelConfig):
     clip_skip: int = Field(default=0, ge=0, description="layers of the text encoder left out")
     empty_is_zero: bool = Field(False, description="no negative prompt: zeros, as SDXL's")
     sizes: tuple[Size, ...] = Field(min_length=1)  # the native one first
+    free_sizes: FreeSizes | None = None
     samplers: tuple[Sampler, ...] = SAMPLERS
     default_background: str = "white"
     files: dict[str, str]
+    # Of a single file in the original layout: which it is, whose configurations and vocabulary lie
+    # beside `bundle.json`, each with its sha256.
+    generation: Literal["sd1", "sd2", "sdxl"] | None = None
+    parts: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _default_is_offered(self) -> Self:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from models.errors import BundleError
 
-__all__ = ["INDEX", "Component", "Folder", "read_folder"]
+__all__ = ["INDEX", "Component", "Folder", "read_folder", "read_parts"]
 
 INDEX = "model_index.json"
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -18,6 +18,7 @@ _STEMS: Final[Mapping[str, str]] = {
     "text_encoder": "model",
     "text_encoder_2": "model",
 }
+_LORA = "pytorch_lora_weights.safetensors"  # as diffusers saves one
 _PLAIN: Final[Mapping[str, str]] = {"scheduler": "scheduler_config.json"}
 _ALWAYS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _SECOND = ("text_encoder_2", "tokenizer_2")
@@ -37,6 +38,9 @@ _PIPELINES = (
     "LatentConsistencyModelPipeline",
     "StableDiffusionXLPipeline",
     "StableDiffusionXLImg2ImgPipeline",
+    # Of ordinary models; those whose U-Net takes the mask, too, are refused for its channels.
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionXLInpaintPipeline",
 )
 
 
@@ -47,6 +51,7 @@ class Component:
     config: Mapping[str, Any]
     weights: tuple[Path, ...] = ()
     others: tuple[Path, ...] = ()  # configuration and vocabulary
+    generation: str | None = None  # of a single file, whose weights have their original names
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -95,39 +100,78 @@ def read_folder(path: Path, variant: str | None = None) -> Folder:
     return Folder(path, index, {name: _component(path / name, variant) for name in names})
 
 
+def read_parts(path: Path, file: Path, generation: str) -> Folder:
+    """The same of a single file in the original layout; `path` has what `write_parts` wrote.
+
+    Raises:
+        BundleError: one of them is missing.
+    """
+    index = _read_json(path / INDEX)
+    second = str(index.get("_class_name")).startswith("StableDiffusionXL")
+    components = {}
+    for name in _ALWAYS + (_SECOND if second else ()):
+        if name in _STEMS:
+            config = path / name / "config.json"
+            components[name] = Component(_read_json(config), (file,), (config,), generation)
+        else:
+            components[name] = _component(path / name, None)
+    return Folder(file.parent, index, components)
+
+
 def _refuse_file(path: Path) -> None:
     if path.suffix in _PICKLES and path.is_file():
         raise BundleError(
             f"{path.name} is a pickle, which can run any program when it is read, so it is not "
-            f"read here. Convert it where you trust it: {_conversion(path)}"
+            f"read here. Convert it where you trust it: {_conversion_of_file(path)}"
         )
     if path.is_file():
-        raise BundleError(
-            f"{path.name} is a single file; the folder layout of diffusers is needed. Convert it: "
-            f"{_conversion(path)}"
-        )
+        raise BundleError(f"{path.name} is neither a folder nor a .safetensors file")
     if not path.is_dir():
-        raise BundleError(f"there is no folder {str(path)!r}")
+        raise BundleError(f"there is no folder or file {str(path)!r}")
 
 
 def _conversion(path: Path) -> str:
-    call = f'from_single_file("{path}")' if path.is_file() else f'from_pretrained("{path}")'
-    kind = "StableDiffusionPipeline" if path.is_file() else "DiffusionPipeline"
-    out = path.with_suffix("") if path.is_file() else path
     return (
-        f"python -c 'from diffusers import {kind} as P; "
-        f'P.{call}.save_pretrained("{out}-safetensors")\''
+        f"python -c 'from diffusers import DiffusionPipeline as P; "
+        f'P.from_pretrained("{path}").save_pretrained("{path}-safetensors")\''
+    )
+
+
+def _conversion_of_file(path: Path) -> str:
+    """Needs torch and safetensors alone, and runs nothing of the pickle."""
+    return (
+        "python -c 'import torch, safetensors.torch as s; "
+        f'd = torch.load("{path}", "cpu", weights_only=True); d = d.get("state_dict", d); '
+        "s.save_file({k: v.clone().contiguous() for k, v in d.items() if torch.is_tensor(v)}, "
+        f'"{path.with_suffix(".safetensors")}")\''
     )
 
 
 def _without_index(path: Path) -> Mapping[str, Any]:
     """Folders whose index got lost are known by their components."""
     if not (path / "unet").is_dir():
+        _refuse_part(path)
         found = sorted(one.name for one in path.glob("*.safetensors"))
         hint = f"; it holds single files ({', '.join(found[:3])}): name one" if found else ""
         raise BundleError(f"{str(path)!r} has neither {INDEX} nor a folder unet{hint}")
     second = (path / "text_encoder_2").is_dir()
     return {"_class_name": "StableDiffusionXLPipeline" if second else "StableDiffusionPipeline"}
+
+
+def _refuse_part(path: Path) -> None:
+    """Folders that hold one network of a pipeline, or what is put on top of one."""
+    if (path / _LORA).is_file():
+        raise BundleError(
+            f"{str(path)!r} holds a LoRA ({_LORA}): put it into the folder AVOCAT_LORA_DIR and "
+            "name it in a job"
+        )
+    if (path / "config.json").is_file():
+        kind = str(_read_json(path / "config.json").get("_class_name", "network"))
+        control = " (ControlNets are not served)" if kind.startswith("ControlNet") else ""
+        raise BundleError(
+            f"{str(path)!r} is a {kind}, one part of a model{control}; name the folder of the "
+            "whole pipeline"
+        )
 
 
 def _component(path: Path, variant: str | None) -> Component:

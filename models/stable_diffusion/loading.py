@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,11 +15,20 @@ from pydantic import ValidationError
 from torch import nn
 
 from models.errors import BundleError
+from models.memory import free_bytes
 from models.stable_diffusion.config import PipelineConfig
-from models.stable_diffusion.folder import Folder, read_folder
-from models.stable_diffusion.modules import build, check_shapes, load_weights, size_bytes
+from models.stable_diffusion.folder import INDEX, Folder, read_folder, read_parts
+from models.stable_diffusion.modules import (
+    build,
+    check_shapes,
+    load_weights,
+    read_shapes,
+    weight_bytes,
+)
+from models.stable_diffusion.parts import PARTS, write_parts
 from models.stable_diffusion.pipeline import Autoencoder, LatentDenoiser, Pipeline
 from models.stable_diffusion.settle import Wishes, settle
+from models.stable_diffusion.single_file import configurations, generation_of
 from models.stable_diffusion.text import TextEncoders, Tower
 from models.torchvision_ops import declare_missing_operators
 
@@ -25,7 +36,6 @@ __all__ = ["import_folder", "load_pipeline", "read_pipeline_config"]
 
 CONFIG_FILE = "bundle.json"
 _WEIGHED = ("unet", "vae", "text_encoder", "text_encoder_2")
-_FLOAT32 = 4
 _ROOM = 1.1  # of the weights: what else a worker needs
 
 
@@ -40,30 +50,66 @@ def import_folder(
 ) -> PipelineConfig:
     """Write `into/bundle.json`, which points to the files of `source`; no weight is copied.
 
+    `source` is a folder in the layout of diffusers, or a single safetensors file in the original
+    one; then `into/parts` holds the configurations and the vocabulary that it lacks.
+
     Raises:
         BundleError: the folder is not whole, is damaged, or is not served; names what.
     """
-    folder = read_folder(source, variant)
-    for part in _weighed(folder):
-        progress(f"checking {part}")
-        check_shapes(build(folder, part), part, folder.components[part])
-    hashes: dict[str, str] = {}
-    for component in folder.components.values():
-        for file in component.files:
-            relative = file.relative_to(folder.path).as_posix()
-            progress(f"hashing {relative}")
-            hashes[relative] = _sha256(file)
-    try:
-        config = settle(folder, name, wishes or Wishes(), hashes)
-    except ValidationError as fault:
-        first = fault.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{where}: {first['msg']}") from None
+    wishes = wishes or Wishes()
+    with TemporaryDirectory() as scratch:
+        single = source.suffix == ".safetensors" and source.is_file()
+        parts = Path(scratch) / PARTS
+        folder = _single(source, parts, wishes) if single else read_folder(source, variant)
+        for part in _weighed(folder):
+            progress(f"checking {part}")
+            check_shapes(build(folder, part), part, folder.components[part])
+        try:
+            config = settle(folder, name, wishes, *_hashes(folder, parts, progress))
+        except ValidationError as fault:
+            first = fault.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise BundleError(f"{where}: {first['msg']}") from None
+        _write(into, config, parts)
+    return config
+
+
+def _single(file: Path, parts: Path, wishes: Wishes) -> Folder:
+    """A single file, with its configurations and vocabulary written to `parts`."""
+    file = file.resolve()
+    shapes = read_shapes(file, file.name)
+    generation = generation_of(shapes, file.name)
+    configs = configurations(shapes, generation, file.name, wishes.prediction)
+    write_parts(parts, generation, configs)
+    return read_parts(parts, file, generation)
+
+
+def _hashes(
+    folder: Folder, parts: Path, progress: Callable[[str], None]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Of the files that stay where they are, and of those that are written beside bundle.json."""
+    theirs: dict[str, str] = {}
+    ours: dict[str, str] = {}
+    every = [file for component in folder.components.values() for file in component.files]
+    for file in dict.fromkeys(every):
+        mine = file.is_relative_to(parts)
+        relative = file.relative_to(parts if mine else folder.path).as_posix()
+        progress(f"hashing {relative}")
+        (ours if mine else theirs)[relative] = _sha256(file)
+    if ours:
+        ours[INDEX] = _sha256(parts / INDEX)
+    return theirs, ours
+
+
+def _write(into: Path, config: PipelineConfig, parts: Path) -> None:
     into.mkdir(parents=True, exist_ok=True)
+    if (into / PARTS).is_dir():  # of an earlier import
+        shutil.rmtree(into / PARTS)
+    if config.parts:
+        shutil.copytree(parts, into / PARTS)
     part_file = into / f".{CONFIG_FILE}.part"
     part_file.write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
     os.replace(part_file, into / CONFIG_FILE)  # never half of it
-    return config
 
 
 def read_pipeline_config(entry: Mapping[str, Any]) -> PipelineConfig:
@@ -87,7 +133,7 @@ def load_pipeline(path: Path, config: PipelineConfig, device: torch.device | str
         BundleError: a file is missing, changed or damaged, or memory does not suffice.
     """
     device = torch.device(device)
-    folder = _recorded(config)
+    folder = _recorded(path, config)
     _check_memory(folder, device)
     schedule = config.noise.schedule()
     modules: dict[str, nn.Module] = {}
@@ -97,7 +143,7 @@ def load_pipeline(path: Path, config: PipelineConfig, device: torch.device | str
     unet, shapes = modules["unet"], folder.config("unet")
     guidance: int | None = shapes.get("time_cond_proj_dim")
     encoders = TextEncoders(
-        _towers(folder, modules),
+        _towers(folder, modules, path / PARTS if config.parts else folder.path),
         device,
         width=int(shapes.get("cross_attention_dim", 1280)),
         clip_skip=config.clip_skip,
@@ -106,32 +152,26 @@ def load_pipeline(path: Path, config: PipelineConfig, device: torch.device | str
     )
     denoiser = LatentDenoiser(unet, sized=folder.is_xl, guided=guidance is not None)
     sha256 = _sha256(path / CONFIG_FILE)
-    return Pipeline(
-        config, schedule, denoiser.eval(), encoders, Autoencoder(modules["vae"]), sha256, path
-    )
+    autoencoder = Autoencoder(modules["vae"], config.sizes[0])
+    return Pipeline(config, schedule, denoiser.eval(), encoders, autoencoder, sha256, path)
 
 
 def _weighed(folder: Folder) -> list[str]:
     return [name for name in _WEIGHED if name in folder.components]
 
 
-def _recorded(config: PipelineConfig) -> Folder:
+def _recorded(path: Path, config: PipelineConfig) -> Folder:
     """The folder as it was imported: each file of then, and none that came since."""
     if not config.source.is_dir():
         raise BundleError(
             f"the files of {config.name!r} are gone: there is no folder {str(config.source)!r}; "
             "import it again from where it lies now"
         )
-    for name, expected in config.files.items():
-        file = config.source / name
-        if not file.is_file():
-            raise BundleError(f"{name} is missing from {str(config.source)!r}")
-        found = _sha256(file)
-        if found != expected:
-            raise BundleError(
-                f"{name} of {str(config.source)!r} is not what was imported: its sha256 is "
-                f"{found[:12]}…, {CONFIG_FILE} says {expected[:12]}…; import it again"
-            )
+    _check_hashes(config.source, config.files)
+    if config.generation is not None:
+        _check_hashes(path / PARTS, config.parts)
+        [file] = config.files
+        return read_parts(path / PARTS, config.source / file, config.generation)
     folder = read_folder(config.source)
     kept = {}
     for name, component in folder.components.items():
@@ -141,45 +181,63 @@ def _recorded(config: PipelineConfig) -> Folder:
     return replace(folder, components=kept)
 
 
+def _check_hashes(folder: Path, files: Mapping[str, str]) -> None:
+    for name, expected in files.items():
+        file = folder / name
+        if not file.is_file():
+            raise BundleError(f"{name} is missing from {str(folder)!r}")
+        found = _sha256(file)
+        if found != expected:
+            raise BundleError(
+                f"{name} of {str(folder)!r} is not what was imported: its sha256 is "
+                f"{found[:12]}…, {CONFIG_FILE} says {expected[:12]}…; import it again"
+            )
+
+
 def _check_memory(folder: Folder, device: torch.device) -> None:
-    needs = sum(size_bytes(folder.components[part], _FLOAT32) for part in _weighed(folder))
-    free = _free_bytes(device)
-    if free is not None and needs * _ROOM > free:
-        raise BundleError(
-            f"not enough memory on {device.type}: the weights take {needs / 1e6:,.0f} MB in "
-            f"float32, and {free / 1e6:,.0f} MB are free"
-        )
+    """Before anything is loaded: the weights on the device, and the largest one on its way there.
+
+    Raises:
+        BundleError: with all sizes.
+    """
+    sizes = {part: weight_bytes(part, folder.components[part]) for part in _weighed(folder)}
+    total = sum(sum(one) for one in sizes.values())
+    named = ", ".join(f"{part} {_megabytes(sum(one))}" for part, one in sizes.items())
+    needs = [(device, int(total * _ROOM), f"{_megabytes(total)} of weights in float32 ({named})")]
+    if device.type != "cpu":
+        largest = max(max(one) for one in sizes.values())
+        needs += [(torch.device("cpu"), 2 * largest, f"the largest weight, {_megabytes(largest)}")]
+    for place, needed, what in needs:
+        free = free_bytes(place)
+        if needed > free:
+            raise BundleError(
+                f"not enough memory on {place}: {what} need {_megabytes(needed)}, and "
+                f"{_megabytes(free)} are free"
+            )
 
 
-def _free_bytes(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-    except OSError:
-        return None
-    sizes = {line.split(":")[0]: line.split()[1] for line in lines}
-    return int(sizes["MemAvailable"]) * 1024
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
 
 
-def _towers(folder: Folder, modules: Mapping[str, Any]) -> tuple[Tower, ...]:
-    first = Tower(
-        _tokenizer(folder, "tokenizer"), modules["text_encoder"], folder.is_xl, projected=False
-    )
+def _towers(folder: Folder, modules: Mapping[str, Any], at: Path) -> tuple[Tower, ...]:
+    """`at`: the folder that the tokenizers lie in."""
+    tokenizer = _tokenizer(at / "tokenizer")
+    first = Tower(tokenizer, modules["text_encoder"], folder.is_xl, projected=False)
     if not folder.is_xl:
         return (first,)
-    tokenizer = _tokenizer(folder, "tokenizer_2")
+    tokenizer = _tokenizer(at / "tokenizer_2")
     return (first, Tower(tokenizer, modules["text_encoder_2"], True, projected=True))
 
 
-def _tokenizer(folder: Folder, name: str) -> Any:
+def _tokenizer(path: Path) -> Any:
     declare_missing_operators()
     from transformers import CLIPTokenizer
 
     try:
-        return CLIPTokenizer.from_pretrained(folder.path / name, local_files_only=True)
+        return CLIPTokenizer.from_pretrained(path, local_files_only=True)
     except Exception as fault:  # many kinds; all mean that it did not load
-        raise BundleError(f"{name} did not load: {fault}") from None
+        raise BundleError(f"{path.name} did not load: {fault}") from None
 
 
 def _sha256(file: Path) -> str:

@@ -1,6 +1,6 @@
 """Weights into the networks of diffusers and transformers, every tensor accounted for."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from models.errors import BundleError
 from models.stable_diffusion.folder import Component, Folder
+from models.stable_diffusion.single_file import PREFIXES, converted
 from models.torchvision_ops import declare_missing_operators
 
-__all__ = ["build", "check_shapes", "load_weights", "size_bytes"]
+__all__ = ["build", "check_shapes", "load_weights", "read_shapes", "weight_bytes"]
 
 # Names that older files have for the same weights, as (old, new) ends of a name.
 _RENAMED: Final[Mapping[str, str]] = {
@@ -83,7 +84,7 @@ def check_shapes(module: nn.Module, name: str, component: Component) -> None:
     """
     expected = {key: tuple(one.shape) for key, one in module.state_dict().items()}
     found: dict[str, tuple[int, ...]] = {}
-    for key, shape, _ in _headers(name, component.weights):
+    for key, shape in _shapes(name, component).items():
         if (known := _known_as(key, expected)) is not None:
             found[known] = shape
     for key, shape in expected.items():
@@ -96,10 +97,10 @@ def check_shapes(module: nn.Module, name: str, component: Component) -> None:
             )
 
 
-def size_bytes(component: Component, element: int) -> int:
-    """Memory of a component's weights with `element` bytes each."""
-    headers = _headers("", component.weights)
-    return sum(element * torch.Size(shape).numel() for _, shape, _ in headers)
+def weight_bytes(name: str, component: Component) -> list[int]:
+    """Memory that each of a component's weights takes in float32."""
+    shapes = _shapes(name, component).values()
+    return [torch.float32.itemsize * torch.Size(shape).numel() for shape in shapes]
 
 
 def load_weights(module: nn.Module, name: str, component: Component, device: torch.device) -> None:
@@ -111,12 +112,9 @@ def load_weights(module: nn.Module, name: str, component: Component, device: tor
     check_shapes(module, name, component)
     expected = module.state_dict()
     state: dict[str, Tensor] = {}
-    for file in component.weights:
-        with safe_open(file, "pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - not a mapping
-                if (known := _known_as(key, expected)) is not None:
-                    tensor = tensors.get_tensor(key).to(device, torch.float32)
-                    state[known] = tensor.reshape(expected[known].shape)
+    for key, weight in _weights(name, component):
+        if (known := _known_as(key, expected)) is not None:
+            state[known] = weight.to(device, torch.float32).reshape(expected[known].shape)
     module.load_state_dict(state, assign=True)
     for key, buffer in list(module.named_buffers()):
         if buffer.is_meta:
@@ -133,15 +131,45 @@ def _count_positions(module: nn.Module, key: str, buffer: Tensor, device: torch.
     owner.register_buffer(_IDLE, counted, persistent=False)
 
 
-def _headers(name: str, files: Sequence[Path]) -> Iterator[tuple[str, tuple[int, ...], str]]:
-    for file in files:
-        try:
-            with safe_open(file, "pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118 - not a mapping
-                    part = tensors.get_slice(key)
-                    yield key, tuple(part.get_shape()), part.get_dtype()
-        except (SafetensorError, OSError) as fault:
-            raise BundleError(f"{name}/{file.name} is damaged or truncated: {fault}") from None
+def read_shapes(file: Path, name: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of all weights in a file by their names; its header alone is read.
+
+    Raises:
+        BundleError: it is damaged, or no such file; says so of `name`.
+    """
+    try:
+        with safe_open(file, "pt") as tensors:
+            keys = tensors.keys()
+            return {key: tuple(tensors.get_slice(key).get_shape()) for key in keys}
+    except (SafetensorError, OSError) as fault:
+        raise BundleError(f"{name} is damaged or truncated: {fault}") from None
+
+
+def _shapes(name: str, component: Component) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for file in component.weights:
+        shown = file.name if component.generation else f"{name}/{file.name}"
+        found |= read_shapes(file, shown)
+    if component.generation is None:
+        return found
+    prefix = PREFIXES[component.generation][name]
+    with torch.device("meta"):
+        tensors = {key: torch.empty(one) for key, one in found.items() if key.startswith(prefix)}
+    renamed = converted(name, component.generation, component.config, tensors)
+    return {key: tuple(one.shape) for key, one in renamed.items()}
+
+
+def _weights(name: str, component: Component) -> Iterator[tuple[str, Tensor]]:
+    """Weights one after the other, by the names in a folder's files."""
+    for file in component.weights:
+        with safe_open(file, "pt") as tensors:
+            if component.generation is None:
+                yield from ((key, tensors.get_tensor(key)) for key in tensors.keys())  # noqa: SIM118 - not a mapping
+                continue
+            prefix = PREFIXES[component.generation][name]
+            own = [key for key in tensors.keys() if key.startswith(prefix)]  # noqa: SIM118
+            given = {key: tensors.get_tensor(key) for key in own}
+            yield from converted(name, component.generation, component.config, given).items()
 
 
 def _known_as(key: str, expected: Mapping[str, object]) -> str | None:

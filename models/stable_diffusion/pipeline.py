@@ -1,19 +1,25 @@
 """An imported model, loaded: U-Net, autoencoder and text towers behind the engine's interface."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from models.model import Shape, Size
+from models.model import Adapters, FreeSizes, Shape, Size
 from models.samplers import Sampler, Trajectory, trajectory
 from models.schedule import NoiseSchedule
 from models.stable_diffusion.config import PipelineConfig
+from models.stable_diffusion.lora import applied
+from models.stable_diffusion.lora_folder import LoraFolder
 from models.stable_diffusion.text import TextEncoders
 
 __all__ = ["Autoencoder", "LatentDenoiser", "Pipeline"]
+
+
+_ROUNDING = 1.1  # sizes of the same number of pixels differ as much
 
 
 class LatentDenoiser(nn.Module):
@@ -26,24 +32,36 @@ class LatentDenoiser(nn.Module):
         self._sized = sized
         self._guided = guided
 
-    def forward(self, x_t: Tensor, timestep: Tensor, states: Tensor, *more: Tensor) -> Tensor:
-        """`x_t` `[B, C, h, w]`, `timestep` `[B]`, `states` `[B, L, D]` → the prediction."""
+    def forward(
+        self,
+        x_t: Tensor,
+        timestep: Tensor,
+        states: Tensor,
+        *more: Tensor,
+        adapters: Sequence[Adapters | None] = (),
+    ) -> Tensor:
+        """`x_t` `[B, C, h, w]`, `timestep` `[B]`, `states` `[B, L, D]` → the prediction.
+
+        `adapters`: the LoRAs of each row.
+        """
         added = {"text_embeds": more[0], "time_ids": more[1]} if self._sized else None
-        out: Tensor = self.network(
-            x_t,
-            timestep,
-            encoder_hidden_states=states,
-            timestep_cond=more[-1] if self._guided else None,
-            added_cond_kwargs=added,
-            return_dict=False,
-        )[0]
+        with applied(adapters):
+            out: Tensor = self.network(
+                x_t,
+                timestep,
+                encoder_hidden_states=states,
+                timestep_cond=more[-1] if self._guided else None,
+                added_cond_kwargs=added,
+                return_dict=False,
+            )[0]
         return out
 
 
 class Autoencoder:
     """Latents as the denoiser knows them, to pixels."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, native: Size) -> None:
+        """`native`: the model's own size in pixels; pictures of more are decoded in tiles."""
         config = network.config
         self.network = network
         self.channels = int(config.latent_channels)  # type: ignore[union-attr, arg-type]
@@ -51,14 +69,21 @@ class Autoencoder:
         self._factor = float(config.scaling_factor)  # type: ignore[union-attr, arg-type]
         self._mean = getattr(config, "latents_mean", None)
         self._std = getattr(config, "latents_std", None)
+        self._whole = _ROUNDING * prod(native) / self.scale**2  # latents
 
     def decode(self, latents: Tensor) -> Tensor:
-        """`[C, h, w]` → `[3, H, W]`, about in [-1, 1]."""
+        """`[C, h, w]` → `[3, H, W]`, about in [-1, 1].
+
+        Large ones in tiles that overlap, as diffusers cuts and blends them, so that the memory of
+        one tile is enough.
+        """
         z = latents[None] / self._factor
         if self._mean is not None and self._std is not None:
             mean, std = (z.new_tensor(one).reshape(1, -1, 1, 1) for one in (self._mean, self._std))
             z = z * std + mean
-        decode: Callable[..., tuple[Tensor]] = self.network.decode  # type: ignore[assignment]
+        tiled = z.shape[2] * z.shape[3] > self._whole
+        decode: Callable[..., tuple[Tensor]]
+        decode = self.network.tiled_decode if tiled else self.network.decode  # type: ignore[assignment]
         return decode(z, return_dict=False)[0][0]
 
 
@@ -89,15 +114,22 @@ class Pipeline:
         """Those of the configuration."""
         return self.config.sizes
 
+    @property
+    def free_sizes(self) -> FreeSizes | None:
+        """Those of the configuration."""
+        return self.config.free_sizes
+
     def shape(self, size: Size) -> Shape:
         """Of the latents of a picture.
 
         Raises:
             ValueError: it draws no such size.
         """
-        if size not in self.sizes:
+        free = self.config.free_sizes
+        if size not in self.sizes and not (free is not None and free.allow(size)):
             drawn = ", ".join(f"{width}x{height}" for width, height in self.sizes)
-            raise ValueError(f"size is '{size[0]}x{size[1]}'; this model draws {drawn}")
+            others = f", and {free}" if free is not None else ""
+            raise ValueError(f"size is '{size[0]}x{size[1]}'; this model draws {drawn}{others}")
         scale = self.autoencoder.scale
         return (self.autoencoder.channels, size[1] // scale, size[0] // scale)
 
@@ -110,6 +142,13 @@ class Pipeline:
         layout = self.config.layout.layout(self.schedule)
         reads = self.config.parameterisation
         return trajectory(self.schedule, sampler, steps, layout, parameterisation=reads)
+
+    def lora_folder(self, path: Path) -> LoraFolder:
+        """The LoRAs in a folder; see `models.model.Model`."""
+        towers = [tower.model for tower in self.context.towers]
+        names = ("text_encoder", "text_encoder_2")
+        networks = dict(zip(names, towers, strict=False)) | {"unet": self.denoiser.network}
+        return LoraFolder(path, networks, self.context.device)
 
     @torch.inference_mode()
     def develop(self, x: Tensor, size: Size) -> Tensor:

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod, sqrt
+from math import ceil, prod, sqrt
+from types import MappingProxyType
 from typing import Any, Final
 
 from models.errors import BundleError
-from models.model import Size
+from models.model import FreeSizes, Size
 from models.samplers import Parameterisation, Sampler
 from models.stable_diffusion.config import KIND, LayoutConfig, PipelineConfig, TrainingNoise
 from models.stable_diffusion.folder import Folder
@@ -42,13 +43,20 @@ class Wishes:
     steps: int | None = None
     guidance_scale: float | None = None
     clip_skip: int = 0
+    prediction: Parameterisation | None = None
     sizes: tuple[Size, ...] = ()
     license: str = "unknown"
     description: str = ""
 
 
-def settle(folder: Folder, name: str, wishes: Wishes, files: Mapping[str, str]) -> PipelineConfig:
-    """Everything about the model but its weights.
+def settle(
+    folder: Folder,
+    name: str,
+    wishes: Wishes,
+    files: Mapping[str, str],
+    parts: Mapping[str, str] = MappingProxyType({}),
+) -> PipelineConfig:
+    """Everything about the model but its weights; `parts` are those of a single file.
 
     Raises:
         BundleError: the files ask for something that is not served here; names it.
@@ -64,16 +72,19 @@ def settle(folder: Folder, name: str, wishes: Wishes, files: Mapping[str, str]) 
         license=wishes.license,
         source=folder.path,
         family=family,
-        parameterisation=_parameterisation(scheduler),
+        parameterisation=wishes.prediction or _parameterisation(scheduler),
         noise=_noise(scheduler),
         layout=_layout(scheduler, family),
         clip_skip=wishes.clip_skip,
         empty_is_zero=bool(folder.index.get("force_zeros_for_empty_prompt", folder.is_xl)),
         sizes=wishes.sizes or _sizes(folder),
+        free_sizes=None if wishes.sizes else _free_sizes(folder),
         default_sampler=wishes.sampler or sampler,
         default_steps=wishes.steps or steps,
         default_guidance_scale=guidance if wishes.guidance_scale is None else wishes.guidance_scale,
         files=dict(files),
+        generation=folder.components["unet"].generation,
+        parts=dict(parts),
     )
 
 
@@ -103,7 +114,9 @@ def _parameterisation(scheduler: Mapping[str, Any]) -> Parameterisation:
 
 def _noise(scheduler: Mapping[str, Any]) -> TrainingNoise:
     betas, length = scheduler.get("trained_betas"), scheduler.get("num_train_timesteps", 1000)
-    kind = scheduler.get("beta_schedule", "linear")
+    kind, name = scheduler.get("beta_schedule", "linear"), str(scheduler.get("_class_name", ""))
+    if name.startswith(("EDM", "FlowMatch")):
+        raise BundleError(f"scheduler is an {name}, whose noise is not served")
     if betas is None and kind not in _KINDS:
         raise BundleError(
             f"scheduler has beta_schedule {kind!r}; these are served: {', '.join(_KINDS)}"
@@ -147,15 +160,9 @@ def _defaults(folder: Folder, family: str) -> tuple[Sampler, int, float]:
 
 def _sizes(folder: Folder) -> tuple[Size, ...]:
     """The size it was trained at, others of about as many pixels, and larger ones."""
-    unet, vae = folder.config("unet"), folder.config("vae")
-    scale = 2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1)
-    side = unet.get("sample_size", 64)
-    if isinstance(side, int) and _is_before_0_9(unet) and side < 64:
-        side = 64  # early files say 32, wrongly
-    height, width = (side, side) if isinstance(side, int) else side
-    native = (width * scale, height * scale)
-    # Latents must halve evenly at every level of the U-Net.
-    unit = scale * 2 ** (len(unet.get("block_out_channels", (0,) * 4)) - 1)
+    native, scale = _native(folder)
+    # Latents that halve evenly at every level of the U-Net.
+    unit = scale * 2 ** (len(folder.config("unet").get("block_out_channels", (0,) * 4)) - 1)
     edge = sqrt(prod(native))
     found = [native]
     for ratio in _ASPECTS:
@@ -165,6 +172,29 @@ def _sizes(folder: Folder) -> tuple[Size, ...]:
     even = max(unit, round(edge / unit) * unit)
     found += [(half, even), (even, half), (half, half)]
     return tuple(dict.fromkeys(found))
+
+
+def _native(folder: Folder) -> tuple[Size, int]:
+    """The size it was trained at, and how many pixels wide a latent is."""
+    unet, vae = folder.config("unet"), folder.config("vae")
+    scale = 2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1)
+    side = unet.get("sample_size", 64)
+    if isinstance(side, int) and _is_before_0_9(unet) and side < 64:
+        side = 64  # early files say 32, wrongly
+    height, width = (side, side) if isinstance(side, int) else side
+    return (width * scale, height * scale), scale
+
+
+def _free_sizes(folder: Folder) -> FreeSizes:
+    """Any size in whole latents, neither tiny nor larger than the largest listed one."""
+    native, scale = _native(folder)
+    edge = sqrt(prod(native))
+    return FreeSizes(
+        multiple_of=scale,
+        smallest_side=ceil(edge / 4 / scale) * scale,
+        largest_side=int(2 * edge) // scale * scale,
+        most_pixels=max(prod(size) for size in _sizes(folder)),
+    )
 
 
 def _is_before_0_9(unet: Mapping[str, Any]) -> bool:

@@ -3,15 +3,18 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.model import Conditioning, Context, Size
+from models.model import Adapters, Conditioning, Context, Size
+from models.stable_diffusion.lora import applied
 
 __all__ = ["TextEncoders", "Tower"]
 
+_Encoded = tuple[Tensor, Tensor | None]  # states, and the pooled vector
 _CACHED = 256  # prompts; the states of one are 0.2 to 0.6 MB a chunk
 
 
@@ -78,9 +81,7 @@ class TextEncoders:
     clip_skip: int = 0
     empty_is_zero: bool = False
     guidance_width: int | None = None
-    _cache: OrderedDict[tuple[str, int, int], tuple[Tensor, Tensor | None]] = field(
-        default_factory=OrderedDict
-    )
+    _cache: OrderedDict[tuple[object, ...], _Encoded] = field(default_factory=OrderedDict)
 
     @property
     def context_length(self) -> int:
@@ -102,15 +103,21 @@ class TextEncoders:
 
     @torch.inference_mode()
     def conditioning(
-        self, prompt: str, negative: str | None, guidance_scale: float, size: Size
+        self,
+        prompt: str,
+        negative: str | None,
+        guidance_scale: float,
+        size: Size,
+        adapters: Adapters | None = None,
     ) -> Conditioning:
         """Both contexts, of equal length: the shorter is continued with empty chunks.
 
         As everywhere in this family a scale of 1 or less means no guidance.
         """
         count = max(self._count(prompt), self._count(negative or ""))
-        context = self._parts(prompt, count, size, guidance_scale, skip=self.clip_skip)
-        unconditional = self._parts(negative or "", count, size, guidance_scale, skip=0)
+        read = partial(self._encoded, count=count, adapters=adapters)
+        states = read(prompt, skip=self.clip_skip), read(negative or "", skip=0)
+        context, unconditional = (self._parts(one, size, guidance_scale) for one in states)
         if negative is None and self.empty_is_zero:
             zeros = [torch.zeros_like(part) for part in unconditional[:2]]
             unconditional = (*zeros, *unconditional[2:])
@@ -120,10 +127,8 @@ class TextEncoders:
     def _count(self, prompt: str) -> int:
         return max(len(tower.chunks(prompt)) for tower in self.towers)
 
-    def _parts(
-        self, prompt: str, count: int, size: Size, guidance_scale: float, *, skip: int
-    ) -> Context:
-        states, pooled = self._encoded(prompt, count, skip)
+    def _parts(self, encoded: _Encoded, size: Size, guidance_scale: float) -> Context:
+        states, pooled = encoded
         parts = [states]
         if pooled is not None:
             width, height = size
@@ -134,21 +139,24 @@ class TextEncoders:
             parts.append(_guidance_embedding(guidance_scale, self.guidance_width).to(self.device))
         return tuple(parts)
 
-    def _encoded(self, prompt: str, count: int, skip: int) -> tuple[Tensor, Tensor | None]:
-        key = (prompt, count, skip)
+    def _encoded(
+        self, prompt: str, *, count: int, skip: int, adapters: Adapters | None
+    ) -> _Encoded:
+        key = (prompt, count, skip, adapters.key if adapters is not None else ())
         if key not in self._cache:
-            self._cache[key] = self._encode(*key)
+            self._cache[key] = self._encode(prompt, count, skip, adapters)
             if len(self._cache) > _CACHED:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(key)
         return self._cache[key]
 
-    def _encode(self, prompt: str, count: int, skip: int) -> tuple[Tensor, Tensor | None]:
+    def _encode(self, prompt: str, count: int, skip: int, adapters: Adapters | None) -> _Encoded:
         states, pooled = [], None
         for tower in self.towers:
             chunks = tower.chunks(prompt)
             chunks += tower.chunks("") * (count - len(chunks))
-            one, vector = tower.encode(chunks, skip)
+            with applied([adapters]):  # each chunk is a batch of one row
+                one, vector = tower.encode(chunks, skip)
             states.append(one)
             pooled = vector if vector is not None else pooled
         return torch.cat(states, dim=1), pooled

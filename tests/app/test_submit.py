@@ -49,6 +49,7 @@ async def test_every_field_is_resolved(service: Service) -> None:
         "best_of": 1,
         "cache": True,
         "webhook_url": None,
+        "lora": [],
     }
 
 

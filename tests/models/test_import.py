@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,10 @@ def test_an_import_points_to_the_files_and_copies_none(source: Path, tmp_path: P
     model = load_model(tmp_path / "m")
     assert model.config == config
     assert model.shape((80, 48)) == (4, 6, 10)
-    with pytest.raises(ValueError, match="size is '64x80'; this model draws 64x64, 80x48"):
-        model.shape((64, 80))
+    assert model.shape((16, 128)) == (4, 16, 2)
+    for size in ((64, 84), (8, 64), (136, 64), (96, 104)):
+        with pytest.raises(ValueError, match=r"draws 64x64, 80x48, .*, and multiples of 8 from 16"):
+            model.shape(size)
 
 
 def test_half_precision_files_and_parts_are_read(source: Path, tmp_path: Path) -> None:
@@ -100,6 +103,31 @@ def _drop(source: Path) -> None:
     save_file(state, source / UNET)
 
 
+def _inpainting(source: Path) -> None:
+    change(source / "model_index.json", _class_name="StableDiffusionInpaintPipeline")
+    change(source / "unet/config.json", in_channels=9)
+    state = load_file(source / UNET)
+    wide = torch.zeros(16, 9, 3, 3)
+    save_file({**state, "conv_in.weight": wide}, source / UNET)
+
+
+def _alone(kind: str) -> Callable[[Path], None]:
+    """A folder that has nothing but one network."""
+
+    def damage(source: Path) -> None:
+        shutil.rmtree(source)
+        source.mkdir()
+        (source / "config.json").write_text(json.dumps({"_class_name": kind}))
+
+    return damage
+
+
+def _only_lora(source: Path) -> None:
+    shutil.rmtree(source)
+    source.mkdir()
+    save_file({"a": torch.zeros(1)}, source / "pytorch_lora_weights.safetensors")
+
+
 FAULTS = {
     "a pickle": (_rename, r"a pickle, which can run any program .* Convert it .*save_pretrained"),
     "no part": (lambda at: shutil.rmtree(at / "vae"), r"has no folder vae; a StableDiffusionPip"),
@@ -121,6 +149,24 @@ FAULTS = {
     "a prediction": (
         lambda at: change(at / "scheduler/scheduler_config.json", prediction_type="flow"),
         r"prediction_type 'flow'; these are served: epsilon, v_prediction",
+    ),
+    "another noise": (
+        lambda at: change(at / "scheduler/scheduler_config.json", _class_name="EDMEulerScheduler"),
+        r"scheduler is an EDMEulerScheduler, whose noise is not served",
+    ),
+    "inpainting": (_inpainting, r"takes 9 channels and .* latents have 4: it is an inpainting"),
+    "a ControlNet": (
+        _alone("ControlNetModel"),
+        r"is a ControlNetModel, one part of a model .*ControlNets are not served",
+    ),
+    "a part": (
+        _alone("UNet2DConditionModel"),
+        r"is a UNet2DConditionModel, one part of a model; name the folder of the whole pipeline",
+    ),
+    "a LoRA": (_only_lora, r"holds a LoRA \(pytorch_lora_weights.safetensors\): put it into the"),
+    "a header": (
+        lambda at: (at / UNET).write_bytes(b"\xff" * 8 + (at / UNET).read_bytes()[8:]),
+        r"unet/diffusion_pytorch_model.safetensors is damaged or truncated",
     ),
     "no vocabulary": (lambda at: (at / "tokenizer/vocab.json").unlink(), r"tokenizer has neither"),
 }
@@ -149,20 +195,17 @@ def test_too_little_memory_is_said_with_sizes(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import_folder(source, tmp_path / "m", "mine")
-    monkeypatch.setattr(loading, "_free_bytes", lambda device: 1_000_000)
-    with pytest.raises(
-        BundleError, match=r"memory on cpu: the weights take [0-9]+ MB in float32, and 1 MB"
-    ):
+    monkeypatch.setattr(loading, "free_bytes", lambda device: 1_000_000)
+    sizes = r"unet [0-9]+ MB, vae [0-9]+ MB, text_encoder [0-9]+ MB"
+    message = rf"on cpu: [0-9]+ MB of weights in float32 \({sizes}\) need [0-9]+ MB, and 1 MB are"
+    with pytest.raises(BundleError, match=message):
         load_model(tmp_path / "m")
-
-
-@pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors"])
-def test_single_files_come_with_the_way_to_convert_them(
-    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / name).write_bytes(b"\x80\x04")
-    assert main([str(tmp_path / name), "--name", "x", "--into", str(tmp_path / "m")]) == 1
-    assert "from_single_file" in capsys.readouterr().err
+    # The machine's own memory is looked at as well where the weights go elsewhere.
+    free = {"cuda": 10**12, "cpu": 1_000_000}
+    monkeypatch.setattr(loading, "free_bytes", lambda device: free[device.type])
+    message = r"not enough memory on cpu: the largest weight, 6 MB need 13 MB, and 1 MB are free"
+    with pytest.raises(BundleError, match=message):
+        load_model(tmp_path / "m", "cuda")
 
 
 def test_the_command_says_what_it_made(

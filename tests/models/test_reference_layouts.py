@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from models.errors import ScheduleError
-from models.samplers import Layout, Trajectory, step, trajectory
-from models.schedule import noise_schedule, schedule_of
+from models.samplers import Layout, Parameterisation, Trajectory, step, trajectory
+from models.schedule import NoiseSchedule, noise_schedule, schedule_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 ROWS, SHAPE = 3, (4, 6, 6)
@@ -96,7 +96,36 @@ def test_whole_trajectories_equal_the_reference(
         assert found <= 1e-3, (steps, found)
 
 
-@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "ddim", "dpmpp_2m"])
+# What else files say: noise, what is predicted, and where leading timesteps begin.
+HABITS: dict[str, tuple[dict[str, Any], NoiseSchedule, Parameterisation]] = {
+    "linear": (
+        {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02},
+        noise_schedule("linear", 1000, 0.0001, 0.02),
+        "eps",
+    ),
+    "cosine": ({"beta_schedule": "squaredcos_cap_v2"}, noise_schedule("cosine"), "v"),
+    "picture": ({"prediction_type": "sample"}, SCHEDULE, "denoised"),
+}
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("habit", HABITS)
+@pytest.mark.parametrize("sampler", CLASSES)
+def test_other_noise_predictions_and_offsets_equal_the_reference(
+    sampler: str, habit: str, offset: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, schedule, predicts = HABITS[habit]
+    names = {"eps": "epsilon", "v": "v_prediction", "denoised": "sample"}
+    more = {"prediction_type": names[predicts], "timestep_spacing": "leading"}
+    config = {**OLD, **said, **more, "steps_offset": offset}
+    last = float(schedule.alphas_cumprod[0])
+    layout = Layout("leading", offset=offset, last=last, fixed_stride=True, between=True)
+    way = trajectory(schedule, sampler, 7, layout, parameterisation=predicts)  # type: ignore[arg-type]
+    found = difference(sampler, 7, scheduler_of(sampler, config), way, monkeypatch)
+    assert found <= 1e-3, found
+
+
+@pytest.mark.parametrize("sampler", CLASSES)
 def test_zero_terminal_snr_equals_the_reference(
     sampler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

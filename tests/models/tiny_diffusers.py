@@ -1,21 +1,18 @@
 """Pipelines of diffusers with random weights, in the layout and with the habits of public ones."""
 
-import gzip
 import json
 import warnings
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from models.stable_diffusion.parts import clip_vocabulary
 from models.torchvision_ops import declare_missing_operators
 
 declare_missing_operators()
 
 import diffusers  # noqa: E402 - after the operators that it looks for
-import open_clip  # noqa: E402
-from open_clip.tokenizer import bytes_to_unicode  # noqa: E402
 from transformers import (  # noqa: E402
     CLIPTextConfig,
     CLIPTextModel,
@@ -54,23 +51,11 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 FAMILIES = tuple(SCHEDULERS)
 
 
-@cache
-def _vocabulary() -> tuple[str, str]:
-    """vocab.json and merges.txt of CLIP, from open_clip's copy of its merges."""
-    file = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
-    merges = gzip.decompress(file.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
-    letters = list(bytes_to_unicode().values())
-    words = [*letters, *(f"{one}</w>" for one in letters), *("".join(m.split()) for m in merges)]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    ids = {word: number for number, word in enumerate(words)}
-    return json.dumps(ids), "#version: 0.2\n" + "\n".join(merges) + "\n"
-
-
 def _write_tokenizer(folder: Path, pad: str) -> None:
     folder.mkdir(parents=True)
-    vocabulary, merges = _vocabulary()
-    (folder / "vocab.json").write_text(vocabulary)
-    (folder / "merges.txt").write_text(merges)
+    vocabulary, merges = clip_vocabulary()
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
     marks = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": pad}
     marks["unk_token"] = "<|endoftext|>"
     (folder / "special_tokens_map.json").write_text(json.dumps(marks))
@@ -131,16 +116,23 @@ def _autoencoder(family: str) -> Any:
 def build_pipeline(path: Path, family: str, *, seed: int = 0, variant: str | None = None) -> Path:
     """Save a pipeline of `family` with random weights to `path` and return it."""
     torch.manual_seed(seed)
-    path.mkdir(parents=True)
     xl = family in ("sdxl", "turbo")
     parts: dict[str, Any] = {"unet": _unet(family), "vae": _autoencoder(family)}
     parts["text_encoder"] = CLIPTextModel(_text_config())
     if xl:
         parts["text_encoder_2"] = CLIPTextModelWithProjection(_text_config())
+    return save_pipeline(path, family, parts, variant=variant)
+
+
+def save_pipeline(
+    path: Path, family: str, parts: dict[str, Any], *, variant: str | None = None
+) -> Path:
+    """Save parts with the tokenizers and configurations of `family`."""
+    path.mkdir(parents=True)
     for name, part in parts.items():
         part.save_pretrained(path / name, variant=variant)
     _write_tokenizer(path / "tokenizer", "!" if family == "sd2" else "<|endoftext|>")
-    if xl:
+    if "text_encoder_2" in parts:
         _write_tokenizer(path / "tokenizer_2", "!")
     _write_scheduler(path, family)
     return path

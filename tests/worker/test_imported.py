@@ -42,11 +42,14 @@ def row(model: Model, job: str, **changes: Any) -> RowSpec:
         "sampler": "ddim", "steps": 4, **changes,
     }  # fmt: skip
     size = asked["size"]
-    given = model.context.conditioning(asked["prompt"], asked["negative"], asked["scale"], size)
+    adapters = asked.get("adapters")
+    given = model.context.conditioning(
+        asked["prompt"], asked["negative"], asked["scale"], size, adapters
+    )
     return RowSpec(
         job=job, index=0, seed=asked["seed"], sampler=asked["sampler"], steps=asked["steps"],
         guidance_scale=given.guidance_scale, guidance_interval=(0.0, 1.0), context=given.context,
-        unconditional=given.unconditional, shape=model.shape(size),
+        unconditional=given.unconditional, shape=model.shape(size), adapters=adapters,
     )  # fmt: skip
 
 

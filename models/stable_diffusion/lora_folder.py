@@ -1,0 +1,105 @@
+"""The folder of LoRAs that the operator fills: what in it suits a model, loaded when it is asked.
+
+It may change at any time; what is asked for is asked by its hash, so nothing is drawn with a file
+that was put in another's place.
+"""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from models.model import KnownLora
+from models.stable_diffusion.lora import Lora, LoraAdapters, adaptable
+from models.stable_diffusion.lora_file import LoraError, check_lora, read_lora
+
+__all__ = ["LoraFolder"]
+
+_CACHED_BYTES = 2**30  # on the device; the last one is kept, however large
+_Stamp = tuple[int, int, int]  # of a file: inode, size, time of change
+
+
+@dataclass(eq=False)
+class LoraFolder:
+    """The `.safetensors` files of a folder by their names without it, for one model."""
+
+    path: Path
+    networks: dict[str, nn.Module]
+    device: torch.device
+    _seen: dict[str, tuple[_Stamp, KnownLora]] = field(default_factory=dict)
+    _loaded: OrderedDict[str, Lora] = field(default_factory=OrderedDict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        """Make the layers take LoRAs."""
+        for part, network in self.networks.items():
+            adaptable(part, network)
+
+    def scan(self) -> tuple[KnownLora, ...]:
+        """What is there now; files are read only where they are new or have changed.
+
+        A folder that is missing is empty.
+        """
+        known: dict[str, tuple[_Stamp, KnownLora]] = {}
+        for file in sorted(self.path.glob("*.safetensors")):
+            try:
+                stat = file.stat()
+                stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+                before = self._seen.get(file.stem)
+                unchanged = before is not None and before[0] == stamp
+                known[file.stem] = before if unchanged and before else (stamp, self._look(file))
+            except OSError:  # it has just gone
+                continue
+        self._seen = known
+        return tuple(one for _, one in known.values())
+
+    def adapters(self, wanted: Sequence[tuple[str, float, str]]) -> LoraAdapters | None:
+        """The LoRAs of a row by (name, weight, sha256); None for none.
+
+        Raises:
+            LoraError: a file is gone, has changed, or does not fit.
+        """
+        if not wanted:
+            return None
+        loras = tuple((self._take(name, sha256), weight) for name, weight, sha256 in wanted)
+        return LoraAdapters(tuple((sha256, weight) for _, weight, sha256 in wanted), loras)
+
+    def _look(self, file: Path) -> KnownLora:
+        sha256 = _sha256(file)
+        try:
+            check_lora(file, self.networks)
+        except LoraError as fault:
+            return KnownLora(file.stem, sha256, str(fault))
+        return KnownLora(file.stem, sha256)
+
+    def _take(self, name: str, sha256: str) -> Lora:
+        with self._lock:
+            if sha256 not in self._loaded:
+                self._loaded[sha256] = self._load(name, sha256)
+                self._make_room()
+            self._loaded.move_to_end(sha256)
+            return self._loaded[sha256]
+
+    def _load(self, name: str, sha256: str) -> Lora:
+        file = self.path / f"{name}.safetensors"
+        if not file.is_file():
+            raise LoraError(f"LoRA {name!r} is gone: there is no {file.name} any more")
+        if _sha256(file) != sha256:
+            raise LoraError(f"LoRA {name!r} has changed since it was asked for; ask again")
+        return read_lora(file, self.networks, self.device)
+
+    def _make_room(self) -> None:
+        """Rows in flight keep theirs, whatever is forgotten here."""
+        total = sum(lora.size_bytes for lora in self._loaded.values())
+        while total > _CACHED_BYTES and len(self._loaded) > 1:
+            total -= self._loaded.popitem(last=False)[1].size_bytes
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

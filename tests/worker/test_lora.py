@@ -1,0 +1,176 @@
+"""LoRAs in the engine, against diffusers' own with the same noise."""
+
+import hashlib
+import re
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.loading import load_model
+from models.model import LoraFolder, Model
+from models.stable_diffusion import lora_folder
+from models.stable_diffusion.loading import import_folder
+from models.stable_diffusion.lora_file import LoraError
+from models.stable_diffusion.settle import Wishes
+from tests.models.lora_files import save_kohya, save_peft
+from tests.models.original_layout import ATTENDS, build_both, unet_name
+from tests.models.tiny_diffusers import build_pipeline, reference
+from tests.worker.test_imported import drawn, row, theirs
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+USES = {
+    "none": {},
+    "kohya": {"kohya": 1.0},
+    "weaker": {"kohya": 0.4},
+    "peft": {"peft": 0.8},
+    "both": {"kohya": 0.7, "old": -0.5},
+    "zero": {"peft": 0.0},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lora")
+
+
+@cache
+def _built(place: Path, family: str) -> tuple[Model, Any, LoraFolder]:
+    source = build_pipeline(place / family, family)
+    import_folder(source, place / "models" / family, family)
+    pipeline, model = reference(source), load_model(place / "models" / family)
+    files = place / f"{family}-loras"
+    files.mkdir()
+    save_kohya(files / "kohya.safetensors", pipeline, seed=1)
+    save_peft(files / "peft.safetensors", pipeline, seed=2)
+    save_peft(files / "old.safetensors", pipeline, seed=3, ends=("down", "up"))
+    found = model.lora_folder(files)
+    assert found is not None
+    assert [(one.name, one.fault) for one in found.scan()] == [
+        ("kohya", ""), ("old", ""), ("peft", "")
+    ]  # fmt: skip
+    return model, pipeline, found
+
+
+def _adapted(model: Model, loras: LoraFolder, uses: dict[str, float], **changes: Any) -> Any:
+    hashes = {one.name: one.sha256 for one in loras.scan()}
+    adapters = loras.adapters([(name, weight, hashes[name]) for name, weight in uses.items()])
+    return row(model, changes.pop("job"), adapters=adapters, **changes)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_each_row_is_drawn_with_its_own_and_equals_the_reference(place: Path, family: str) -> None:
+    model, pipeline, loras = _built(place, family)
+    specs = [_adapted(model, loras, uses, job=job, steps=3) for job, uses in USES.items()]
+    mixed = drawn(model, specs)
+    plain = theirs(pipeline, steps=3)
+    for spec, (job, uses) in zip(specs, USES.items(), strict=True):
+        pipeline.unload_lora_weights()
+        for name in uses:
+            file = place / f"{family}-loras" / f"{name}.safetensors"
+            pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
+        if uses:
+            pipeline.set_adapters(list(uses), list(uses.values()))
+        expected = theirs(pipeline, steps=3)
+        assert float((mixed[job] - expected).abs().max()) <= 1e-3, job
+        assert torch.equal(drawn(model, [spec])[job], mixed[job]), job
+        # The test would be worth nothing if nothing changed.
+        changed = float((expected - plain).abs().max()) > 0.02
+        assert changed is any(uses.values()), job
+    pipeline.unload_lora_weights()
+
+
+def test_names_of_the_original_unet_are_known(place: Path, tmp_path: Path) -> None:
+    """As kohya's trainer names the layers of SDXL."""
+    folder, _ = build_both(tmp_path / "xl", "sdxl")
+    import_folder(folder, tmp_path / "m", "xl", Wishes(sizes=((64, 64),)))
+    model, pipeline = load_model(tmp_path / "m"), reference(folder)
+    layers = [name for name, _ in pipeline.unet.named_modules()]
+    attends = ATTENDS["sdxl"][::-1]
+    names = {one: re.sub(r"\.$", "", unet_name(f"{one}.", attends)) for one in layers}
+    (tmp_path / "l").mkdir()
+    file = save_kohya(tmp_path / "l" / "sgm.safetensors", pipeline, seed=4, **names)
+    assert any("input_blocks_4_1_transformer" in key for key in load_file(file))
+    assert not any("down_blocks" in key for key in load_file(file))
+    loras = model.lora_folder(tmp_path / "l")
+    assert loras is not None
+    spec = _adapted(model, loras, {"sgm": 0.6}, job="0", steps=2)
+    pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name="sgm")
+    pipeline.set_adapters(["sgm"], [0.6])
+    expected = theirs(pipeline, steps=2)
+    assert float((drawn(model, [spec])["0"] - expected).abs().max()) <= 1e-3
+
+
+def _renamed(old: str, new: str) -> Any:
+    return lambda state: {key.replace(old, new): one for key, one in state.items()}
+
+
+def _wider(state: dict[str, Any]) -> dict[str, Any]:
+    """As of a model whose text encoder is wider."""
+    key = next(key for key in state if "attn2.to_k.lora_A" in key)
+    return {**state, key: torch.zeros(4, 48)}
+
+
+FAULTS: dict[str, tuple[Any, str]] = {
+    "a width": (_wider, r"another architecture: it updates \S*attn2.to_k of the unet by 16x4 times "
+                r"4x48, and that is 16x32 in this model"),
+    "a layer": (_renamed("down_blocks.0", "down_blocks.7"), r"updates down_blocks.7\S+ of the unet,"
+                " which this model does not have: it is made for another architecture"),
+    "a tower": (_renamed("text_encoder.", "text_encoder_2."), r"of the text_encoder_2, which this"),
+    "a kind": (_renamed("lora_A.weight", "hada_w1_a"), r"is of the kind LoHa; plain LoRAs are"),
+    "no factor": (lambda s: {k: v for k, v in s.items() if "lora_B" not in k}, r"has no up weight"),
+    "no LoRA": (lambda s: {"conv.weight": torch.zeros(1)}, r"'conv.weight', which is none of a"),
+    "nothing": (lambda s: {}, r"holds no update"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_does_not_fit_is_known_with_its_reason(
+    place: Path, tmp_path: Path, fault: str
+) -> None:
+    _, _, loras = _built(place, "sd1")
+    change, message = FAULTS[fault]
+    state = load_file(place / "sd1-loras" / "peft.safetensors")
+    save_file(change(state), tmp_path / "bad.safetensors")
+    folder = lora_folder.LoraFolder(tmp_path, {**loras.networks}, torch.device("cpu"))  # type: ignore[attr-defined]
+    [known] = folder.scan()
+    assert re.search(message, known.fault), known.fault
+    with pytest.raises(LoraError, match=message):
+        folder.adapters([("bad", 1.0, known.sha256)])
+
+
+def test_files_may_come_change_and_go(place: Path, tmp_path: Path) -> None:
+    _, _, loras = _built(place, "sd1")
+    folder = lora_folder.LoraFolder(tmp_path / "later", loras.networks, torch.device("cpu"))  # type: ignore[attr-defined]
+    assert folder.scan() == ()
+    (tmp_path / "later").mkdir()
+    file = Path(shutil.copy(place / "sd1-loras" / "peft.safetensors", tmp_path / "later"))
+    [known] = folder.scan()
+    assert known.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    shutil.copy(place / "sd1-loras" / "kohya.safetensors", file)
+    assert folder.scan()[0].sha256 != known.sha256
+    with pytest.raises(LoraError, match="'peft' has changed since it was asked for"):
+        folder.adapters([("peft", 1.0, known.sha256)])
+    file.write_bytes(file.read_bytes()[:3000])
+    assert "damaged or truncated" in folder.scan()[0].fault
+    file.unlink()
+    with pytest.raises(LoraError, match="'peft' is gone"):
+        folder.adapters([("peft", 1.0, known.sha256)])
+    assert folder.scan() == ()
+
+
+def test_what_was_used_least_lately_is_forgotten(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, loras = _built(place, "sd1")
+    folder = lora_folder.LoraFolder(loras.path, loras.networks, torch.device("cpu"))  # type: ignore[attr-defined]
+    known = {one.name: one.sha256 for one in folder.scan()}
+    [first] = folder.adapters([("old", 1.0, known["old"])]).loras  # type: ignore[union-attr]
+    monkeypatch.setattr(lora_folder, "_CACHED_BYTES", 2 * first[0].size_bytes + 100)
+    for name in ("peft", "old", "kohya"):
+        folder.adapters([(name, 1.0, known[name])])
+    assert list(folder._loaded) == [known["old"], known["kohya"]]

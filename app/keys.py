@@ -24,10 +24,12 @@ __all__ = [
     "WEBHOOK_ATTEMPTS",
     "WEBHOOK_SECRET",
     "WORKER_MODEL",
-    "WORKER_SPEED",
+    "WORKER_SPEED_PREFIX",
+    "WORKER_STANDING",
     "daily",
     "idempotency",
     "job",
+    "model_claim",
     "owner_active",
     "owner_jobs",
     "rate",
@@ -37,6 +39,7 @@ __all__ = [
     "rq_queue",
     "rq_running",
     "turns",
+    "worker_speed",
 ]
 
 # RQ: queue names in the order workers serve them, and the function every job names.
@@ -44,11 +47,13 @@ QUEUES = ("high", "normal", "low")
 GENERATE = "worker.tasks.generate"
 RQ_QUEUES = "rq:queues"
 RQ_WORKERS = "rq:workers"
-# Ours among the fields of a worker's hash: the model it serves, and what a call of its network
-# costs, JSON {"slots", "micro_batch", "seconds_per_call"}.
+# Ours among the fields of a worker's hash: the model it was started with (which the release before
+# reads), its Standing as JSON (app/jobs/fleet.py), and for each loaded model what a call of its
+# network costs, JSON {"slots", "micro_batch", "seconds_per_call"}, under `worker_speed(model)`.
 RQ_WORKER_PREFIX = "rq:worker:"
 WORKER_MODEL = "model"
-WORKER_SPEED = "speed"
+WORKER_STANDING = "standing"
+WORKER_SPEED_PREFIX = "speed:"
 # RQ's own finished entry is only for `rq info`: ours is the record that clients read.
 RQ_RESULT_TTL_S = 3600
 
@@ -110,6 +115,16 @@ def repeat(owner: str, digest: str) -> str:
 def turns(queue: str) -> str:
     """Hash: what each owner of waiting jobs has had of a queue."""
     return f"{TURNS_PREFIX}{queue}"
+
+
+def worker_speed(model: str) -> str:
+    """Field of a worker's hash: what a call of that model's network costs."""
+    return f"{WORKER_SPEED_PREFIX}{model}"
+
+
+def model_claim(model: str) -> str:
+    """String: name of the worker that is about to load the model; expires when it falls silent."""
+    return f"avocat:model-claim:{model}"
 
 
 def rate(owner: str) -> str:

@@ -35,6 +35,7 @@ __all__ = [
     "rate",
     "repeat",
     "rq_canceled",
+    "rq_commands",
     "rq_job",
     "rq_queue",
     "rq_running",
@@ -150,6 +151,13 @@ def rq_queue(queue: str) -> str:
 def rq_running(queue: str) -> str:
     """Zset: RQ's registry of started jobs; a member ends in `:` and the execution."""
     return f"rq:wip:{queue}"
+
+
+def rq_commands(worker: str) -> str:
+    """Channel: RQ's commands to a worker, JSON {"command"}; of ours "load-model" and
+    "unload-model", with "model".
+    """
+    return f"rq:pubsub:{worker}"
 
 
 def rq_canceled(queue: str) -> str:

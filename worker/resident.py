@@ -66,6 +66,7 @@ class Resident:
         self.card = prepared.card
         self.weights_bytes = prepared.weights_bytes
         self.took_s = prepared.took_s
+        self.loaded_at = round(time.time(), 3)  # unix
         self.used_at = time.monotonic()
         self.leaving = ""
         self._smaller, self._streams = prepared.smaller, prepared.streams

@@ -50,6 +50,7 @@ class Workshop(Protocol):
 class _Failure:
     reason: str
     at: float  # monotonic
+    since: float  # unix
     stamp: int
 
 
@@ -124,8 +125,13 @@ class Roster:
 
     def ask_load(self, model: str) -> None:
         """An operator wants it here, whatever has to leave."""
-        self._failed.pop(model, None)
-        if model in self._entries and model not in self.residents:
+        entry = self._entries.get(model)
+        if entry is None or model in self.residents or model == self._target:
+            return
+        if entry.fault:
+            self._fail(model, entry.fault)
+        else:
+            self._failed.pop(model, None)
             self._asked.add(model)
 
     def ask_unload(self, model: str) -> None:
@@ -268,7 +274,7 @@ class Roster:
         _log.warning("model not loaded", model=letter.model, reason=letter.reason)
         entry = self._entries.get(letter.model)
         stamp = 0 if entry is None else entry.stamp
-        self._failed[letter.model] = _Failure(letter.reason, time.monotonic(), stamp)
+        self._failed[letter.model] = _Failure(letter.reason, time.monotonic(), time.time(), stamp)
         self._done(letter.model)
 
     def _done(self, model: str) -> None:
@@ -317,8 +323,9 @@ class Roster:
         for name, description in here.items():
             if self._announced.get(name) != description.sha256:
                 loaded = fleet.has(name, *_HAD, but=self._worker)
-                announce_available(self._redis, description, loaded=loaded)
-                self._announced[name] = description.sha256
+                with suppress(OSError):  # it is being removed
+                    announce_available(self._redis, description, loaded=loaded)
+                    self._announced[name] = description.sha256
         for name in self._announced.keys() - self._entries.keys():
             del self._announced[name]
             if name not in self.residents and not fleet.serves(name, but=self._worker):
@@ -356,7 +363,14 @@ class Roster:
             weights_bytes=description.weights_bytes if description is not None else size,
             source=str(description.source) if description is not None else "",
             detail=detail,
+            since=self._since(name, state),
         )
+
+    def _since(self, name: str, state: ModelState) -> float:
+        if name in self.residents:
+            return self.residents[name].loaded_at
+        failed = state is ModelState.FAILED and name in self._failed
+        return self._failed[name].since if failed else 0.0
 
 
 def _weights(entry: Entry) -> int:

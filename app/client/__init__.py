@@ -25,7 +25,17 @@ from app.client.errors import (
 from app.client.events import Ended, Event, Preview, Progressed, StatusChanged
 from app.client.retries import Retries
 from app.client.synchronous import Avocat
-from app.client.types import Image, Job, JobFields, Model, Picture, Problem, Verification
+from app.client.types import (
+    Image,
+    Job,
+    JobFields,
+    Model,
+    ModelPlaces,
+    Picture,
+    Problem,
+    Verification,
+    Worker,
+)
 
 __all__ = [
     "AsyncAvocat",
@@ -42,6 +52,7 @@ __all__ = [
     "JobFields",
     "JobTimeout",
     "Model",
+    "ModelPlaces",
     "NotFound",
     "Picture",
     "Preview",
@@ -55,4 +66,5 @@ __all__ = [
     "Unauthorized",
     "Unreachable",
     "Verification",
+    "Worker",
 ]

@@ -25,7 +25,9 @@ class ModelState(StrEnum):
 
 
 class Placement(BaseModel):
-    """One model at one worker. `source`: the folder of its weights."""
+    """One model at one worker. `source`: the folder of its weights; `since`: when it was loaded
+    or failed, in unix seconds.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,6 +36,7 @@ class Placement(BaseModel):
     weights_bytes: int = 0
     source: str = ""
     detail: str = ""
+    since: float = 0.0
 
 
 class Standing(BaseModel):
@@ -47,9 +50,23 @@ class Standing(BaseModel):
     budget_bytes: int | None = None  # of all weights loaded at a time; None: what is free
     models: tuple[Placement, ...] = ()
 
-    def state_of(self, model: str) -> ModelState | None:
+    def placement(self, model: str) -> Placement | None:
         """None for a model that this worker does not know."""
-        return next((one.state for one in self.models if one.model == model), None)
+        return next((one for one in self.models if one.model == model), None)
+
+    def state_of(self, model: str) -> ModelState | None:
+        """The same, its state alone."""
+        found = self.placement(model)
+        return None if found is None else found.state
+
+    @property
+    def room_bytes(self) -> int:
+        """For further weights."""
+        if self.budget_bytes is None:
+            return self.free_bytes
+        held = (ModelState.LOADED, ModelState.LEAVING, ModelState.LOADING)
+        used = sum(one.weights_bytes for one in self.models if one.state in held)
+        return min(self.free_bytes, self.budget_bytes - used)
 
 
 class Fleet:
@@ -61,6 +78,11 @@ class Fleet:
     def has(self, model: str, *states: ModelState, but: str = "") -> bool:
         """Whether a worker, other than `but`, has the model in one of these states."""
         return any(one.state_of(model) in states for one in self.standings if one.worker != but)
+
+    def placements(self, model: str) -> dict[str, Placement]:
+        """Where the model is known, by worker."""
+        found = {one.worker: one.placement(model) for one in self.standings}
+        return {worker: placement for worker, placement in found.items() if placement is not None}
 
     def serves(self, model: str, but: str = "") -> bool:
         """Whether a worker can draw with the model now, or after loading it."""

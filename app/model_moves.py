@@ -108,6 +108,8 @@ async def _send(redis: Redis, command: str, model: str, workers: Collection[str]
 
 async def _wait(redis: Redis, settled: Callable[[Fleet], bool], wait_s: float) -> Fleet:
     until = time.monotonic() + wait_s
-    while not settled(fleet := await read_fleet_async(redis)) and time.monotonic() < until:
+    while True:
+        fleet = await read_fleet_async(redis)
+        if settled(fleet) or time.monotonic() >= until:
+            return fleet
         await asyncio.sleep(_LOOK_S)
-    return fleet

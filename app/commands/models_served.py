@@ -41,7 +41,7 @@ Wait = Annotated[float, typer.Option("--wait", min=0, max=60, help="Seconds to w
 def list_models(
     server: Server = DEFAULT_SERVER, api_key: ApiKey = None, as_json: AsJson = False
 ) -> None:
-    """List models: loaded ones with their memory and worker, those that could be, those that failed.
+    """List models: those that are loaded and where, those that could be, and those that failed.
 
     \b
     Where the service has keys, workers are shown to a key with the scope admin.
@@ -125,7 +125,7 @@ def unload(
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Have all workers (or one) unload a model once its jobs are drawn; the next job loads it again.
+    """Have workers unload a model once its jobs are drawn; its next job loads it again.
 
     \b
     Example:
@@ -172,11 +172,9 @@ def remove(
         fail(f"{name!r} should be letters, digits, '.', '-' or '_'", ExitCode.BAD_INPUT)
     file = folder / name / "bundle.json"
     if not file.is_file():
-        there = ", ".join(sorted(one.parent.name for one in folder.glob("*/bundle.json"))) or "none"
-        fail(
-            f"no model {name!r} was imported into {str(folder)!r}; there: {there}",
-            ExitCode.BAD_INPUT,
-        )
+        found = sorted(one.parent.name for one in folder.glob("*/bundle.json"))
+        said = f"no model {name!r} was imported into {str(folder)!r}"
+        fail(f"{said}; these were: {', '.join(found) or 'none'}", ExitCode.BAD_INPUT)
     source = _source(file)
     try:
         file.unlink()

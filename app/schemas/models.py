@@ -99,9 +99,8 @@ class ModelPlaces(BaseModel):
     @classmethod
     def of(cls, model: str, fleet: Fleet) -> "ModelPlaces":
         """Those of one model."""
-        places = [
-            place for one in fleet.standings for place in _places(one) if place.model == model
-        ]
+        everywhere = [place for one in fleet.standings for place in _places(one)]
+        places = [place for place in everywhere if place.model == model]
         return cls(id=model, loaded=fleet.has(model, ModelState.LOADED), places=places)
 
 

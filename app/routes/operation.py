@@ -1,6 +1,7 @@
 """For operators: which worker has which models, and moving them."""
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
@@ -28,7 +29,7 @@ _ERRORS = (
     *(errors.MalformedJson, errors.Unauthorized, errors.Forbidden, errors.ModelNotFound),
     *(errors.BodyTooLarge, errors.UnsupportedMediaType, errors.InvalidRequest),
 )
-_ANSWERS = {
+_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"description": "It is so", "model": ModelPlaces, "headers": _APPLIED},
     202: {"description": "It will be", "model": ModelPlaces, "headers": _APPLIED},
 }

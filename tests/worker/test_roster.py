@@ -1,4 +1,4 @@
-"""Several models on one worker: loaded for the jobs that ask, within a budget, without thrashing."""
+"""Several models on one worker: loaded for the jobs that ask for them, and no thrashing."""
 
 import shutil
 import threading

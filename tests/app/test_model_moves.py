@@ -11,7 +11,7 @@ import pytest
 from app import keys
 from app.api_keys import KeyRing, KeyStore, Scope, new_key
 from app.jobs.fleet import ModelState, Placement, Standing
-from tests.app.service import Serve, Service
+from tests.app.service import Serve, Service, until
 
 GB = 10**9
 JSON = {"Content-Type": "application/json"}
@@ -48,7 +48,7 @@ async def listening(service: Service, *workers: str) -> AsyncIterator[list[tuple
         task = asyncio.create_task(listen())
         try:
             yield heard
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.2)
         finally:
             task.cancel()
 
@@ -102,9 +102,9 @@ async def test_what_is_loaded_is_not_loaded_again(service: Service) -> None:
 
 async def test_waiting_ends_when_it_is_loaded(service: Service) -> None:
     write(service, "a", sd15=ModelState.AVAILABLE)
-    async with listening(service, "a"):
+    async with listening(service, "a") as heard:
         asked = asyncio.create_task(post(service, "sd15/load", wait=20))
-        await asyncio.sleep(0.3)
+        await until(lambda: heard)
         write(service, "a", sd15=ModelState.LOADED)
         answer = await asked
     assert (answer.status_code, answer.headers["preference-applied"]) == (200, "wait=20")
@@ -117,9 +117,9 @@ async def test_a_failure_is_told_with_its_reason_and_an_old_one_is_not(service: 
         return Placement(model="sd15", state=kind, detail=detail, since=since)
 
     write(service, "a", sd15=failed(1.0, "no room"))
-    async with listening(service, "a"):
+    async with listening(service, "a") as heard:
         asked = asyncio.create_task(post(service, "sd15/load", wait=20))
-        await asyncio.sleep(0.3)
+        await until(lambda: heard)
         assert not asked.done()
         write(service, "a", sd15=failed(2.0, "unet.safetensors is damaged"))
         answer = await asked

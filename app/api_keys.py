@@ -34,7 +34,7 @@ class Scope(StrEnum):
     SUBMIT = "submit"  # jobs, and their cancellation; verification, which draws again
     READ = "read"  # jobs, events, images, models
     HIGH = "high"  # jobs of priority high
-    ADMIN = "admin"  # see and cancel the jobs of all owners
+    ADMIN = "admin"  # see and cancel the jobs of all owners; load and unload models
 
 
 class Limits(BaseModel):

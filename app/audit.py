@@ -39,6 +39,8 @@ _ACTIONS: Final = {
     ("GET", "/v1/jobs/{job_id}"): "look at job",
     ("GET", "/v1/jobs/{job_id}/events"): "follow job",
     ("GET", "/v1/images/{name:image}"): "fetch image",
+    ("POST", "/v1/models/{name}/load"): "load model",
+    ("POST", "/v1/models/{name}/unload"): "unload model",
 }
 
 

@@ -8,6 +8,7 @@ from app.commands.generate import generate
 from app.commands.jobs import jobs
 from app.commands.keys import keys
 from app.commands.models import PASS_THROUGH, evaluate, import_model, train
+from app.commands.models_served import models
 from app.commands.serve import api, serve, worker
 from app.commands.settings import settings
 from app.commands.verify import verify
@@ -40,6 +41,7 @@ cli.command(short_help="Start the whole service on this machine.")(serve)
 cli.command(short_help="Draw a picture for a prompt.")(generate)
 cli.command(short_help="Draw a picture again from its file, and compare.")(verify)
 cli.add_typer(jobs, short_help="List, show and cancel jobs.")
+cli.add_typer(models, short_help="List, load, unload and remove models.")
 cli.command(short_help="Run the API alone.")(api)
 cli.command(short_help="Run one worker alone.")(worker)
 cli.command(context_settings=PASS_THROUGH, short_help="Train a model on your pictures.")(train)

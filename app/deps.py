@@ -35,6 +35,7 @@ from app.webhooks.targets import Targets
 __all__ = [
     "CallerDep",
     "ChangerDep",
+    "OperatorDep",
     "Services",
     "ServicesDep",
     "SubmitterDep",
@@ -155,8 +156,18 @@ async def changing_caller(request: Request) -> Caller:
     return await get_caller(request, Scope.SUBMIT)
 
 
+async def operating_caller(request: Request) -> Caller:
+    """Who looks after the service: any caller where there are no keys, else one with `admin`."""
+    caller = await services_of(request).authenticator.caller(request.headers.get("authorization"))
+    request.scope["state"]["caller"] = caller
+    if caller.key:
+        caller.require(Scope.ADMIN)
+    return caller
+
+
 CallerDep = Annotated[Caller, Depends(reading_caller)]
 ChangerDep = Annotated[Caller, Depends(changing_caller)]
+OperatorDep = Annotated[Caller, Depends(operating_caller)]
 
 
 async def submitting_caller(request: Request) -> Caller:

@@ -12,6 +12,7 @@ from app.errors import INTERNAL, PROBLEMS, ApiError, Kind
 from app.errors import Unavailable as _Unavailable
 from app.examples import EXAMPLES
 from app.schemas.jobs import JobCreate
+from app.schemas.models import ModelMove
 from app.schemas.openai import ErrorAnswer, ImageGeneration
 from app.schemas.problems import ProblemDetails
 
@@ -102,7 +103,7 @@ def _build(app: FastAPI, key_needed: bool) -> dict[str, Any]:
     )
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    for model in (JobCreate, ProblemDetails, ImageGeneration, ErrorAnswer):
+    for model in (JobCreate, ProblemDetails, ImageGeneration, ErrorAnswer, ModelMove):
         schemas |= _definitions(model)
     for name, example in EXAMPLES.items():
         schemas[name]["examples"] = [example]

@@ -84,6 +84,10 @@ class ModelNotFound(ApiError):
     """No worker announced a model of this name."""
 
 
+class ModelNotLoaded(ApiError):
+    """The model that an operator asked for could not be loaded."""
+
+
 class NotFound(ApiError):
     """No such page."""
 
@@ -174,6 +178,7 @@ PROBLEMS: Mapping[type[ApiError], Kind] = {
     InvalidRequest: Kind(422, "invalid-request", "The request is not valid"),
     PolicyViolation: Kind(422, "content-policy-violation", "The prompt is not drawn here"),
     IdempotencyKeyReused: Kind(422, "idempotency-key-reused", "The Idempotency-Key is taken"),
+    ModelNotLoaded: Kind(409, "model-not-loaded", "The model could not be loaded"),
     JobCanceled: Kind(409, "job-canceled", "The job was canceled"),
     QuotaExceeded: Kind(429, "quota-exceeded", "A limit of the API key is reached"),
     JobFailed: Kind(500, "job-failed", "The job has failed"),

@@ -71,6 +71,24 @@ _MODEL = {
     "exact": True,
     "is_default": True,
     "loras": [],
+    "loaded": True,
+}
+_PLACE = {
+    "model": "sd15",
+    "worker": "render-1-4711-9c0d",
+    "device": "cuda:0",
+    "state": "available",
+    "weights_bytes": 4265000000,
+    "source": "/srv/models/stable-diffusion-v1-5",
+    "detail": "",
+}
+_WORKER = {
+    "id": "render-1-4711-9c0d",
+    "object": "worker",
+    "device": "cuda:0",
+    "free_bytes": 20100000000,
+    "budget_bytes": None,
+    "models": [_PLACE],
 }
 
 # By the name of the schema.
@@ -79,6 +97,16 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "JobList": {"object": "list", "data": [_JOB], "next_cursor": None},
     "ModelObject": _MODEL,
     "ModelList": {"object": "list", "data": [_MODEL]},
+    "ModelMove": {"worker": None},
+    "ModelPlaces": {
+        "id": "sd15",
+        "object": "model.places",
+        "loaded": False,
+        "places": [_PLACE],
+    },
+    "WorkerList": {"object": "list", "data": [_WORKER]},
+    "WorkerObject": _WORKER,
+    "PlaceObject": _PLACE,
     "Images": {
         "created": 1795411909,
         "data": [{"b64_json": "iVBORw0KGgoAAAANSUhEUgAA", "url": None}],

@@ -29,19 +29,23 @@ __all__ = [
     "WEBHOOK_ATTEMPTS",
     "WEBHOOK_SECRET",
     "WORKER_MODEL",
-    "WORKER_SPEED",
+    "WORKER_SPEED_PREFIX",
+    "WORKER_STANDING",
     "daily",
     "idempotency",
     "job",
+    "model_claim",
     "owner_active",
     "owner_jobs",
     "rate",
     "repeat",
     "rq_canceled",
+    "rq_commands",
     "rq_job",
     "rq_queue",
     "rq_running",
     "turns",
+    "worker_speed",
 ]
 
 # RQ: queue names in the order workers serve them, and the function every job names.
@@ -49,11 +53,13 @@ QUEUES = ("high", "normal", "low")
 GENERATE = "worker.tasks.generate"
 RQ_QUEUES = "rq:queues"
 RQ_WORKERS = "rq:workers"
-# Ours among the fields of a worker's hash: the model it serves, and what a call of its network
-# costs, JSON {"slots", "micro_batch", "seconds_per_call"}.
+# Ours among the fields of a worker's hash: the model it was started with (which the release before
+# reads), its Standing as JSON (app/jobs/fleet.py), and for each loaded model what a call of its
+# network costs, JSON {"slots", "micro_batch", "seconds_per_call"}, under `worker_speed(model)`.
 RQ_WORKER_PREFIX = "rq:worker:"
 WORKER_MODEL = "model"
-WORKER_SPEED = "speed"
+WORKER_STANDING = "standing"
+WORKER_SPEED_PREFIX = "speed:"
 # RQ's own finished entry is only for `rq info`: ours is the record that clients read.
 RQ_RESULT_TTL_S = 3600
 
@@ -126,6 +132,16 @@ def turns(queue: str) -> str:
     return f"{TURNS_PREFIX}{queue}"
 
 
+def worker_speed(model: str) -> str:
+    """Field of a worker's hash: what a call of that model's network costs."""
+    return f"{WORKER_SPEED_PREFIX}{model}"
+
+
+def model_claim(model: str) -> str:
+    """String: name of the worker that is about to load the model; expires when it falls silent."""
+    return f"avocat:model-claim:{model}"
+
+
 def rate(owner: str) -> str:
     """Zset: the submissions of the last 60 s; expires with the last of them."""
     return f"avocat:rate:{owner}"
@@ -149,6 +165,13 @@ def rq_queue(queue: str) -> str:
 def rq_running(queue: str) -> str:
     """Zset: RQ's registry of started jobs; a member ends in `:` and the execution."""
     return f"rq:wip:{queue}"
+
+
+def rq_commands(worker: str) -> str:
+    """Channel: RQ's commands to a worker, JSON {"command"}; of ours "load-model" and
+    "unload-model", with "model".
+    """
+    return f"rq:pubsub:{worker}"
 
 
 def rq_canceled(queue: str) -> str:

@@ -11,7 +11,19 @@ from app import __version__, documentation, errors, logs
 from app.deps import make_services
 from app.middleware import BodyLimit, HeadAsGet, RequestContext
 from app.observing import Observing
-from app.routes import events, health, images, jobs, metrics, models, openai, pages, submit, verify
+from app.routes import (
+    events,
+    health,
+    images,
+    jobs,
+    metrics,
+    models,
+    openai,
+    operation,
+    pages,
+    submit,
+    verify,
+)
 from app.settings import Settings
 from app.webhooks.assembly import make_dispatcher
 
@@ -64,8 +76,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.services = services
     app.state.stopping = False  # as the server says
-    for part in (submit, jobs, events, openai, images, verify, models, health, metrics, pages):
+    for part in (submit, jobs, events, openai, images, verify, models, operation, health, metrics):
         app.include_router(part.router)
+    app.include_router(pages.router)
     pages.install(app)
     errors.install(app)
     documentation.install(app, key_needed=bool(settings.keys) or settings.require_keys)

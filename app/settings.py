@@ -187,6 +187,18 @@ class Settings(BaseSettings):
         description="Seconds after which a job that waits behind higher priorities makes its queue "
         "have every second turn",
     )
+    model_memory_mb: int = Field(
+        0,
+        ge=0,
+        description="Megabytes of weights, in float32, that a worker keeps loaded at most; "
+        "0: as many as its device has room for",
+    )
+    model_patience_s: float = Field(
+        30,
+        ge=0,
+        description="Seconds after which a job of a model that no worker has loaded makes one "
+        "finish what it draws and load it, although jobs of others wait",
+    )
     storage_patience_s: float = Field(
         60,
         ge=0,

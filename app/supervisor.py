@@ -30,13 +30,9 @@ class SupervisorError(RuntimeError):
 
 
 class Part(Protocol):
-    """Something the supervisor starts, watches and stops.
-
-    What is not `vital` starts once the service is ready, which it may be without it.
-    """
+    """Something the supervisor starts, watches and stops."""
 
     name: str
-    vital: bool
 
     def start(self) -> None:
         """Start it; raises `EmbeddedRedisError` or `OSError` if that fails at once."""
@@ -57,7 +53,6 @@ class ProcessPart:
     environment: Mapping[str, str]
     grace_s: float
     inherit: Sequence[int] = ()
-    vital: bool = True
     output: IO[bytes] | None = None
     process: subprocess.Popen[bytes] | None = None
 
@@ -101,7 +96,6 @@ class RedisPart:
     server: EmbeddedRedis
     lock: int
     name: str = "redis"
-    vital: bool = True
 
     def start(self) -> None:
         """Start it and wait until it answers; it holds the folder's lock while it lives."""
@@ -161,8 +155,6 @@ class Supervisor:
 
     def _start_all(self) -> None:
         for part in self.parts:
-            if not part.vital:
-                continue
             if self.signals:
                 return
             watch = _Watch(part)
@@ -180,16 +172,9 @@ class Supervisor:
             if not self.ready and self._is_ready():
                 self.ready = True
                 self.on_ready()
-                self._start_others()
             if not self.ready and time.monotonic() > deadline:
                 raise SupervisorError(f"the service is not ready after {READY_DEADLINE_S:.0f} s")
             time.sleep(TICK_S)
-
-    def _start_others(self) -> None:
-        for part in self.parts:
-            if not part.vital:
-                self._watches.append(_Watch(part))
-                self._start(self._watches[-1])
 
     def _start(self, watch: _Watch) -> None:
         watch.started_at, watch.next_start_at = time.monotonic(), None

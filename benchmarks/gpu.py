@@ -18,7 +18,7 @@ from typing import Final
 import torch
 
 from app.settings import Settings
-from benchmarks import page
+from benchmarks import page, stable_diffusion
 from benchmarks.arrivals import Arrival, arrivals, at_once
 from benchmarks.forward import network_of
 from benchmarks.gemm import flops_of
@@ -34,6 +34,7 @@ __all__ = ["COMMAND", "measure", "one_by_one", "together"]
 COMMAND: Final = "python -m benchmarks.gpu"
 SIDES: Final = (4096, 8192, 16384)  # of the bf16 products; the best one counts
 SHARE, LATENCY, THROUGHPUT = 0.35, 5.0, 3.0
+STABLE_DIFFUSION = (2.0, 1.5)  # pictures/s ÷ those of diffusers one at a time, of static batches
 OVERLOAD, BUSY = 1.2, 0.8
 ROUNDS = 3
 Serve = Callable[[Sequence[Arrival]], list[float]]  # seconds from when each came to its picture
@@ -63,25 +64,31 @@ def main() -> int:
 
 
 def measure(plan: Plan) -> list[Result]:
-    """All lines; a fifth of the time for the network alone, the rest for loads."""
+    """All lines; a fifth of the time for the network alone, half of the rest for each model."""
     bundle, chosen = executed(plan)
     gpu = plan.device.type == "cuda"
     on = machine(torch.cuda.get_device_name(plan.device) if gpu else None)
-    lines = [*_shares(plan, bundle, plan.seconds / 5), *_loads(plan, bundle, plan.seconds * 4 / 5)]
+    share_s = plan.seconds / 5
+    lines = [*_shares(plan, bundle, share_s), *_loads(plan, bundle, 2 * share_s)]
+    named = [(f"GPU: {name} ({chosen.name})", *told) for name, *told in lines]
+    what = "SD 1.5" if gpu else "SD 1.5 scaled down"
+    for name, *told in _stable_diffusion(plan, 2 * share_s):
+        named.append((f"GPU: {what}: {name}", *told))
     return [
-        result(
-            f"GPU: {name} ({chosen.name})",
-            rounds,
-            unit=unit,
-            at_least=least,
-            command=COMMAND,
-            on=on,
-        )
-        for name, rounds, unit, least in lines
+        result(name, rounds, unit=unit, at_least=least, command=COMMAND, on=on)
+        for name, rounds, unit, least in named
     ]
 
 
 Line = tuple[str, Sequence[float], str, float | None]
+
+
+@torch.inference_mode()
+def _stable_diffusion(plan: Plan, seconds: float) -> list[Line]:
+    """In full shape, random weights."""
+    folder = plan.settings.data_dir / "stable-diffusion"
+    made = stable_diffusion.studio(plan.settings, folder, plan.device, plan.threads)
+    return stable_diffusion.lines(made, seconds, STABLE_DIFFUSION)
 
 
 @torch.inference_mode()

@@ -98,8 +98,13 @@ def measure_workers(number: int, seconds: float, engine: Engine = ENGINE) -> dic
 
 def _seconds_per_call(redis: Redis) -> float:
     """What the workers say that a call costs, all around it included: as the API's estimates."""
-    told = [redis.hget(name, keys.WORKER_SPEED) for name in redis.smembers(keys.RQ_WORKERS)]
-    return statistics.fmean(json.loads(one)["seconds_per_call"] for one in told)
+    told = [
+        json.loads(value)["seconds_per_call"]
+        for worker in redis.smembers(keys.RQ_WORKERS)
+        for field, value in redis.hgetall(worker).items()
+        if field.decode().startswith(keys.WORKER_SPEED_PREFIX)
+    ]
+    return statistics.fmean(told)
 
 
 def _cost_in_redis(redis: Redis, side: Avocat, jobs: Sequence[Arrival]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ leave. A static batch keeps its shape until its longest row has ended: the other
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -23,8 +23,10 @@ from app.jobs.record import JobRequest
 from benchmarks.subject import Plan, engine_of, executed, row_specs
 from models.bundle import Bundle
 from models.pictures import to_picture
+from worker.engine import Engine
+from worker.rows import RowSpec
 
-__all__ = ["BATCH_TIMEOUT_S", "STOP", "Answers", "run", "serve"]
+__all__ = ["BATCH_TIMEOUT_S", "MOST", "STOP", "Answers", "draw_batch", "run", "serve"]
 
 MOST: Final = 16  # jobs in a batch
 BATCH_TIMEOUT_S: Final = 0.05  # that a batch waits for more, as LitServe's examples have it
@@ -59,16 +61,7 @@ class _Painter(LitAPI):  # type: ignore[misc]
             f"{number}": row_specs(self._bundle, request, f"{number}")[0]
             for number, request in enumerate(batch)
         }
-        engine.admit(list(rows.values()))
-        longest = max(row.steps for row in rows.values())
-        pictures: dict[str, torch.Tensor] = {}
-        while not engine.idle:
-            for finished in engine.step().finished:
-                if (row := rows.get(finished.job)) is None:
-                    continue
-                pictures[finished.job] = finished.picture
-                if row.steps < longest:
-                    engine.admit([replace(row, job="carried along", steps=longest - row.steps)])
+        pictures = draw_batch(engine, rows)
         return [(request.seed, pictures[f"{at}"]) for at, request in enumerate(batch)]
 
     def encode_response(self, output: tuple[int, torch.Tensor], **_: Any) -> bool:
@@ -78,6 +71,21 @@ class _Painter(LitAPI):  # type: ignore[misc]
         to_picture(picture).save(out, "PNG")
         (self._folder / f"{seed}.png").write_bytes(out.getvalue())
         return True
+
+
+def draw_batch(engine: Engine, rows: Mapping[str, RowSpec]) -> dict[str, torch.Tensor]:
+    """What rows gave, by job, once the longest has ended; the others are carried along."""
+    engine.admit(list(rows.values()))
+    longest = max(row.steps for row in rows.values())
+    pictures: dict[str, torch.Tensor] = {}
+    while not engine.idle:
+        for finished in engine.step().finished:
+            if (row := rows.get(finished.job)) is None:
+                continue
+            pictures[finished.job] = finished.picture
+            if row.steps < longest:
+                engine.admit([replace(row, job="carried along", steps=longest - row.steps)])
+    return pictures
 
 
 class _Transport:

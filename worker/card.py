@@ -11,12 +11,22 @@ import torch
 from redis import Redis
 from redis.client import Pipeline
 
+from app.jobs.fleet import read_fleet
 from app.jobs.models import FreeSizes, ModelCard
-from app.keys import MODELS, RQ_WORKERS, WORKER_MODEL
+from app.keys import MODELS
+from models.description import Description
 from models.model import Model
 from worker.encoding import encoder_version
 
-__all__ = ["Smaller", "announce", "fingerprint", "live_models", "model_card"]
+__all__ = [
+    "Smaller",
+    "announce",
+    "announce_available",
+    "available_card",
+    "fingerprint",
+    "forget",
+    "model_card",
+]
 
 _DTYPE = "float32"
 _ARITHMETIC = 2  # of samplers and guidance: counted up when their last bits change
@@ -65,6 +75,33 @@ def model_card(model: Model, micro_batch: int, runtime: str, *, exact: bool = Tr
     )
 
 
+def available_card(model: Description) -> ModelCard:
+    """The card of a model that is not loaded: what draws it, and so its fingerprint, is not known.
+
+    Without a fingerprint no earlier picture answers for it.
+    """
+    config, free = model.config, model.free_sizes
+    return ModelCard(
+        name=config.name,
+        description=config.description,
+        license=config.license,
+        bundle_sha256=model.sha256,
+        native_size=model.sizes[0],
+        sizes=tuple(f"{width}x{height}" for width, height in model.sizes),
+        free_sizes=free and FreeSizes(**free.model_dump()),
+        channels=4 if model.channels == 4 else 3,
+        samplers=config.samplers,
+        default_sampler=config.default_sampler,
+        default_steps=config.default_steps,
+        default_guidance_scale=config.default_guidance_scale,
+        default_guidance_interval=config.default_guidance_interval,
+        default_background=config.default_background,
+        max_steps=model.training_length,
+        context_length=model.context_length,
+        created_at=(model.path / "bundle.json").stat().st_mtime,
+    )
+
+
 def fingerprint(model: Model, micro_batch: int, runtime: str, *, exact: bool = True) -> str:
     """Name all that decides the bits of a picture beside its recipe, as 32 hex digits."""
     parts = {
@@ -92,7 +129,7 @@ def _device_class(device: torch.device) -> str:
 
 def announce(redis: Redis, card: ModelCard) -> None:
     """Tell the API of the model; it becomes the default if no live worker serves that one."""
-    live = live_models(redis)
+    live = read_fleet(redis).served
     others = [other for other in _cards(redis) if other.name != card.name]
     default = not any(other.is_default and other.name in live for other in others)
     pipe = redis.pipeline()
@@ -102,13 +139,23 @@ def announce(redis: Redis, card: ModelCard) -> None:
     pipe.execute()
 
 
-def live_models(redis: Redis) -> set[str]:
-    """Names of the models that registered workers serve."""
-    workers = cast(set[bytes], redis.smembers(RQ_WORKERS))
-    pipe = redis.pipeline(transaction=False)
-    for worker in workers:
-        pipe.hget(worker.decode(), WORKER_MODEL)
-    return {name.decode() for name in pipe.execute() if name is not None}
+def announce_available(redis: Redis, model: Description, *, loaded: bool) -> None:
+    """Tell the API of a model that could be loaded; `loaded`: some worker has it."""
+    before = next((card for card in _cards(redis) if card.name == model.config.name), None)
+    if loaded and before is not None and before.bundle_sha256 == model.sha256:
+        return  # that card says more
+    known = before if before is not None and before.bundle_sha256 == model.sha256 else None
+    kept = {
+        "is_default": before is not None and before.is_default,
+        "loras": known.loras if known is not None else (),  # which fit only a loaded model tells
+    }
+    card = available_card(model).model_copy(update=kept)
+    redis.hset(MODELS, card.name, card.model_dump_json())
+
+
+def forget(redis: Redis, name: str) -> None:
+    """Tell the API that a model is gone for good."""
+    redis.hdel(MODELS, name)
 
 
 def _cards(redis: Redis) -> list[ModelCard]:

@@ -3,15 +3,15 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from queue import Empty
 
 import structlog
 
 from app.jobs.record import Problem, StoredImage
-from app.storage.base import StorageError
+from app.storage.base import ImageStorage, StorageError
 from worker import problems
 from worker.flights import Ending, Flight
-from worker.loop import EngineLoop
 from worker.mail import (
     Cancel,
     EngineFailed,
@@ -25,7 +25,8 @@ from worker.mail import (
 )
 from worker.previews import Previews
 from worker.prompts import Order
-from worker.results import Results
+from worker.resident import Resident
+from worker.results import discard
 
 __all__ = ["Control"]
 
@@ -39,16 +40,14 @@ class Control:
 
     def __init__(
         self,
-        loop: EngineLoop,
-        results: Results,
+        storage: ImageStorage,
         previews: Previews,
         mail: Mail,
         storage_patience_s: float = 0.0,
     ) -> None:
         self.flights: dict[str, Flight] = {}  # by job id, in the order of their claims
         self.fault: BaseException | None = None  # what ended the engine
-        self._loop = loop
-        self._results = results
+        self._storage = storage
         self._previews = previews
         self._mail = mail
         self._pool = ThreadPoolExecutor(_STORING_THREADS, "storing")
@@ -57,27 +56,35 @@ class Control:
         self._closing = threading.Event()
 
     @property
-    def free(self) -> int:
-        """Slots for further rows; none while a job has the engine to itself, or storage fails."""
+    def free(self) -> Fraction:
+        """Share of the device for further rows: a row takes one slot of its engine's slots.
+
+        None while a job has the device to itself, or storage fails.
+        """
         if self._storage_away:  # what is drawn meanwhile would pile up in memory
-            return 0
+            return Fraction(0)
         if any(flight.alone and flight.rows_in_engine for flight in self.flights.values()):
-            return 0
-        return max(0, self._loop.slots - sum(f.rows_in_engine for f in self.flights.values()))
+            return Fraction(0)
+        taken = [f.resident.share(f.rows_in_engine) for f in self.flights.values()]
+        return max(Fraction(0), 1 - sum(taken, Fraction(0)))
 
     @property
     def idle(self) -> bool:
-        """Whether the engine has no row."""
+        """Whether no engine has a row."""
         return not any(flight.rows_in_engine for flight in self.flights.values())
+
+    def flying(self, resident: Resident) -> bool:
+        """Whether any job of this model is in the worker, stored pictures included."""
+        return any(flight.resident is resident for flight in self.flights.values())
 
     def board(self, flight: Flight) -> None:
         """Take a claimed job in, and its rows into the engine."""
         job_id = flight.record.id
         if (before := self.flights.pop(job_id, None)) is not None:
-            self._loop.evict(before.token)  # this worker had lost it, and now got it again
+            before.resident.loop.evict(before.token)  # it was lost, and is this worker's again
         self.flights[job_id] = flight
         if flight.order is not None and flight.ending is None:
-            self._loop.admit(flight.order.rows)
+            flight.resident.loop.admit(flight.order.rows)
             self.preview(job_id, flight.record.previews)
 
     def preview(self, job_id: str, count: int) -> None:
@@ -85,19 +92,19 @@ class Control:
         flight = self.flights[job_id]
         if flight.previews != count:
             flight.previews = count
-            self._loop.preview(flight.token, count)
+            flight.resident.loop.preview(flight.token, count)
 
     def evict(self, job_id: str) -> None:
         """Take a job's rows out of the engine before its next step; from any thread."""
         flight = self.flights.get(job_id)
         if flight is not None:
-            self._loop.evict(flight.token)
+            flight.resident.loop.evict(flight.token)
 
     def end(self, flight: Flight, ending: Ending, problem: Problem | None = None) -> None:
         """Decide how a flight ends; the first decision stands."""
         if flight.ending is None:
             flight.ending, flight.problem = ending, problem
-            self._loop.evict(flight.token)
+            flight.resident.loop.evict(flight.token)
 
     def read(self, letter: Letter) -> None:
         """Act on what another thread says."""
@@ -105,7 +112,7 @@ class Control:
             case Cancel(job_id) if job_id in self.flights:
                 self.end(self.flights[job_id], Ending.CANCEL)
             case Snapshot(job=token) if (flight := self._undecided(token)) is not None:
-                self._previews.show(flight.record, letter)
+                self._previews.show(flight.resident.model, flight.record, letter)
             case Finished(job=token) if (flight := self._undecided(token)) is not None:
                 self._row_finished(flight, letter)
             case Fault(job=token, reason=reason) if (flight := self._undecided(token)) is not None:
@@ -133,9 +140,8 @@ class Control:
 
     def steps(self) -> list[tuple[str, str, int]]:
         """(job id, execution, steps done) of every flight that goes on."""
-        in_engine = self._loop.steps_done
         return [
-            (job_id, flight.token, flight.steps_done(in_engine.get(flight.token, 0)))
+            (job_id, flight.token, flight.steps_done(flight.resident.loop.steps_of(flight.token)))
             for job_id, flight in self.flights.items()
             if flight.ending is None
         ]
@@ -151,7 +157,7 @@ class Control:
             except Empty:
                 return
             if isinstance(letter, Stored):
-                self._results.discard(image.name for image in letter.images)
+                discard(self._storage, (image.name for image in letter.images))
 
     def _undecided(self, token: str) -> Flight | None:
         for flight in self.flights.values():
@@ -161,7 +167,7 @@ class Control:
 
     def _row_finished(self, flight: Flight, row: Finished) -> None:
         flight.rows[row.index] = row.picture
-        flight.cards[row.index] = self._results.card
+        flight.cards[row.index] = flight.resident.card
         if flight.order is not None and len(flight.rows) == len(flight.order.rows):
             flight.storing = True
             flight.times.drawn = time.time()
@@ -184,7 +190,7 @@ class Control:
         until, wait_s = time.monotonic() + self._storage_patience_s, _FIRST_WAIT_S
         while True:
             try:
-                return self._results.store(
+                return flight.resident.results.store(
                     flight.record, flight.token, order, flight.rows, flight.cards
                 )
             except StorageError as fault:
@@ -200,7 +206,7 @@ class Control:
     def _stored(self, letter: Stored) -> None:
         flight = self._undecided(letter.execution)
         if flight is None:  # canceled or taken over meanwhile
-            self._results.discard(image.name for image in letter.images)
+            discard(self._storage, (image.name for image in letter.images))
             return
         flight.images = letter.images
         flight.times.stored = time.time()

@@ -9,6 +9,7 @@ from app.jobs.models import ModelCard
 from app.jobs.record import JobRecord, Problem, StoredImage
 from worker.ledger import Held
 from worker.prompts import Order
+from worker.resident import Resident
 
 __all__ = ["Ending", "Flight", "Times"]
 
@@ -48,6 +49,7 @@ class Flight:
 
     held: Held
     record: JobRecord
+    resident: Resident  # the model that draws it
     order: Order | None  # None: it cannot be drawn, and ends at once
     timeout_s: float
     deadline: float  # monotonic seconds

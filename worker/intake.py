@@ -2,26 +2,29 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 
 import structlog
 from redis import Redis
 
+from app.jobs.fleet import read_fleet
 from app.jobs.ids import made_at
 from app.jobs.line import Line
-from app.jobs.record import JobStatus
+from app.jobs.record import JobStatus, Problem
 from app.jobs.store import JobStore
 from worker import problems
 from worker.admission import Candidate, choose
-from worker.card import live_models
 from worker.flights import Ending, Flight
 from worker.ledger import Ledger
-from worker.prompts import MOST_PICTURES, Prompts
+from worker.prompts import MOST_PICTURES
+from worker.roster import Roster
 from worker.waiting import Newer, Unfit, Waiting, waiting
 
 __all__ = ["Intake"]
 
 _log = structlog.get_logger()
 _DEEPEST = 256  # entries of a queue looked at
+_SURVEYED = 64  # so many at least, to see which models are asked for
 
 
 class Intake:
@@ -32,10 +35,9 @@ class Intake:
         redis: Redis,
         store: JobStore,
         ledger: Ledger,
-        prompts: Prompts,
+        roster: Roster,
         *,
         worker: str,
-        model: str,
         timeout_s: int,
         patience_s: float,
     ) -> None:
@@ -43,28 +45,31 @@ class Intake:
         self._redis = redis
         self._store = store
         self._ledger = ledger
-        self._prompts = prompts
+        self._roster = roster
         self._worker = worker
-        self._model = model
         self._timeout_s = timeout_s
         self._patience_s = patience_s
         self._impatient = True
         self._passed_over = 0  # entries for other workers seen last time
         self._left = False  # whether some of them are of a later release
 
-    def take(self, *, free: int, idle: bool, clock: Callable[[], float]) -> Iterator[Flight]:
-        """Claim what fits into `free` slots, or one job of any size if the engine is `idle`.
+    def take(
+        self, *, free: Fraction, idle: bool, clock: Callable[[], float], survey: bool = False
+    ) -> Iterator[Flight]:
+        """Claim what fits into the `free` share, or one job of any size if no engine has a row.
 
         Each is claimed when asked for, so that the one before is already being drawn. `clock`:
-        monotonic seconds, from which deadlines are counted.
+        monotonic seconds, from which deadlines are counted. With `survey` the look goes deeper
+        than what can be taken, to see of which models jobs wait.
         """
         # Twice as deep each time where others' entries lie in front.
-        limit = min(_DEEPEST, max(1, free) + 2 * self._passed_over)
-        heads = waiting(self._redis, limit)
-        ours = self._ours(heads.entries)
+        slots = max((one.loop.slots for one in self._roster.residents.values()), default=1)
+        limit = max(1, int(free * slots)) + 2 * self._passed_over
+        heads = waiting(self._redis, min(_DEEPEST, max(limit, _SURVEYED if survey else 0)))
+        ours = self._ours(heads.entries, whole=survey)
         by_id = {one.job.id: one for queue in ours for one in queue}
         line = Line(
-            [[_candidate(one) for one in queue] for queue in ours],
+            [[self._candidate(one) for one in queue] for queue in ours],
             lambda one: made_at(one.job_id),
             patience_s=self._patience_s,
             beyond=heads.beyond,
@@ -77,8 +82,10 @@ class Intake:
             if flight is not None:
                 yield flight
 
-    def _ours(self, queues: Sequence[Sequence[Waiting | Unfit | Newer]]) -> list[list[Waiting]]:
-        """Entries for this worker's model; those that nobody can run are taken out."""
+    def _ours(
+        self, queues: Sequence[Sequence[Waiting | Unfit | Newer]], *, whole: bool
+    ) -> list[list[Waiting]]:
+        """Entries for models that are loaded here; those that nobody can run are taken out."""
         ours: list[list[Waiting]] = [[] for _ in queues]
         strangers: list[Waiting] = []
         newer = [entry for queue in queues for entry in queue if isinstance(entry, Newer)]
@@ -89,16 +96,26 @@ class Intake:
                     continue
                 if isinstance(entry, Unfit):
                     self._refuse(entry)
-                elif entry.record.request.model == self._model:
+                elif self._roster.open(entry.record.request.model) is not None:
                     queue.append(entry)
                 else:
                     strangers.append(entry)
         self._passed_over = len(strangers) + len(newer)
-        live = live_models(self._redis) if strangers else set()
-        for entry in strangers:
-            if entry.record.request.model not in live:
-                self._fail_unserved(entry)
+        seen = {one.record.request.model for one in (*strangers, *(o for q in ours for o in q))}
+        self._roster.saw(seen, time.monotonic(), whole=whole)
+        self._refuse_unserved(strangers)
         return ours
+
+    def _refuse_unserved(self, strangers: Sequence[Waiting]) -> None:
+        """Fail the jobs of models that neither this worker nor another can draw with."""
+        unknown = [one for one in strangers if not self._roster.knows(one.record.request.model)]
+        fleet = read_fleet(self._redis) if unknown else None
+        for entry in unknown:
+            model = entry.record.request.model
+            if fleet is not None and not fleet.serves(model, but=self._worker):
+                why = self._roster.why_not(model)
+                problem = problems.model_not_loaded(model, why) if why else None
+                self._fail_unserved(entry, problem or problems.model_not_served(model))
 
     def _leave(self, newer: list[Newer]) -> None:
         """Say once that there are jobs for workers of a later release."""
@@ -114,14 +131,16 @@ class Intake:
             error = problems.entry_invalid()
             self._store.finish(unfit.record.id, None, JobStatus.FAILED, error=error)
 
-    def _fail_unserved(self, entry: Waiting) -> None:
-        problem = problems.model_not_served(entry.record.request.model)
+    def _fail_unserved(self, entry: Waiting, problem: Problem) -> None:
         held = self._ledger.claim(entry)
         if held is not None:
             self._store.finish(entry.record.id, None, JobStatus.FAILED, error=problem)
             self._ledger.fail(held, problem.detail)
 
     def _claim(self, entry: Waiting, clock: Callable[[], float]) -> Flight | None:
+        resident = self._roster.open(entry.record.request.model)
+        if resident is None:  # it was unloaded since the look
+            return None
         held = self._ledger.claim(entry)
         if held is None:  # another worker was faster
             return None
@@ -131,16 +150,17 @@ class Intake:
             self._ledger.cancel(held, entry.record.retention_s)
             return None
         timeout_s = max(0, held.job.timeout or 0) or self._timeout_s
-        flight = Flight(held, record, None, timeout_s, clock() + timeout_s)
+        flight = Flight(held, record, resident, None, timeout_s, clock() + timeout_s)
         flight.times.claimed = time.time()
+        resident.used_at = time.monotonic()
         try:
-            flight.order = self._prompts.order(record, token)
+            flight.order = resident.prompts.order(record, token)
         except ValueError as fault:
             flight.ending, flight.problem = Ending.FAIL, problems.invalid_job(str(fault))
         flight.times.encoded = time.time()
         return flight
 
-
-def _candidate(entry: Waiting) -> Candidate:
-    rows = min(MOST_PICTURES, entry.record.request.rows)
-    return Candidate(entry.job.id, rows, alone=entry.job.retries_left == 0)
+    def _candidate(self, entry: Waiting) -> Candidate:
+        rows = min(MOST_PICTURES, entry.record.request.rows)
+        resident = self._roster.residents[entry.record.request.model]
+        return Candidate(entry.job.id, resident.share(rows), alone=entry.job.retries_left == 0)

@@ -14,12 +14,16 @@ from redis.exceptions import RedisError
 from rq.command import PUBSUB_CHANNEL_TEMPLATE
 
 from app.keys import CANCELS, WAKEUPS
-from worker.mail import Cancel, Mail, StopRequested, WorkArrived
+from worker.mail import Cancel, Letter, LoadModel, Mail, StopRequested, UnloadModel, WorkArrived
 
 __all__ = ["Listener"]
 
 _log = structlog.get_logger()
 _POLL_S = 0.5
+_OF_MODELS: dict[str, Callable[[str], Letter]] = {
+    "load-model": LoadModel,
+    "unload-model": UnloadModel,
+}
 _BACK_OFF_S = (0.1, 2.0)  # first, longest
 
 
@@ -78,10 +82,11 @@ class Listener:
         self._mail.put(Cancel(job_id))
 
     def _command(self, data: bytes) -> None:
-        """RQ's own commands: `send_shutdown_command`, `send_stop_job_command` and the like."""
+        """RQ's own commands, as `send_shutdown_command`'s; and ours, of app/jobs/fleet.py."""
         try:
             command = json.loads(data)
-            word, job_id = command["command"], command.get("job_id")
+            word = str(command["command"])
+            job_id, model = command.get("job_id"), command.get("model")
         except (ValueError, KeyError, TypeError, AttributeError):
             _log.warning("unreadable command ignored", channel=self._commands)
             return
@@ -89,3 +94,5 @@ class Listener:
             self._mail.put(StopRequested())
         elif word in ("stop-job", "stop-execution") and isinstance(job_id, str):
             self._cancel(job_id)
+        elif word in _OF_MODELS and isinstance(model, str):
+            self._mail.put(_OF_MODELS[word](model))

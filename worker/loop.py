@@ -10,6 +10,7 @@ import torch
 from worker.engine import Engine, Fault, StepReport
 from worker.mail import EngineFailed, Mail, Shrunk
 from worker.rows import RowSpec
+from worker.turns import Turns
 
 __all__ = ["EngineLoop"]
 
@@ -20,7 +21,14 @@ class EngineLoop:
     """Runs an engine in a thread; commands come in by methods, rows go out by mail."""
 
     def __init__(
-        self, engine: Engine, mail: Mail, threads: int, stepped: Stepped = lambda *_: None
+        self,
+        engine: Engine,
+        mail: Mail,
+        threads: int,
+        stepped: Stepped = lambda *_: None,
+        *,
+        model: str = "",
+        turns: Turns | None = None,
     ) -> None:
         """Nothing runs before `start`.
 
@@ -29,6 +37,8 @@ class EngineLoop:
             mail: where rows go.
             threads: torch's, on CPU.
             stepped: told of each step and its seconds, in the engine's thread.
+            model: what the engine draws with, where there are several.
+            turns: held during each step, by all engines of the device.
         """
         self.slots = engine.slots
         self.steps_done: dict[str, int] = {}  # by job; replaced whole after each step
@@ -37,6 +47,8 @@ class EngineLoop:
         self._mail = mail
         self._threads = threads
         self._stepped = stepped
+        self._model = model
+        self._turns = turns or Turns()
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -56,6 +68,10 @@ class EngineLoop:
     def evict(self, job: str) -> None:
         """Drop the rows of a job before the next step; may be called from any thread."""
         self._commands.put(lambda: self._engine.evict(job))
+
+    def steps_of(self, job: str) -> int:
+        """Steps done by the rows of a job that are in the engine."""
+        return self.steps_done.get(job, 0)
 
     def stop(self, timeout_s: float) -> None:
         """End the thread after the step it is in, and wait for that."""
@@ -82,9 +98,11 @@ class EngineLoop:
         return False
 
     def _step(self) -> None:
-        began = time.perf_counter()
-        report = self._engine.step()
-        self._stepped(report, time.perf_counter() - began)
+        with self._turns:
+            began = time.perf_counter()
+            report = self._engine.step()
+            took_s = time.perf_counter() - began
+        self._stepped(report, took_s)
         self.rounds += report.rounds
         self.steps_done = self._engine.steps_done()
         for snapshot in report.snapshots:
@@ -96,7 +114,8 @@ class EngineLoop:
         if report.shrunk:  # after what was drawn before
             self.slots = self._engine.slots
             engine = self._engine
-            self._mail.put(Shrunk(engine.slots, engine.micro_batch, engine.at_once))
+            shrunk = Shrunk(engine.slots, engine.micro_batch, engine.at_once, self._model)
+            self._mail.put(shrunk)
 
     def _admit(self, rows: Sequence[RowSpec]) -> None:
         try:

@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 from app.jobs.record import StoredImage
 from worker.engine import Fault, Finished, Snapshot
+
+if TYPE_CHECKING:  # it writes letters itself
+    from worker.resident import Resident
 
 __all__ = [
     "Cancel",
@@ -12,12 +16,16 @@ __all__ = [
     "Fault",
     "Finished",
     "Letter",
+    "LoadModel",
     "Mail",
+    "ModelLoaded",
+    "ModelNotLoaded",
     "Shrunk",
     "Snapshot",
     "StopRequested",
     "StoreFailed",
     "Stored",
+    "UnloadModel",
     "WorkArrived",
 ]
 
@@ -35,6 +43,35 @@ class Cancel:
 
 
 @dataclass(frozen=True)
+class LoadModel:
+    """An operator wants the model loaded here."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class UnloadModel:
+    """An operator wants it unloaded."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class ModelLoaded:
+    """A model is in memory, its engine ready."""
+
+    resident: "Resident"
+
+
+@dataclass(frozen=True)
+class ModelNotLoaded:
+    """It could not be loaded."""
+
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class StopRequested:
     """The worker is to end; asked again, at once."""
 
@@ -46,6 +83,7 @@ class Shrunk:
     slots: int
     micro_batch: int
     at_once: int  # rows that are computed together
+    model: str = ""  # whose engine it is
 
 
 @dataclass(frozen=True)
@@ -74,6 +112,10 @@ class EngineFailed:
 Letter = (
     WorkArrived
     | Cancel
+    | LoadModel
+    | UnloadModel
+    | ModelLoaded
+    | ModelNotLoaded
     | StopRequested
     | Snapshot
     | Finished

@@ -1,12 +1,14 @@
 """Memory of a device: how much is free, what a model needs, and the errors that say it ran out."""
 
+import ctypes
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from models.memory import free_bytes
 
-__all__ = ["check_fits", "free_bytes", "ran_out"]
+__all__ = ["check_fits", "free_bytes", "give_back", "in_words", "ran_out"]
 
 # What torch's allocator of CPU memory, ONNX Runtime and OpenVINO say; none has a class for it.
 _SAYINGS = (
@@ -36,14 +38,22 @@ def check_fits(bundle: Path, device: torch.device) -> None:
     needed, free = _weights_bytes(bundle), free_bytes(device)
     if needed > free:
         raise ValueError(
-            f"bundle {bundle.name} has {_in_words(needed)} of weights, but {device} has only "
-            f"{_in_words(free)} of memory free; take a smaller bundle, or a device with more memory"
+            f"bundle {bundle.name} has {in_words(needed)} of weights, but {device} has only "
+            f"{in_words(free)} of memory free; take a smaller bundle, or a device with more memory"
         )
+
+
+def give_back(device: torch.device) -> None:
+    """Let others have what was freed but is still kept for this process."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    with suppress(OSError, AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _weights_bytes(bundle: Path) -> int:
     return sum(file.stat().st_size for file in bundle.rglob("*.safetensors"))
 
 
-def _in_words(size: int) -> str:
+def in_words(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -44,6 +44,7 @@ class Metrics:
         ProcessCollector(registry=registry)
         self._slots = slots
         self._all_slots.set(slots)
+        self._flying: dict[str, int] = {}  # rows of each model
         self._use = DeviceUse(device, threads)
         self._device = str(device)
         self._looked_at = float("-inf")
@@ -139,13 +140,14 @@ class Metrics:
             registry=registry,
         )
 
-    def stepped(self, report: StepReport, seconds: float) -> None:
-        """The engine made a step."""
+    def stepped(self, report: StepReport, seconds: float, model: str = "") -> None:
+        """The engine of a model made a step."""
         self._steps.observe(seconds)
         self._occupancy.observe(report.advanced / self._slots)
         self._advanced.inc(report.advanced)
         self._calls.inc(report.calls)
-        self._in_flight.set(report.advanced - len(report.finished) - len(report.faults))
+        self._flying[model] = report.advanced - len(report.finished) - len(report.faults)
+        self._in_flight.set(sum(self._flying.values()))
 
     def taken(self, flight: Flight) -> None:
         """The worker took a job."""

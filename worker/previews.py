@@ -26,23 +26,22 @@ _QUALITY = 85  # of WebP and JPEG
 class Previews:
     """Encodes and publishes, beside the step loop and beside the storing of finished pictures."""
 
-    def __init__(self, redis: Redis, model: Model) -> None:
+    def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._model = model
         self._room = BoundedSemaphore(_MOST_WAITING)
         self._pool = ThreadPoolExecutor(1, "previews")  # one: they arrive in their order
 
-    def show(self, record: JobRecord, snapshot: Snapshot) -> None:
+    def show(self, model: Model, record: JobRecord, snapshot: Snapshot) -> None:
         """Publish a snapshot of one of the job's pictures soon."""
         # More candidates than pictures: which are kept is not known yet, so the first ones.
         if snapshot.index < record.request.n and self._room.acquire(blocking=False):
-            self._pool.submit(self._publish, record, snapshot)
+            self._pool.submit(self._publish, model, record, snapshot)
 
     def close(self) -> None:
         """Wait for the one at work; drop the rest."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _publish(self, record: JobRecord, snapshot: Snapshot) -> None:
+    def _publish(self, model: Model, record: JobRecord, snapshot: Snapshot) -> None:
         try:
             event = {
                 "kind": "preview",
@@ -50,7 +49,7 @@ class Previews:
                 "attempt": record.attempts,
                 "step": snapshot.step,
                 "index": snapshot.index,
-                "data_url": self._data_url(record, snapshot),
+                "data_url": _data_url(model, record, snapshot),
             }
             self._redis.publish(keys.EVENTS, json.dumps(event))
         except Exception as fault:  # a preview is never a reason to disturb the job
@@ -58,12 +57,13 @@ class Previews:
         finally:
             self._room.release()
 
-    def _data_url(self, record: JobRecord, snapshot: Snapshot) -> str:
-        """The snapshot, small, in the format and on the background of the final picture."""
-        output_format, background = record.request.output_format, record.request.background
-        picture = to_picture(self._model.preview(snapshot.denoised))
-        shown = on_background(picture, background, alpha=output_format != "jpeg")
-        out = BytesIO()
-        shown.save(out, output_format.upper(), quality=_QUALITY)
-        data = base64.b64encode(out.getvalue()).decode()
-        return f"data:{CONTENT_TYPES[output_format]};base64,{data}"
+
+def _data_url(model: Model, record: JobRecord, snapshot: Snapshot) -> str:
+    """The snapshot, small, in the format and on the background of the final picture."""
+    output_format, background = record.request.output_format, record.request.background
+    picture = to_picture(model.preview(snapshot.denoised))
+    shown = on_background(picture, background, alpha=output_format != "jpeg")
+    out = BytesIO()
+    shown.save(out, output_format.upper(), quality=_QUALITY)
+    data = base64.b64encode(out.getvalue()).decode()
+    return f"data:{CONTENT_TYPES[output_format]};base64,{data}"

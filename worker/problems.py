@@ -1,10 +1,13 @@
 """Why a job failed, in the words its owner reads."""
 
+import re
+
 from app.jobs.record import Problem
 
 __all__ = [
     "entry_invalid",
     "invalid_job",
+    "model_not_loaded",
     "model_not_served",
     "not_drawn",
     "not_stored",
@@ -22,6 +25,14 @@ def model_not_served(name: str) -> Problem:
     """No live worker has the model."""
     detail = f"No running worker serves the model {name!r} any more."
     return _problem("model-not-served", "The model is not served", 503, detail)
+
+
+def model_not_loaded(name: str, reason: str) -> Problem:
+    """Those workers that have its files could not load it."""
+    # Where files lie on the server is not for the owner.
+    shown = re.sub(r"'/(?:[^'/]*/)*([^'/]*)'", r"'\1'", reason)
+    detail = f"The model {name!r} could not be loaded: {shown}."
+    return _problem("model-not-loaded", "The model could not be loaded", 503, detail)
 
 
 def not_drawn(reason: str) -> Problem:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from redis import Redis
 
 from app.jobs.store import JobStore, Wishes
-from app.keys import WORKER_SPEED
+from app.keys import worker_speed
 
 __all__ = ["Progress", "Speed"]
 
@@ -50,11 +50,17 @@ class Speed:
     FIRST_CALLS = 20  # so much weight has what was measured at start
 
     def __init__(
-        self, redis: Redis, worker_key: str, slots: int, micro_batch: int, seconds_per_call: float
+        self,
+        redis: Redis,
+        worker_key: str,
+        model: str,
+        slots: int,
+        micro_batch: int,
+        seconds_per_call: float,
     ) -> None:
         """`seconds_per_call`: as far as it is known before the first job."""
         self._redis = redis
-        self._key = worker_key
+        self._key, self._field = worker_key, worker_speed(model)
         self._shape = {"slots": slots, "micro_batch": micro_batch}
         self._seconds = seconds_per_call * self.FIRST_CALLS
         self._calls = float(self.FIRST_CALLS)
@@ -78,8 +84,12 @@ class Speed:
             self._since = now, calls
         if now - self._told_at >= self.INTERVAL_S:
             told = {**self._shape, "seconds_per_call": round(self.seconds_per_call, 7)}
-            self._redis.hset(self._key, WORKER_SPEED, json.dumps(told))
+            self._redis.hset(self._key, self._field, json.dumps(told))
             self._told_at = now
+
+    def forget(self) -> None:
+        """The model is unloaded: there is nothing to tell any more."""
+        self._redis.hdel(self._key, self._field)
 
     def _note(self, calls: int, now: float, *, over: bool) -> None:
         began, before = self._since or (now, calls)

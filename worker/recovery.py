@@ -16,7 +16,7 @@ from app.jobs.store import JobStore
 from app.storage.base import ImageStorage, StorageError
 from worker import problems
 from worker.ledger import Held, Ledger, Lost
-from worker.results import Results, image_names
+from worker.results import discard, image_names
 from worker.rq_json import GenerateQueue, JSONSerializer
 
 __all__ = ["Recovery"]
@@ -31,17 +31,11 @@ class Recovery:
     """Upkeep that any worker may do at any time: each step is done once, by whoever comes first."""
 
     def __init__(
-        self,
-        redis: Redis,
-        store: JobStore,
-        ledger: Ledger,
-        results: Results,
-        storage: ImageStorage,
+        self, redis: Redis, store: JobStore, ledger: Ledger, storage: ImageStorage
     ) -> None:
         self._redis = redis
         self._store = store
         self._ledger = ledger
-        self._results = results
         self._storage = storage
         self._room = Room(redis)
 
@@ -106,7 +100,7 @@ class Recovery:
             fenced = self._fail_record(record, problems.worker_lost(record.attempts))
             self._ledger.fail(held, "its worker was lost, and no retry was left")
         if fenced:  # only now: until then the old worker might still have finished it
-            self._results.discard(image_names(record, lost.execution))
+            discard(self._storage, image_names(record, lost.execution))
 
     def _fail_record(self, record: JobRecord, problem: Problem) -> bool:
         return self._store.finish(record.id, record.execution, JobStatus.FAILED, error=problem)

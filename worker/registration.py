@@ -8,7 +8,8 @@ from redis.client import Pipeline
 from rq import worker_registration
 from rq.worker import BaseWorker, WorkerStatus
 
-from app.keys import QUEUES, WORKER_MODEL
+from app.jobs.fleet import Standing
+from app.keys import QUEUES, WORKER_MODEL, WORKER_STANDING
 from worker.ledger import Held, Ledger
 from worker.rq_json import GenerateJob, GenerateQueue, JSONSerializer
 
@@ -36,13 +37,16 @@ class RegisteredWorker(BaseWorker):
         )
         self.model = model
         self.lease_s = lease_s
+        self._shown: Standing | None = None
 
     def _set_connection(self, connection: Redis) -> Redis:
         """Keep the connection's short time limits: nothing here blocks in Redis."""
         return connection
 
-    def register(self) -> None:
+    def register(self, standing: Standing) -> None:
         """Register, waiting for the lease of a lost worker of the same name to run out.
+
+        `standing`: what others may know of its models.
 
         Raises:
             NameTaken: a live worker has this name.
@@ -57,9 +61,9 @@ class RegisteredWorker(BaseWorker):
                 time.sleep(_NAME_RETRY_S)
             else:
                 break
-        self._write_presence()
+        self._write_presence(standing)
 
-    def beat(self, ledger: Ledger, held: Sequence[Held]) -> bool:
+    def beat(self, ledger: Ledger, held: Sequence[Held], standing: Standing) -> bool:
         """Renew every lease; register again if Redis has forgotten this worker.
 
         Returns:
@@ -74,7 +78,9 @@ class RegisteredWorker(BaseWorker):
                 for one in held:
                     pipe.sadd(self.executions_key, one.execution.composite_key)
                 pipe.execute()
-            self._write_presence()
+            self._write_presence(standing)
+        else:
+            self.show_models(standing, again=True)
         return known
 
     def _beat(self, pipe: Pipeline) -> None:
@@ -82,11 +88,18 @@ class RegisteredWorker(BaseWorker):
         state = WorkerStatus.BUSY if self.executions else WorkerStatus.IDLE
         self.set_state(state, pipeline=pipe)
 
-    def _write_presence(self) -> None:
+    def _write_presence(self, standing: Standing) -> None:
         with self.connection.pipeline() as pipe:
             pipe.hset(self.key, WORKER_MODEL, self.model)
             self._beat(pipe)
             pipe.execute()
+        self.show_models(standing, again=True)
+
+    def show_models(self, standing: Standing, *, again: bool = False) -> None:
+        """Write which models are where, if that changed since it was last written, or `again`."""
+        if again or self._shown is None or standing.models != self._shown.models:
+            self.connection.hset(self.key, WORKER_STANDING, standing.model_dump_json())
+            self._shown = standing
 
     def show_state(self, held: Sequence[Held]) -> None:
         """Write whether the worker is busy, if that changed since it was last written."""

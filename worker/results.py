@@ -17,7 +17,7 @@ from models.pictures import to_picture
 from worker.encoding import CONTENT_TYPES, SUFFIXES, encode
 from worker.prompts import Order, Prompts
 
-__all__ = ["Results", "image_names"]
+__all__ = ["Results", "discard", "image_names"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,14 +29,11 @@ class _Developed:
 
 
 class Results:
-    """Develops, scores, encodes and stores."""
+    """Develops, scores, encodes and stores what one model has drawn."""
 
-    def __init__(
-        self, model: Model, prompts: Prompts, card: ModelCard, storage: ImageStorage
-    ) -> None:
+    def __init__(self, model: Model, prompts: Prompts, storage: ImageStorage) -> None:
         self._model = model
         self._prompts = prompts
-        self.card = card  # of what is drawn from now on
         self._storage = storage
 
     def store(
@@ -64,15 +61,9 @@ class Results:
             for index, one in enumerate(developed[: request.n]):
                 images.append(self._write(record, execution, index, one))
         except StorageError:
-            self.discard(image_names(record, execution))
+            discard(self._storage, image_names(record, execution))
             raise
         return images
-
-    def discard(self, names: Iterable[str]) -> None:
-        """Delete images that nobody will ever be told of; what cannot be deleted stays."""
-        with suppress(StorageError):  # not one by one: a service that is away costs seconds each
-            for name in names:
-                self._storage.delete(name)
 
     def _develop(
         self, record: JobRecord, order: Order, index: int, row: Tensor, card: ModelCard
@@ -97,6 +88,13 @@ class Results:
             sha256=hashlib.sha256(data).hexdigest(),
             clip_score=one.clip_score,
         )
+
+
+def discard(storage: ImageStorage, names: Iterable[str]) -> None:
+    """Delete images that nobody will ever be told of; what cannot be deleted stays."""
+    with suppress(StorageError):  # not one by one: a service that is away costs seconds each
+        for name in names:
+            storage.delete(name)
 
 
 def image_names(record: JobRecord, execution: str) -> list[str]:

@@ -14,38 +14,41 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import structlog
-import torch
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from app.jobs.models import ModelCard
 from app.jobs.outage import Outage
 from app.jobs.store import JobStore
 from app.jobs.tracing import Tracing
 from app.settings import Settings
 from app.storage.base import ImageStorage
-from models.model import Model
-from worker.card import Smaller, announce
 from worker.control import Control
-from worker.engine import Engine, StepReport
+from worker.engine import StepReport
 from worker.flights import Ending
 from worker.intake import Intake
 from worker.ledger import Ledger
 from worker.listener import Listener
-from worker.loop import EngineLoop
-from worker.loras import Loras
-from worker.mail import Letter, Mail, Shrunk, StopRequested
+from worker.mail import (
+    Letter,
+    LoadModel,
+    Mail,
+    ModelLoaded,
+    ModelNotLoaded,
+    Shrunk,
+    StopRequested,
+    UnloadModel,
+)
 from worker.metrics import Metrics
 from worker.previews import Previews
 from worker.profile import NoProfile
-from worker.progress import Progress, Speed
-from worker.prompts import Prompts
+from worker.progress import Progress
 from worker.recovery import Recovery
 from worker.registration import RegisteredWorker
-from worker.results import Results
+from worker.resident import Place, Prepared, Resident
+from worker.roster import Roster, Workshop
 from worker.settling import Settling
 from worker.spans import trace_flight
-from worker.streams import Streams
+from worker.turns import Turns
 
 __all__ = ["Runner"]
 
@@ -54,6 +57,9 @@ _LOOK_S = 1.0  # a wake-up may have been missed
 _RECOVER_S = 1.0
 _EXPIRE_S = 1.0
 _TIDY_S = 10.0
+_SURVEY_S = 1.0  # of which models jobs wait
+_MOVE_S = 0.1  # models in and out
+_FOLDER_S = 2.0  # looks into the folder of models
 _BUSY_WAIT_S = 0.1
 _IDLE_WAIT_S = 0.5
 _SAME_SIGNAL_S = 0.2  # a terminal and a supervisor may both pass one Ctrl-C on
@@ -76,76 +82,64 @@ class _Every:
 
 
 class Runner(RegisteredWorker):
-    """One RQ worker, one model, one engine."""
+    """One RQ worker, its models, an engine for each that is loaded."""
 
     def __init__(
         self,
         redis: Redis,
-        model: Model,
-        card: ModelCard,
+        first: Prepared,
         storage: ImageStorage,
         settings: Settings,
         name: str,
-        smaller: Smaller | None = None,
-        streams: int = 1,
-        loras: Loras | None = None,
+        workshop: Workshop | None = None,
     ) -> None:
         """Nothing runs and nothing is registered before `work`.
 
-        `smaller`: what draws when batches have to be smaller, the same model if None. `streams`:
-        calls of the network at a time, each with torch's number of threads. `loras`: the model's,
-        none if None.
+        `first`: the model it has from the start; others come from the `workshop`, if there is one.
         """
         self.profile = NoProfile()
-        super().__init__(redis, name=name, model=card.name, lease_s=settings.lease_s)
-        self._card, self._announced = card, False
-        self._smaller = smaller or Smaller(model, card.runtime)
+        super().__init__(redis, name=name, model=first.card.name, lease_s=settings.lease_s)
         self._mail: Mail = SimpleQueue()
-        engine = Engine(
-            *(model, settings.slots, settings.micro_batch),
-            exact=settings.exact,
-            smaller=self._smaller.model,
-            streams=Streams(streams, torch.get_num_threads()),
+        place = Place(redis, self.key, storage, self._mail, Turns(), self._stepped)
+        home = Resident(first, place)
+        self.metrics = Metrics(home.slots, home.device, first.streams.count * first.streams.threads)
+        self._roster = Roster(
+            *(redis, name, home, self._mail, lambda prepared: Resident(prepared, place), workshop),
+            budget_bytes=settings.model_memory_mb * 10**6 or None,
+            patience_s=settings.model_patience_s,
+            lease_s=settings.lease_s,
         )
-        self.metrics = Metrics(engine.slots, engine.device, streams * torch.get_num_threads())
-        self._engine_loop = EngineLoop(engine, self._mail, torch.get_num_threads(), self._stepped)
         store = JobStore(redis, self.metrics.ended)
-        self._loras = loras or Loras(model, None)
-        prompts = Prompts(model, self._loras)
-        results = self._results = Results(model, prompts, card, storage)
         ledger = Ledger(redis, name, settings.lease_s)
         self._ledger = ledger
         self._control = Control(
-            *(self._engine_loop, results, Previews(redis, model), self._mail),
-            storage_patience_s=settings.storage_patience_s,
+            *(storage, Previews(redis), self._mail), storage_patience_s=settings.storage_patience_s
         )
         self._intake = Intake(
-            *(redis, store, ledger, prompts),
+            *(redis, store, ledger, self._roster),
             worker=name,
-            model=card.name,
             timeout_s=settings.job_timeout_s,
             patience_s=settings.patience_s,
         )
-        self._settling = Settling(store, ledger, results)
-        self._recovery = Recovery(redis, store, ledger, results, storage)
+        self._settling = Settling(store, ledger, storage)
+        self._recovery = Recovery(redis, store, ledger, storage)
         self._progress = Progress(store)
-        self._speed = Speed(redis, self.key, engine.slots, engine.at_once, engine.warm_up())
         self._listener = Listener(redis, name, self._mail, self._control.evict)
         self._tracing = Tracing(settings.otlp_endpoint, "avocat-worker")
-        self._micro_batch, self._exact = settings.micro_batch, settings.exact
         self._drain_grace_s = settings.drain_grace_s
         self._outage = Outage()
-        self._look_now = True
+        self._look_now, self._announced = True, False
         self._looks, self._recoveries = _Every(_LOOK_S), _Every(_RECOVER_S)
         self._beats, self._tidying = _Every(settings.lease_s / 5), _Every(_TIDY_S)
-        self._expiries = _Every(_EXPIRE_S)
+        self._surveys, self._folder = _Every(_SURVEY_S), _Every(_FOLDER_S)
+        self._moves = _Every(_MOVE_S)
         self._stop_asked_at: float | None = None
         self._stop_at = float("inf")
         self._served = 0
 
-    def _stepped(self, report: StepReport, seconds: float) -> None:
-        """In the engine's thread."""
-        self.metrics.stepped(report, seconds)
+    def _stepped(self, model: str, report: StepReport, seconds: float) -> None:
+        """In that model's engine's thread."""
+        self.metrics.stepped(report, seconds, model)
         self.profile.stepped(report, seconds)
 
     @property
@@ -178,12 +172,13 @@ class Runner(RegisteredWorker):
             RedisError: Redis was away at the start.
         """
         self._install_signal_handlers()
-        self._loras.start()
-        self.register()
+        self.register(self._roster.standing())
         self._announce()
         self._listener.start()
-        self._engine_loop.start()
-        _log.info("worker ready", name=self.name, model=self._card.name)
+        for resident in self._roster.residents.values():
+            resident.loras.start()
+            resident.loop.start()
+        _log.info("worker ready", name=self.name, model=self.model)
         try:
             self._serve(burst)
         finally:
@@ -219,10 +214,20 @@ class Runner(RegisteredWorker):
 
     def _read(self, letter: Letter) -> None:
         self._look_now = True  # work arrived, or a slot may be free
-        if isinstance(letter, StopRequested):
-            self._stop_requested_now(time.monotonic())
-        if isinstance(letter, Shrunk):
-            self._shrunk(letter)
+        match letter:
+            case StopRequested():
+                self._stop_requested_now(time.monotonic())
+            case Shrunk():
+                self._shrunk(letter)
+            case LoadModel(model):
+                self._roster.ask_load(model)
+            case UnloadModel(model):
+                self._roster.ask_unload(model)
+            case ModelLoaded(resident):
+                self._roster.loaded(resident)
+                self._announced = False
+            case ModelNotLoaded():
+                self._roster.not_loaded(letter)
         self._control.read(letter)
         if self._control.fault is not None and self._stop_asked_at is None:
             _log.error("engine failed; all jobs go back", reason=repr(self._control.fault))
@@ -243,7 +248,7 @@ class Runner(RegisteredWorker):
     def _sync(self, now: float) -> None:
         """Everything that is due with Redis; the lease first."""
         duties: list[Callable[[float], None]] = [
-            self._beat_if_due, self._take, self._settle, self._tell, self._care,
+            self._beat_if_due, self._take, self._settle, self._tell, self._house, self._care,
         ]  # fmt: skip
         sound = True
         for duty in duties:
@@ -262,36 +267,38 @@ class Runner(RegisteredWorker):
     def _beat_if_due(self, now: float) -> None:
         held = [flight.held for flight in self._control.flights.values()]
         if self._beats.due(now):
-            if not self.beat(self._ledger, held):
+            if not self.beat(self._ledger, held, self._roster.standing()):
                 self._announced = False  # Redis came back without its data
             self._beats.done(now)
         else:
             self.show_state(held)
-        if not self._announced or self._card.loras != self._loras.cards:
+        if not self._announced or self._roster.has_news:
             self._announce()
 
     def _announce(self) -> None:
-        self._card = self._card.model_copy(update={"loras": self._loras.cards})
-        announce(self.connection, self._card)
+        self._roster.announce()
         self._announced = True
 
     def _shrunk(self, letter: Shrunk) -> None:
         """What is drawn from now on may have another fingerprint."""
         _log.warning("memory ran out: fewer slots", slots=letter.slots, size=letter.micro_batch)
-        self._speed.reshape(letter.slots, letter.at_once)
+        resident = self._roster.residents[letter.model]
         self.metrics.resized(letter.slots)
-        if letter.micro_batch != self._micro_batch:
-            self._micro_batch = letter.micro_batch
-            self._card = self._smaller.card(letter.micro_batch, exact=self._exact)
-            self._results.card, self._announced = self._card, False
+        if resident.shrink(letter):
+            self._announced = False
 
     def _take(self, now: float) -> None:
         control, due = self._control, self._look_now or self._looks.due(now)
+        survey = self._surveys.due(now) and self._roster.could_load_more
         self._look_now = False  # else the loop would not wait
-        if not due or self._stop_asked_at is not None or control.free == 0:
+        if self._stop_asked_at is not None or not (survey or (due and control.free > 0)):
             return
         self._looks.done(now)
-        for flight in self._intake.take(free=control.free, idle=control.idle, clock=time.monotonic):
+        if survey:
+            self._surveys.done(now)
+        for flight in self._intake.take(
+            free=control.free, idle=control.idle, clock=time.monotonic, survey=survey
+        ):
             control.board(flight)
             self.metrics.taken(flight)
             self._served += 1
@@ -325,7 +332,20 @@ class Runner(RegisteredWorker):
             self._control.end(self._control.flights[job_id], Ending.CANCEL)
         for job_id, count in answer.previews.items():
             self._control.preview(job_id, count)
-        self._speed.tell(self._engine_loop.rounds, busy=bool(self._control.flights), now=now)
+        for resident in self._roster.residents.values():
+            busy = self._control.flying(resident)
+            resident.speed.tell(resident.loop.rounds, busy=busy, now=now)
+
+    def _house(self, now: float) -> None:
+        """Models come and go, and others are told."""
+        if self._stop_asked_at is not None or not self._moves.due(now):
+            return
+        if self._folder.due(now):
+            self._announced = not self._roster.look() and self._announced
+            self._folder.done(now)
+        self._roster.advance(now, self._control.flying)
+        self.show_models(self._roster.standing())
+        self._moves.done(now)
 
     def _care(self, now: float) -> None:
         self.metrics.look(now)
@@ -343,8 +363,8 @@ class Runner(RegisteredWorker):
 
     def _leave(self) -> None:
         """Stop the threads, give back what is left, and let RQ forget this worker."""
-        self._engine_loop.stop(_GIVE_UP_S)
-        self._loras.close()
+        for resident in self._roster.residents.values():
+            resident.close()
         self._listener.stop()
         self._control.close()
         with suppress(RedisError):

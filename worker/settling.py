@@ -6,10 +6,11 @@ Every write may be repeated after a lost connection, and is refused once another
 from app.jobs.record import JobStatus, Problem
 from app.jobs.repeats import repeat_key
 from app.jobs.store import JobStore
+from app.storage.base import ImageStorage
 from worker import problems
 from worker.flights import Ending, Flight
 from worker.ledger import Ledger
-from worker.results import Results, image_names
+from worker.results import discard, image_names
 
 __all__ = ["Settling"]
 
@@ -17,10 +18,10 @@ __all__ = ["Settling"]
 class Settling:
     """Ends flights, each exactly once across all workers."""
 
-    def __init__(self, store: JobStore, ledger: Ledger, results: Results) -> None:
+    def __init__(self, store: JobStore, ledger: Ledger, storage: ImageStorage) -> None:
         self._store = store
         self._ledger = ledger
-        self._results = results
+        self._storage = storage
 
     def settle(self, flight: Flight) -> bool:
         """Write the flight's ending.
@@ -103,4 +104,4 @@ class Settling:
 
     def _discard(self, flight: Flight) -> None:
         if flight.storing:
-            self._results.discard(image_names(flight.record, flight.token))
+            discard(self._storage, image_names(flight.record, flight.token))

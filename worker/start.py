@@ -2,8 +2,10 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -13,12 +15,15 @@ from redis import Redis
 from app.settings import Settings
 from app.storage.opening import open_storage
 from models.bundle import Bundle
+from models.description import describe_model
 from models.loading import load_model
 from models.model import Model
 from worker.capacity import streams, with_capacity
 from worker.card import Smaller, model_card
+from worker.catalogue import Catalogue, Entry
 from worker.loras import Loras
 from worker.memory import check_fits, free_bytes, ran_out
+from worker.resident import Prepared
 from worker.runner import Runner
 from worker.runtimes.choice import with_runtime
 from worker.streams import Streams
@@ -45,29 +50,58 @@ def make_runner(
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False  # it would choose other kernels from run to run
     torch.backends.cudnn.deterministic = True
+    shop = _Shop(settings, chosen, threads)
     check_fits(settings.bundle, chosen)
-    try:
-        return _loaded(settings, redis, name, chosen, threads)
-    except Exception as fault:
-        if not ran_out(fault):
-            raise
-        free = free_bytes(chosen) / 1e9
-        raise ValueError(
-            f"bundle {settings.bundle.name} does not fit: {chosen} had {free:.1f} GB of memory "
-            f"free when it ran out ({(str(fault) or repr(fault)).splitlines()[0]})"
-        ) from fault
+    first = shop.prepare(settings.bundle, settings.preset)
+    storage = open_storage(settings, patience_s=_STORAGE_PATIENCE_S)
+    storage.check()
+    return Runner(redis, first, storage, settings, name, shop)
 
 
-def _loaded(
-    settings: Settings, redis: Redis, name: str, device: torch.device, threads: int
-) -> Runner:
-    loaded = load_model(settings.bundle, device, settings.preset)
+class _Shop:
+    """Loads models onto one worker's device."""
+
+    def __init__(self, settings: Settings, device: torch.device, threads: int) -> None:
+        self.catalogue = Catalogue(settings.bundle, settings.preset, settings.models_dir)
+        self._settings, self._device, self._threads = settings, device, threads
+
+    def load(self, entry: Entry) -> Prepared:
+        """A model of the catalogue; raises as `prepare`."""
+        return self.prepare(entry.path, entry.preset)
+
+    def prepare(self, path: Path, preset: str) -> Prepared:
+        """Load, measure, and choose what executes the network; in any thread.
+
+        Raises:
+            BundleError: a file is missing or damaged.
+            ValueError: memory ran out, with the sizes.
+        """
+        began = time.monotonic()
+        try:
+            prepared = _prepared(self._settings, path, preset, self._device, self._threads)
+        except Exception as fault:
+            if not ran_out(fault):
+                raise
+            free = free_bytes(self._device) / 1e9
+            raise ValueError(
+                f"bundle {path.name} does not fit: {self._device} had {free:.1f} GB of memory "
+                f"free when it ran out ({(str(fault) or repr(fault)).splitlines()[0]})"
+            ) from fault
+        return replace(prepared, took_s=time.monotonic() - began)
+
+
+def _prepared(
+    settings: Settings, path: Path, preset: str, device: torch.device, threads: int
+) -> Prepared:
+    torch.set_num_threads(threads)
+    loaded = load_model(path, device, preset)
     loras = Loras(loaded, settings.lora_dir)
     with _undisturbed(settings.runtimes_dir):
         settings = with_capacity(settings, loaded)
         count = streams(device, settings.micro_batch, threads)
         torch.set_num_threads(threads // count)
-        model, runtime = _executed(loaded, settings, Streams(count, threads // count))
+        calls = Streams(count, threads // count)
+        model, runtime = _executed(loaded, settings, calls)
     card = model_card(model, settings.micro_batch, runtime, exact=settings.exact)
     eager = runtime.startswith("eager ")
     smaller = Smaller(model if eager else loaded, f"eager {torch.__version__}")
@@ -82,9 +116,11 @@ def _loaded(
         runtime=card.runtime,
         fingerprint=card.fingerprint,
     )
-    storage = open_storage(settings, patience_s=_STORAGE_PATIENCE_S)
-    storage.check()
-    return Runner(redis, model, card, storage, settings, name, smaller, count, loras)
+    return Prepared(
+        *(model, card, smaller, settings.slots, settings.micro_batch, settings.exact, calls),
+        loras=loras,
+        weights_bytes=describe_model(path, preset).weights_bytes,
+    )
 
 
 def _executed(model: Model, settings: Settings, streams: Streams) -> tuple[Model, str]:

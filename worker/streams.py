@@ -47,19 +47,24 @@ class Streams:
                 raise answer
         return [answers[i % count][i // count] for i in range(len(parts))]  # type: ignore[index]
 
+    def close(self) -> None:
+        """End the threads; nothing may be called any more."""
+        for stream in self._others:
+            stream.asked.put(None)
+
 
 class _Stream:
     """A thread that makes calls. Plain queues: a pool's futures cost twice as long to hand over."""
 
     def __init__(self, threads: int) -> None:
-        self.asked: SimpleQueue[tuple[Call, Sequence[Arguments]]] = SimpleQueue()
+        self.asked: SimpleQueue[tuple[Call, Sequence[Arguments]] | None] = SimpleQueue()
         self.answers: SimpleQueue[list[Tensor] | Exception] = SimpleQueue()
         threading.Thread(target=self._run, args=(threads,), name="stream", daemon=True).start()
 
     def _run(self, threads: int) -> None:
         torch.set_num_threads(threads)
-        while True:
-            self.answers.put(_each(*self.asked.get()))
+        while (asked := self.asked.get()) is not None:
+            self.answers.put(_each(*asked))
 
 
 @torch.inference_mode()

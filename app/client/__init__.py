@@ -25,7 +25,18 @@ from app.client.errors import (
 from app.client.events import Ended, Event, Preview, Progressed, StatusChanged
 from app.client.retries import Retries
 from app.client.synchronous import Avocat
-from app.client.types import Image, Job, JobFields, Lora, Model, Picture, Problem, Verification
+from app.client.types import (
+    Image,
+    Job,
+    JobFields,
+    Lora,
+    Model,
+    ModelPlaces,
+    Picture,
+    Problem,
+    Verification,
+    Worker,
+)
 
 __all__ = [
     "AsyncAvocat",
@@ -43,6 +54,7 @@ __all__ = [
     "JobTimeout",
     "Lora",
     "Model",
+    "ModelPlaces",
     "NotFound",
     "Picture",
     "Preview",
@@ -56,4 +68,5 @@ __all__ = [
     "Unauthorized",
     "Unreachable",
     "Verification",
+    "Worker",
 ]

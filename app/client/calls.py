@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 from httpx_sse import ServerSentEvent
@@ -22,10 +23,11 @@ from app.client.retries import Retries, retry_after_s
 from app.client.types import Image, Job, JobFields, Model, Picture, Verification
 from app.jobs.record import JobStatus
 from app.schemas.jobs import JobList
-from app.schemas.models import ModelList
+from app.schemas.models import ModelList, ModelPlaces, WorkerList, WorkerObject
 
 __all__ = ["Answer", "Call", "Headers", "Listen", "NextSent", "Params", "Pause", "Send", "Step"]
 
+MOST_WAIT_S = 60
 HEARTBEAT_S = 15.0  # a stream says something at least so often, if only a comment
 FIRST_POLL_S, LAST_POLL_S = 0.1, 2.0
 FRUITLESS_STREAMS = 3  # streams that end before they said anything, until polling takes over
@@ -103,6 +105,26 @@ def page(status: str | None, limit: int, cursor: str | None, retries: Retries) -
 def models(retries: Retries) -> Call[list[Model]]:
     """All models that are served."""
     return (yield from _model(ModelList, Send("GET", "/v1/models"), retries)).data
+
+
+def workers(retries: Retries) -> Call[list[WorkerObject]]:
+    """All live workers with their models."""
+    return (yield from _model(WorkerList, Send("GET", "/v1/workers"), retries)).data
+
+
+def move(
+    verb: str, model: str, worker: str | None, timeout_s: float, retries: Retries
+) -> Call[ModelPlaces]:
+    """`load` or `unload` a model; where it is then, or after `timeout_s` (at most 60)."""
+    wait_s = max(0, min(MOST_WAIT_S, int(timeout_s)))
+    send = Send(
+        "POST",
+        f"/v1/models/{quote(model, safe='')}/{verb}",
+        {} if worker is None else {"worker": worker},
+        headers={"Prefer": f"wait={wait_s}"} if wait_s else {},
+        timeout_s=wait_s + HEARTBEAT_S,
+    )
+    return (yield from _model(ModelPlaces, send, retries))
 
 
 def verify(data: bytes, timeout_s: float, retries: Retries) -> Call[Verification]:

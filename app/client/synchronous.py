@@ -15,7 +15,16 @@ from app.client.calls import Answer, Call, Listen, NextSent, Pause, Send, Step
 from app.client.connection import bytes_of, http_options, id_of, new_request
 from app.client.events import Event
 from app.client.retries import Retries
-from app.client.types import Image, Job, JobFields, Model, Picture, Verification
+from app.client.types import (
+    Image,
+    Job,
+    JobFields,
+    Model,
+    ModelPlaces,
+    Picture,
+    Verification,
+    Worker,
+)
 
 __all__ = ["Avocat"]
 
@@ -109,6 +118,22 @@ class Avocat:
     def models(self) -> Sequence[Model]:
         """The models that can be drawn with."""
         return self._run(calls.models(self._retries))
+
+    def workers(self) -> Sequence[Worker]:
+        """The live workers, and which models they have or could load; for operators."""
+        return self._run(calls.workers(self._retries))
+
+    def load_model(
+        self, model: str, *, worker: str | None = None, timeout_s: float = 60.0
+    ) -> ModelPlaces:
+        """Have a worker load a model, and wait for it; for operators."""
+        return self._run(calls.move("load", model, worker, timeout_s, self._retries))
+
+    def unload_model(
+        self, model: str, *, worker: str | None = None, timeout_s: float = 60.0
+    ) -> ModelPlaces:
+        """Have the given worker, or all, unload a model, and wait for it; for operators."""
+        return self._run(calls.move("unload", model, worker, timeout_s, self._retries))
 
     def _run(self, call: Call[T]) -> T:
         with closing(_Connection(self._http)) as connection:

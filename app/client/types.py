@@ -8,10 +8,23 @@ from app.jobs.record import OutputFormat, Priority, Sampler
 from app.schemas.jobs import ImageObject as Image
 from app.schemas.jobs import JobObject as Job
 from app.schemas.models import ModelObject as Model
+from app.schemas.models import ModelPlaces
+from app.schemas.models import WorkerObject as Worker
 from app.schemas.problems import ProblemDetails as Problem
 from app.schemas.verification import Verification
 
-__all__ = ["Image", "Job", "JobFields", "Lora", "Model", "Picture", "Problem", "Verification"]
+__all__ = [
+    "Image",
+    "Job",
+    "JobFields",
+    "Lora",
+    "Model",
+    "ModelPlaces",
+    "Picture",
+    "Problem",
+    "Verification",
+    "Worker",
+]
 
 
 class Lora(TypedDict):

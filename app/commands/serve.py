@@ -67,7 +67,7 @@ def serve(
 
     Options override the AVOCAT_* settings (`avocat settings` lists them). With AVOCAT_REDIS_URL
     set, that Redis is used instead of one of our own. Jobs and images stay in the data folder.
-    Each model of `avocat import` gets a worker of its own, once the service is ready.
+    Models of `avocat import` are loaded when jobs ask for them.
 
     \b
     Examples:
@@ -136,10 +136,7 @@ def parts(settings: Settings, listener: socket.socket, lock: int) -> list[Part]:
 
 
 def worker_parts(settings: Settings, variables: dict[str, str]) -> list[Part]:
-    """All workers; each knows its turn, and picks device and threads by that.
-
-    After those of the bundle comes one for each imported model.
-    """
+    """All workers; each knows its turn, and picks device and threads by that."""
     drain_s = settings.drain_grace_s + 10.0
     found: list[Part] = []
     for turn in range(settings.workers):
@@ -149,25 +146,7 @@ def worker_parts(settings: Settings, variables: dict[str, str]) -> list[Part]:
         name = f"worker {turn + 1}" if share else "worker"
         argv = program("worker", *share)
         found.append(ProcessPart(name, argv, variables | own, grace_s=drain_s))
-    found += [
-        ProcessPart(
-            f"worker of {folder.name}",
-            program("worker"),
-            # No port of metrics: those of the settings are the bundle's workers'.
-            variables
-            | {"AVOCAT_BUNDLE": str(folder), "AVOCAT_PRESET": "", "AVOCAT_WORKER_METRICS_PORT": ""},
-            grace_s=drain_s,
-            vital=False,
-        )
-        for folder in imported(settings.models_dir)
-        if folder != settings.bundle.resolve()
-    ]
     return found
-
-
-def imported(folder: Path) -> list[Path]:
-    """Folders of the models that `avocat import` made, by name."""
-    return sorted(file.parent for file in folder.glob("*/bundle.json"))
 
 
 def fresh_folder(path: Path) -> Path:

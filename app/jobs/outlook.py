@@ -238,22 +238,17 @@ class Outlooks:
         return sorted(map(_text, workers)), running, waiting
 
     async def _read_models(self, workers: Sequence[str]) -> dict[str, _Model]:
+        """Each loaded model's engines; one that shares its worker is told as if it had it alone."""
         pipe = self._redis.pipeline(transaction=False)
         for worker in workers:
-            pipe.hmget(worker, keys.WORKER_MODEL, keys.WORKER_SPEED)
+            pipe.hgetall(worker)
         models: dict[str, _Model] = {}
         replies = await pipe.execute() if workers else []
-        for worker, (name, speed) in zip(workers, replies, strict=True):
-            with suppress(ValueError, KeyError, TypeError):  # gone, or of another version
-                told = json.loads(speed)
-                engine = Engine(
-                    max(1, int(told["slots"])),
-                    max(1, int(told["micro_batch"])),
-                    float(told["seconds_per_call"]),
-                )
-                model = models.setdefault(_text(name), _Model())
-                model.engines.append(engine)
-                model.workers.append(worker.removeprefix(keys.RQ_WORKER_PREFIX))
+        for worker, fields in zip(workers, replies, strict=True):
+            for field_name, speed in fields.items():
+                name = _text(field_name)
+                if name.startswith(keys.WORKER_SPEED_PREFIX):
+                    _add_engine(models, name.removeprefix(keys.WORKER_SPEED_PREFIX), worker, speed)
         return models
 
     async def _read_jobs(self, job_ids: Sequence[str]) -> dict[str, list[Any]]:
@@ -268,6 +263,19 @@ class Outlooks:
             request = JobRequest.model_validate_json(fields[0])  # type: ignore[index]
             load = load_of(job_id, request, request.steps, made_at(job_id))
             self._loads[job_id] = request.model, load
+
+
+def _add_engine(models: dict[str, _Model], name: str, worker: str, speed: bytes) -> None:
+    with suppress(ValueError, KeyError, TypeError):  # of another version
+        told = json.loads(speed)
+        engine = Engine(
+            max(1, int(told["slots"])),
+            max(1, int(told["micro_batch"])),
+            float(told["seconds_per_call"]),
+        )
+        model = models.setdefault(name, _Model())
+        model.engines.append(engine)
+        model.workers.append(worker.removeprefix(keys.RQ_WORKER_PREFIX))
 
 
 def _place_running(models: dict[str, _Model], job_id: str, fields: Sequence[Any] | None) -> None:

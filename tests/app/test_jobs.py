@@ -54,7 +54,7 @@ async def test_position_counts_the_jobs_ahead(serve: Serve) -> None:
 
 def worker_with(service: Service, name: str, **speed: float) -> None:
     service.redis.sadd(keys.RQ_WORKERS, f"rq:worker:{name}")
-    fields = {keys.WORKER_MODEL: "tiny", keys.WORKER_SPEED: json.dumps(speed)}
+    fields = {keys.worker_speed("tiny"): json.dumps(speed)}
     service.redis.hset(f"rq:worker:{name}", mapping=fields)
 
 
@@ -82,7 +82,7 @@ async def test_the_estimate_follows_what_workers_measured(service: Service) -> N
     worker_with(service, "v", slots=2, micro_batch=2, seconds_per_call=0.05)
     assert (await service.job(second["id"]))["eta_seconds"] == pytest.approx(2.0, abs=0.1)
     for name in "wv":
-        service.redis.hset(f"rq:worker:{name}", keys.WORKER_SPEED, "nonsense")
+        service.redis.hset(f"rq:worker:{name}", keys.worker_speed("tiny"), "nonsense")
     assert (await service.job(second["id"]))["eta_seconds"] is None
 
 

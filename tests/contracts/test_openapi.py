@@ -33,6 +33,9 @@ ROUTES = {
     ("get", "/metrics"),
     ("get", "/v1/models"),
     ("get", "/v1/models/{name}"),
+    ("post", "/v1/models/{name}/load"),
+    ("post", "/v1/models/{name}/unload"),
+    ("get", "/v1/workers"),
 }
 NOT_JSON = {
     ("get", "/v1/images/{name}"),
@@ -89,6 +92,8 @@ SCHEMAS: list[type[BaseModel]] = [
     *(jobs.JobObject, jobs.JobList, models.ModelObject, models.ModelList, openai.Images),
     *(openai.ErrorAnswer, verification.Verification, problems.ProblemDetails),
     *(health.Health, health.Readiness),
+    *(models.ModelMove, models.ModelPlaces, models.PlaceObject),
+    *(models.WorkerList, models.WorkerObject),
 ]
 
 
@@ -160,6 +165,9 @@ async def test_answers_are_as_documented(redis_url: str, tmp_path: Path, documen
                 target = path.format(job_id=job_id, name=name)
                 body = {"json": {"prompt": "x"}} if (method, path) == ("post", "/v1/jobs") else {}
                 check(document, await client.request(method, target, **body), path)
+        for path in ("/v1/models/{name}/load", "/v1/models/{name}/unload"):
+            for body in ({}, {"worker": 7}):
+                check(document, await client.post(path.format(name="tiny"), json=body), path)
         check(document, await client.post("/v1/jobs", json={}), "/v1/jobs")
         check(document, await client.post("/v1/jobs", content=b"{"), "/v1/jobs")
         check(document, await client.get("/v1/jobs?limit=0"), "/v1/jobs")

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -25,7 +25,6 @@ from tests.integration.rados import BUCKET, Rados
 from tests.integration.service import Service, avocat, wait_until
 from worker.ledger import Ledger
 from worker.recovery import Recovery
-from worker.results import Results
 
 pytestmark = pytest.mark.skipif(
     bool(rados.MISSING), reason=f"no S3 service to test with, for want of {rados.MISSING}"
@@ -290,7 +289,7 @@ def test_expired_images_leave_the_bucket(bucket: Rados, redis_url: str) -> None:
     with redis.Redis.from_url(redis_url) as connection:
         connection.zadd(keys.IMAGE_EXPIRY, {NAME: time.time() - 1, OTHER: time.time() + 60})
         books = Ledger(connection, "w", 15)
-        sweep = Recovery(connection, JobStore(connection), books, cast(Results, None), storage)
+        sweep = Recovery(connection, JobStore(connection), books, storage)
         bucket.stop()
         try:
             assert sweep.expire_images() == 0  # still listed, so that it is tried again

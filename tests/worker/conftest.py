@@ -161,7 +161,9 @@ def start_worker(
 ) -> Iterator[Callable[..., WorkerThread]]:
     """Start workers in threads; given parts replace the usual ones."""
     from app.storage.folder import FolderStorage
-    from worker.card import model_card
+    from worker.card import Smaller, model_card
+    from worker.resident import Prepared
+    from worker.streams import Streams
 
     started: list[WorkerThread] = []
 
@@ -170,7 +172,11 @@ def start_worker(
         card = model_card(bundle, chosen.micro_batch, "eager 1")
         place = storage or FolderStorage(chosen.images_dir)
         name = f"thread-{len(started)}"
-        worker = WorkerThread(Runner(connect(redis_url), bundle, card, place, chosen, name))
+        first = Prepared(
+            *(bundle, card, Smaller(bundle, "eager 1"), chosen.slots, chosen.micro_batch),
+            *(chosen.exact, Streams(1, torch.get_num_threads())),
+        )
+        worker = WorkerThread(Runner(connect(redis_url), first, place, chosen, name))
         started.append(worker)
         return worker
 

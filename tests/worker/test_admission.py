@@ -55,7 +55,7 @@ def test_big_jobs_are_not_starved_by_small_ones() -> None:
     order: list[str] = []
     for now in range(2000):
         flying = [(end, one) for end, one in flying if end > now]
-        free = 16 - sum(one.rows for _, one in flying)
+        free = 16 - sum(one.share for _, one in flying)
         chosen = choose(line(waiting[:16]), now=0, free=free, idle=not flying)
         waiting = waiting[len(chosen) :]
         flying += [(now + dice.randint(5, 50), one) for one in chosen]

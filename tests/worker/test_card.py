@@ -8,12 +8,13 @@ import redis
 import torch
 
 from app import keys
+from app.jobs.fleet import read_fleet
 from app.jobs.models import ModelCard
 from app.settings import Settings
 from models.bundle import Bundle
 from models.samplers import UNDISTILLED
 from tests.models.tiny import build_tiny_bundle
-from worker.card import announce, fingerprint, live_models, model_card
+from worker.card import announce, fingerprint, model_card
 from worker.start import make_runner
 
 
@@ -63,7 +64,9 @@ def test_a_worker_with_the_preset_serves_a_model_of_its_own(
     path = build_tiny_bundle(tmp_path / "bundle", turbo=True)
     eager = settings.model_copy(update={"bundle": path, "runtime": "eager"})
     usual, turbo = (
-        make_runner(eager.model_copy(update={"preset": preset}), client, f"w{i}", "cpu")._card
+        make_runner(eager.model_copy(update={"preset": preset}), client, f"w{i}", "cpu")
+        ._roster.residents.popitem()[1]
+        .card
         for i, preset in enumerate(("", "turbo"))
     )
     assert (usual.name, turbo.name) == ("tiny", "tiny-turbo")
@@ -83,4 +86,4 @@ def test_a_default_that_is_served_stays(client: redis.Redis, card: ModelCard) ->
     announce(client, card.model_copy(update={"name": "second"}))
     announce(client, card)
     assert announced(client) == {"tiny": True, "second": False}
-    assert live_models(client) == {"tiny"}
+    assert read_fleet(client).served == {"tiny"}

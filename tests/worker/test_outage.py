@@ -64,7 +64,7 @@ def test_jobs_survive_a_redis_that_dies_and_returns(
     with structlog.testing.capture_logs() as logs:
         server.process.kill()
         server.process.wait()
-        engine = worker.runner._engine_loop
+        engine = next(iter(worker.runner._roster.residents.values())).loop
         wait_for(lambda: engine.steps_done.keys() and len(engine.steps_done) == 1)  # short is drawn
         server.start()
         records = [jobs.ended(job) for job in (long, short)]

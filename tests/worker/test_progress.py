@@ -43,19 +43,21 @@ def test_once_a_second_while_nothing_moves() -> None:
 
 
 def told_of(client: redis.Redis) -> dict[str, float]:
-    told: dict[str, float] = json.loads(client.hget("rq:worker:w", keys.WORKER_SPEED) or "{}")
+    told: dict[str, float] = json.loads(
+        client.hget("rq:worker:w", keys.worker_speed("tiny")) or "{}"
+    )
     return told
 
 
 def test_the_speed_is_what_was_measured_at_start_until_there_is_work(client: redis.Redis) -> None:
-    speed = Speed(client, "rq:worker:w", 16, 2, 0.25)
+    speed = Speed(client, "rq:worker:w", "tiny", 16, 2, 0.25)
     for i in range(5000):
         speed.tell(0, busy=False, now=i / 1000)
     assert told_of(client) == {"slots": 16, "micro_batch": 2, "seconds_per_call": 0.25}
 
 
 def test_the_speed_is_wall_time_over_calls_while_there_are_jobs(client: redis.Redis) -> None:
-    speed = Speed(client, "rq:worker:w", 16, 2, 0.25)
+    speed = Speed(client, "rq:worker:w", "tiny", 16, 2, 0.25)
     calls = 0
     for i in range(2000):
         busy = i % 1000 < 500  # half of the time nobody wants anything
@@ -69,7 +71,7 @@ def test_the_speed_is_wall_time_over_calls_while_there_are_jobs(client: redis.Re
 
 
 def test_short_jobs_count_too(client: redis.Redis) -> None:
-    speed = Speed(client, "rq:worker:w", 16, 2, 0.25)
+    speed = Speed(client, "rq:worker:w", "tiny", 16, 2, 0.25)
     for i in range(3000):
         now = i * 10.0
         speed.tell(i, busy=True, now=now)
@@ -91,5 +93,5 @@ def test_one_message_tells_of_all_running_jobs(
     assert event["kind"] == "progress"
     assert set(event["steps"]) == running
     [worker] = client.smembers(keys.RQ_WORKERS)
-    told = json.loads(wait_for(lambda: client.hget(worker.decode(), keys.WORKER_SPEED)))
+    told = json.loads(wait_for(lambda: client.hget(worker.decode(), keys.worker_speed("tiny"))))
     assert told["seconds_per_call"] > 0

@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from tests.worker.parts import stored_files
 from worker import problems
 from worker.ledger import Held, Ledger
 from worker.recovery import Recovery
-from worker.results import Results, image_names
+from worker.results import image_names
 from worker.waiting import Waiting, waiting
 
 
@@ -29,9 +28,7 @@ class Scene:
         self.client, self.store, self.jobs = client, store, jobs
         self.storage = FolderStorage(root)
         self.ledger = Ledger(client, "finder", 15)
-        bundle = SimpleNamespace(upscaler=None)
-        results = Results(bundle, None, None, self.storage)  # type: ignore[arg-type]
-        self.recovery = Recovery(client, store, self.ledger, results, self.storage)
+        self.recovery = Recovery(client, store, self.ledger, self.storage)
 
     def claim(self, job: str) -> Held:
         entries = chain(*waiting(self.client, 10).entries)

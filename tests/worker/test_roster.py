@@ -1,0 +1,242 @@
+"""Several models on one worker: loaded for the jobs that ask for them, and no thrashing."""
+
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from app import keys
+from app.jobs.connection import connect
+from app.jobs.fleet import ModelState, Placement, read_fleet
+from app.jobs.models import ModelCard
+from app.jobs.record import JobStatus
+from app.settings import Settings
+from models.description import describe_model
+from tests.models.tiny import build_tiny_bundle
+from tests.worker.conftest import WorkerThread, wait_for
+from worker import start
+from worker.catalogue import Entry
+from worker.resident import Prepared
+from worker.start import make_runner
+
+ONE_MB, BUDGET_FOR_ONE = 1, 6
+Start = Callable[..., WorkerThread]
+
+
+@pytest.fixture
+def settings(settings: Settings, tmp_path: Path) -> Settings:
+    """With two models beside the one that workers start with."""
+    for seed, name in enumerate(("second", "third"), start=1):
+        build_tiny_bundle(tmp_path / "models" / name, seed, name=name)
+    return settings.model_copy(update={"runtime": "eager", "slots": 2, "micro_batch": 1})
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each model was loaded after the start."""
+    counted: Counter[str] = Counter()
+    load = start._Shop.load
+
+    def counting(shop: Any, entry: Entry) -> Prepared:
+        counted[entry.name] += 1
+        return load(shop, entry)
+
+    monkeypatch.setattr(start._Shop, "load", counting)
+    return counted
+
+
+@pytest.fixture
+def work(redis_url: str, settings: Settings) -> Iterator[Start]:
+    started: list[WorkerThread] = []
+
+    def work(**changes: Any) -> WorkerThread:
+        chosen = settings.model_copy(update=changes)
+        runner = make_runner(chosen, connect(redis_url), f"w{len(started)}", "cpu")
+        started.append(WorkerThread(runner))
+        return started[-1]
+
+    yield work
+    for worker in started:
+        worker.stop()
+
+
+def placed(client: redis.Redis, model: str, worker: str = "w0") -> Placement | None:
+    return read_fleet(client).placements(model).get(worker)
+
+
+def state(client: redis.Redis, model: str, worker: str = "w0") -> ModelState | None:
+    found = placed(client, model, worker)
+    return None if found is None else found.state
+
+
+def card(client: redis.Redis, model: str) -> ModelCard | None:
+    text = client.hget(keys.MODELS, model)
+    return None if text is None else ModelCard.model_validate_json(text)
+
+
+def test_a_model_is_loaded_for_its_job_and_stays(
+    client: redis.Redis, jobs: Any, work: Start, loads: Counter[str]
+) -> None:
+    work()
+    before = wait_for(lambda: card(client, "second"))
+    assert (before.fingerprint, before.is_default) == ("", False)
+    assert state(client, "second") is ModelState.AVAILABLE
+    ids = [jobs.submit(model=model) for model in ("second", "tiny", "second")]
+    assert [jobs.ended(job).status for job in ids] == [JobStatus.SUCCEEDED] * 3
+    wait_for(lambda: state(client, "second") is ModelState.LOADED)
+    assert state(client, "tiny") is ModelState.LOADED  # memory has room for both
+    after = wait_for(lambda: (c := card(client, "second")) and c.fingerprint and c)
+    assert before.model_copy(update={"fingerprint": "", "runtime": ""}) == after.model_copy(
+        update={"fingerprint": "", "runtime": ""}
+    )
+    assert loads == {"second": 1}
+
+
+def test_its_pictures_are_those_of_a_worker_of_its_own(
+    client: redis.Redis, jobs: Any, work: Start, settings: Settings
+) -> None:
+    work()
+    beside = [jobs.submit(model=model, seed=5) for model in ("tiny", "second", "tiny")]
+    [first, second, _] = [jobs.ended(job).images[0].sha256 for job in beside]
+    assert first != second
+    client.flushall()
+    work(bundle=settings.models_dir / "second", data_dir=settings.data_dir / "other")
+    alone = jobs.ended(jobs.submit(model="second", seed=5))
+    assert alone.images[0].sha256 == second
+
+
+def test_models_that_do_not_fit_together_do_not_chase_each_other_out(
+    client: redis.Redis, jobs: Any, work: Start, loads: Counter[str]
+) -> None:
+    work(model_memory_mb=BUDGET_FOR_ONE)
+    ids = [jobs.submit(model=model) for _ in range(10) for model in ("tiny", "second")]
+    assert {jobs.ended(job).status for job in ids} == {JobStatus.SUCCEEDED}
+    assert loads["second"] == 1
+    assert loads["tiny"] <= 1
+    states = {model: state(client, model) for model in ("tiny", "second")}
+    assert set(states.values()) == {ModelState.LOADED, ModelState.AVAILABLE}
+
+
+def test_a_model_waits_for_another_one_at_most_its_patience(
+    client: redis.Redis, jobs: Any, work: Start, loads: Counter[str]
+) -> None:
+    """Jobs of the loaded model never end, and yet the other one is drawn; then it goes back."""
+    work(model_memory_mb=BUDGET_FOR_ONE, model_patience_s=1.5)
+    fed: list[str] = []
+    stop = threading.Event()
+
+    def feed() -> None:
+        while not stop.is_set():
+            if client.llen(keys.rq_queue("normal")) < 4:
+                fed.append(jobs.submit(steps=3))
+            time.sleep(0.005)
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    try:
+        wait_for(lambda: len(fed) > 8)
+        began, other = time.monotonic(), jobs.submit(model="second")
+        assert jobs.ended(other).status is JobStatus.SUCCEEDED
+        assert time.monotonic() - began >= 1.4  # it did not push in either
+        length = len(fed)
+        wait_for(lambda: len(fed) > length + 8)
+    finally:
+        stop.set()
+        feeder.join()
+    assert {jobs.ended(job).status for job in fed} == {JobStatus.SUCCEEDED}
+    assert loads["second"] == 1
+    assert loads["tiny"] == 1
+
+
+def test_the_one_used_longest_ago_leaves(
+    client: redis.Redis, jobs: Any, work: Start, settings: Settings
+) -> None:
+    size = describe_model(settings.bundle).weights_bytes
+    assert 3e6 < size < 6e6
+    work(model_memory_mb=int(2.5 * size / 1e6))
+    for model in ("second", "tiny", "third"):
+        assert jobs.ended(jobs.submit(model=model)).status is JobStatus.SUCCEEDED
+    assert state(client, "second") is ModelState.AVAILABLE
+    assert {state(client, model) for model in ("tiny", "third")} == {ModelState.LOADED}
+
+
+def test_a_damaged_model_fails_its_own_jobs_only(
+    client: redis.Redis, jobs: Any, work: Start, settings: Settings
+) -> None:
+    file = settings.models_dir / "second" / "denoiser.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    work()
+    record = jobs.ended(jobs.submit(model="second"))
+    assert record.error is not None
+    assert record.error.type == "/problems/model-not-loaded"
+    assert "denoiser.safetensors is damaged: its sha256 is" in record.error.detail
+    found = wait_for(lambda: (p := placed(client, "second")) and p.state == "failed" and p)
+    assert "is damaged" in found.detail
+    assert jobs.ended(jobs.submit()).status is JobStatus.SUCCEEDED
+
+
+def test_what_is_too_large_is_refused_with_both_sizes(
+    client: redis.Redis, jobs: Any, work: Start
+) -> None:
+    work(model_memory_mb=ONE_MB)
+    error = jobs.ended(jobs.submit(model="second")).error
+    assert error is not None
+    assert "not enough memory: 'second' has 3." in error.detail
+    assert "room for 1.0 MB of models (AVOCAT_MODEL_MEMORY_MB)" in error.detail
+    assert jobs.ended(jobs.submit()).status is JobStatus.SUCCEEDED  # what it was started with
+
+
+def test_models_come_and_go_while_the_worker_runs(
+    client: redis.Redis, jobs: Any, work: Start, settings: Settings, tmp_path: Path
+) -> None:
+    work()
+    built = build_tiny_bundle(tmp_path / "built", 9, name="fourth")
+    shutil.copytree(built, settings.models_dir / "fourth")
+    wait_for(lambda: card(client, "fourth"))
+    assert jobs.ended(jobs.submit(model="fourth")).status is JobStatus.SUCCEEDED
+    (settings.models_dir / "fourth" / "bundle.json").unlink()
+    wait_for(lambda: card(client, "fourth") is None)
+    assert state(client, "fourth") is None
+    error = jobs.ended(jobs.submit(model="fourth")).error
+    assert error is not None
+    assert error.type == "/problems/model-not-served"
+
+
+def test_a_model_that_was_changed_is_loaded_anew(
+    client: redis.Redis, jobs: Any, work: Start, settings: Settings
+) -> None:
+    work()
+    first = jobs.ended(jobs.submit(model="second", seed=1)).images[0].sha256
+    before = card(client, "second")
+    build_tiny_bundle(settings.models_dir / "second", 77, name="second")
+    wait_for(lambda: (c := card(client, "second")) and c.bundle_sha256 != before.bundle_sha256)  # type: ignore[union-attr]
+    assert jobs.ended(jobs.submit(model="second", seed=1)).images[0].sha256 != first
+
+
+def test_of_two_idle_workers_one_loads(
+    client: redis.Redis, jobs: Any, work: Start, loads: Counter[str]
+) -> None:
+    work()
+    work()
+    ids = [jobs.submit(model="second") for _ in range(6)]
+    assert {jobs.ended(job).status for job in ids} == {JobStatus.SUCCEEDED}
+    assert loads == {"second": 1}
+
+
+def test_what_one_worker_cannot_load_another_may(
+    client: redis.Redis, jobs: Any, work: Start
+) -> None:
+    work(model_memory_mb=ONE_MB)
+    wait_for(lambda: state(client, "second"))
+    work()
+    ids = [jobs.submit(model="second") for _ in range(4)]
+    assert {jobs.ended(job).status for job in ids} == {JobStatus.SUCCEEDED}
+    assert state(client, "second", "w1") is ModelState.LOADED

@@ -1,0 +1,65 @@
+"""The models that a worker could load: the one it was started with, and those of a folder."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.description import Description, describe_model
+from models.errors import ModelError
+
+__all__ = ["Catalogue", "Entry"]
+
+CONFIG_FILE = "bundle.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model on disk. `fault` says why it cannot be loaded; `stamp` changes when it does."""
+
+    name: str
+    path: Path
+    preset: str
+    stamp: int
+    description: Description | None
+    fault: str = ""
+
+
+class Catalogue:
+    """Looks into the folder again and again: models come and go while the worker runs."""
+
+    def __init__(self, own: Path, preset: str, folder: Path) -> None:
+        """`own`: what the worker was started with, whose name no other model takes."""
+        self.entries: dict[str, Entry] = {}
+        self._own, self._preset, self._folder = own, preset, folder
+
+    def look(self) -> bool:
+        """Read what is new or changed; whether anything is."""
+        known = {(entry.path, entry.preset): entry for entry in self.entries.values()}
+        found: dict[str, Entry] = {}
+        for path, preset, stamp in self._places():
+            entry = known.get((path, preset))
+            if entry is None or entry.stamp != stamp or entry.fault:  # which may be mended
+                entry = _read(path, preset, stamp)
+            found.setdefault(entry.name, entry)
+        changed = found != self.entries
+        self.entries = found
+        return changed
+
+    def _places(self) -> Iterator[tuple[Path, str, int]]:
+        own = self._own.resolve()
+        paths = [(own, self._preset)]
+        paths += [(file.parent, "") for file in sorted(self._folder.glob(f"*/{CONFIG_FILE}"))]
+        for path, preset in paths:
+            if path != own or preset == self._preset:
+                try:
+                    yield path, preset, (path / CONFIG_FILE).stat().st_mtime_ns
+                except OSError:  # it was removed just now
+                    continue
+
+
+def _read(path: Path, preset: str, stamp: int) -> Entry:
+    try:
+        found = describe_model(path, preset)
+    except (ModelError, OSError, ValueError) as fault:
+        return Entry(path.name, path, preset, stamp, None, str(fault))
+    return Entry(found.config.name, path, preset, stamp, found)

@@ -12,10 +12,11 @@ from app.errors import INTERNAL, PROBLEMS, ApiError, Kind
 from app.errors import Unavailable as _Unavailable
 from app.examples import EXAMPLES
 from app.schemas.jobs import JobCreate
-from app.schemas.openai import ErrorAnswer, ImageGeneration
+from app.schemas.openai import ErrorAnswer, ImageEdit, ImageGeneration, ImageVariation
 from app.schemas.problems import ProblemDetails
 
 __all__ = [
+    "form_body",
     "header",
     "install",
     "json_body",
@@ -25,6 +26,7 @@ __all__ = [
     "with_sizes",
 ]
 
+_SENT = (JobCreate, ImageGeneration, ImageEdit, ImageVariation)
 _SCHEMAS = "#/components/schemas/"
 _DESCRIPTION = """Text to image: submit a prompt as a job, follow it, fetch its pictures.
 
@@ -71,6 +73,12 @@ def json_body(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def form_body(model: type[BaseModel]) -> dict[str, Any]:
+    """The same for a body of multipart/form-data."""
+    content = {"multipart/form-data": {"schema": _reference(model)}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 def install(app: FastAPI, *, key_needed: bool) -> None:
     """Let `app.openapi()` give the whole contract."""
 
@@ -85,9 +93,13 @@ def install(app: FastAPI, *, key_needed: bool) -> None:
 def with_sizes(document: dict[str, Any], sizes: Collection[str]) -> dict[str, Any]:
     """The document with the sizes ("WxH") that can be asked for here, instead of their form."""
     document = deepcopy(document)
-    for model, also in ((JobCreate, []), (ImageGeneration, ["auto"])):
-        properties = document["components"]["schemas"][model.__name__]["properties"]
-        properties["size"]["anyOf"] = [{"enum": [*also, *sizes, None]}]
+    for model in _SENT:
+        also = [] if model is JobCreate else ["auto"]
+        none = [] if model in (ImageEdit, ImageVariation) else [None]
+        size = document["components"]["schemas"][model.__name__]["properties"]["size"]
+        for form in ("type", "pattern"):
+            size.pop(form, None)
+        size["anyOf"] = [{"enum": [*also, *sizes, *none]}]
     return document
 
 
@@ -102,7 +114,7 @@ def _build(app: FastAPI, key_needed: bool) -> dict[str, Any]:
     )
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    for model in (JobCreate, ProblemDetails, ImageGeneration, ErrorAnswer):
+    for model in (*_SENT, ProblemDetails, ErrorAnswer):
         schemas |= _definitions(model)
     for name, example in EXAMPLES.items():
         schemas[name]["examples"] = [example]

@@ -2,8 +2,10 @@
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty
+from typing import TypeVar
 
 import structlog
 
@@ -11,6 +13,7 @@ from app.jobs.record import Problem, StoredImage
 from app.storage.base import StorageError
 from worker import problems
 from worker.flights import Ending, Flight
+from worker.inputs import Inputs
 from worker.loop import EngineLoop
 from worker.mail import (
     Cancel,
@@ -20,6 +23,8 @@ from worker.mail import (
     Letter,
     Mail,
     Snapshot,
+    Started,
+    StartFailed,
     Stored,
     StoreFailed,
 )
@@ -28,6 +33,8 @@ from worker.prompts import Order
 from worker.results import Results
 
 __all__ = ["Control"]
+
+T = TypeVar("T")
 
 _log = structlog.get_logger()
 _STORING_THREADS = 2
@@ -41,6 +48,7 @@ class Control:
         self,
         loop: EngineLoop,
         results: Results,
+        inputs: Inputs,
         previews: Previews,
         mail: Mail,
         storage_patience_s: float = 0.0,
@@ -49,6 +57,8 @@ class Control:
         self.fault: BaseException | None = None  # what ended the engine
         self._loop = loop
         self._results = results
+        self._inputs = inputs
+        self._starting = ThreadPoolExecutor(1, "starting")  # an autoencoder takes seconds on CPU
         self._previews = previews
         self._mail = mail
         self._pool = ThreadPoolExecutor(_STORING_THREADS, "storing")
@@ -76,9 +86,28 @@ class Control:
         if (before := self.flights.pop(job_id, None)) is not None:
             self._loop.evict(before.token)  # this worker had lost it, and now got it again
         self.flights[job_id] = flight
-        if flight.order is not None and flight.ending is None:
-            self._loop.admit(flight.order.rows)
-            self.preview(job_id, flight.record.previews)
+        if flight.order is None or flight.ending is not None:
+            return
+        if flight.record.inputs:
+            self._starting.submit(self._start, flight, flight.order)
+        else:
+            self._admit(flight, flight.order)
+
+    def _admit(self, flight: Flight, order: Order) -> None:
+        flight.order = order
+        self._loop.admit(order.rows)
+        wanted = max(flight.previews, flight.record.previews)  # some may be, before there are rows
+        flight.previews = 0
+        self.preview(flight.record.id, wanted)
+
+    def _start(self, flight: Flight, order: Order) -> None:
+        """In the starting thread."""
+        try:
+            ready = self._patiently(flight, lambda: self._inputs.start(flight.record, order))
+        except BaseException as fault:  # the runner decides; a lost exception would hang the job
+            self._mail.put(StartFailed(flight.token, fault))
+        else:
+            self._mail.put(Started(flight.token, ready))
 
     def preview(self, job_id: str, count: int) -> None:
         """Show `count` previews of each of a job's pictures, from its next step on."""
@@ -111,6 +140,10 @@ class Control:
             case Fault(job=token, reason=reason) if (flight := self._undecided(token)) is not None:
                 _log.warning("row failed", reason=reason, **flight.record.log_fields)
                 self.end(flight, Ending.FAIL, problems.not_drawn(reason))
+            case Started(token, order) if (flight := self._undecided(token)) is not None:
+                self._admit(flight, order)
+            case StartFailed(token, fault) if (flight := self._undecided(token)) is not None:
+                self._start_failed(flight, fault)
             case Stored():
                 self._stored(letter)
             case StoreFailed(token, fault) if (flight := self._undecided(token)) is not None:
@@ -143,6 +176,7 @@ class Control:
     def close(self) -> None:
         """Wait for the storing threads; delete what they stored for nobody."""
         self._closing.set()
+        self._starting.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._previews.close()
         while True:
@@ -171,22 +205,27 @@ class Control:
         """In a storing thread; nothing changes what a flight has drawn any more."""
         token = flight.token
         try:
-            images = tuple(self._store_patiently(flight, order))
+            images = tuple(self._patiently(flight, lambda: self._stored_images(flight, order)))
         except BaseException as fault:  # the runner decides; a lost exception would hang the job
             self._mail.put(StoreFailed(token, fault))
         else:
             self._mail.put(Stored(token, images))
-        finally:
-            self._storage_away.discard(token)
 
-    def _store_patiently(self, flight: Flight, order: Order) -> list[StoredImage]:
-        """Store, again and again while storage fails, as long as anybody wants it."""
+    def _stored_images(self, flight: Flight, order: Order) -> list[StoredImage]:
+        return self._results.store(flight.record, flight.token, order, flight.rows, flight.cards)
+
+    def _patiently(self, flight: Flight, work: Callable[[], T]) -> T:
+        """Do what needs the storage, again and again while it fails, as long as it is wanted."""
+        try:
+            return self._until_it_works(flight, work)
+        finally:
+            self._storage_away.discard(flight.token)
+
+    def _until_it_works(self, flight: Flight, work: Callable[[], T]) -> T:
         until, wait_s = time.monotonic() + self._storage_patience_s, _FIRST_WAIT_S
         while True:
             try:
-                return self._results.store(
-                    flight.record, flight.token, order, flight.rows, flight.cards
-                )
+                return work()
             except StorageError as fault:
                 wanted = flight.ending is None and not self._closing.is_set()
                 if not wanted or time.monotonic() + wait_s > until:
@@ -196,6 +235,16 @@ class Control:
                 self._storage_away.add(flight.token)
             self._closing.wait(wait_s)
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+    def _start_failed(self, flight: Flight, fault: BaseException) -> None:
+        _log.error("inputs not taken in", reason=repr(fault), **flight.record.log_fields)
+        if isinstance(fault, ValueError):
+            self.end(flight, Ending.FAIL, problems.invalid_job(str(fault)))
+        elif isinstance(fault, StorageError):
+            self.end(flight, Ending.TRY_AGAIN, problems.not_read())
+        else:
+            problem = problems.not_drawn("the picture to start from could not be encoded")
+            self.end(flight, Ending.TRY_AGAIN, problem)
 
     def _stored(self, letter: Stored) -> None:
         flight = self._undecided(letter.execution)

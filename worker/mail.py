@@ -5,6 +5,7 @@ from queue import SimpleQueue
 
 from app.jobs.record import StoredImage
 from worker.engine import Fault, Finished, Snapshot
+from worker.prompts import Order
 
 __all__ = [
     "Cancel",
@@ -15,6 +16,8 @@ __all__ = [
     "Mail",
     "Shrunk",
     "Snapshot",
+    "StartFailed",
+    "Started",
     "StopRequested",
     "StoreFailed",
     "Stored",
@@ -48,6 +51,22 @@ class Shrunk:
     at_once: int  # rows that are computed together
 
 
+@dataclass(frozen=True, eq=False)
+class Started:
+    """The rows of an execution are ready to start from its inputs."""
+
+    execution: str
+    order: Order
+
+
+@dataclass(frozen=True)
+class StartFailed:
+    """They are not."""
+
+    execution: str
+    fault: BaseException
+
+
 @dataclass(frozen=True)
 class Stored:
     """All images of an execution are in storage."""
@@ -79,6 +98,8 @@ Letter = (
     | Finished
     | Fault
     | Shrunk
+    | Started
+    | StartFailed
     | Stored
     | StoreFailed
     | EngineFailed

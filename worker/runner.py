@@ -29,6 +29,7 @@ from worker.card import Smaller, announce
 from worker.control import Control
 from worker.engine import Engine, StepReport
 from worker.flights import Ending
+from worker.inputs import Inputs
 from worker.intake import Intake
 from worker.ledger import Ledger
 from worker.listener import Listener
@@ -111,7 +112,8 @@ class Runner(RegisteredWorker):
         ledger = Ledger(redis, name, settings.lease_s)
         self._ledger = ledger
         self._control = Control(
-            *(self._engine_loop, results, Previews(redis, model), self._mail),
+            *(self._engine_loop, results, Inputs(model, prompts, storage)),
+            *(Previews(redis, model), self._mail),
             storage_patience_s=settings.storage_patience_s,
         )
         self._intake = Intake(

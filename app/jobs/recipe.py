@@ -19,6 +19,8 @@ PNG_XMP = "XML:com.adobe.xmp"
 
 # IPTC's term for pictures made by a trained model: what platforms look for to label them.
 _DIGITAL_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+# Left out of recipes of pictures that start from noise.
+_OF_INPUTS = {"init_image", "mask", "strength"}
 _NAMESPACE = "urn:avocat:recipe"
 _MOST_CHARACTERS = 65536  # of a recipe; 1000 characters of each prompt need far less
 _XMP = """\
@@ -50,6 +52,9 @@ class Recipe(BaseModel):
     size: str
     background: str
     output_format: OutputFormat
+    init_image: str | None = None  # sha256 of the files that it starts from
+    mask: str | None = None
+    strength: float | None = None
     model: str
     bundle_sha256: str
     fingerprint: str
@@ -78,7 +83,8 @@ class Recipe(BaseModel):
 
     def as_json(self) -> str:
         """ASCII JSON: everything else is escaped, so that it fits into any metadata field."""
-        return json.dumps(self.model_dump(), ensure_ascii=True, separators=(",", ":"))
+        said = self.model_dump(exclude=set() if self.init_image else _OF_INPUTS)
+        return json.dumps(said, ensure_ascii=True, separators=(",", ":"))
 
     def as_parameters(self) -> str:
         """The text that many programs for generated pictures read and show."""
@@ -91,6 +97,7 @@ class Recipe(BaseModel):
             "CFG scale": f"{self.guidance_scale:g}",
             "Seed": self.seed,
             "Size": self.size,
+            **({} if self.init_image is None else {"Denoising strength": f"{self.strength:g}"}),
             "Model hash": self.bundle_sha256[:10],
             "Model": self.model,
             "Version": f"avocat {self.version}",

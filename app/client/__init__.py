@@ -25,7 +25,16 @@ from app.client.errors import (
 from app.client.events import Ended, Event, Preview, Progressed, StatusChanged
 from app.client.retries import Retries
 from app.client.synchronous import Avocat
-from app.client.types import Image, Job, JobFields, Model, Picture, Problem, Verification
+from app.client.types import (
+    GivenPicture,
+    Image,
+    Job,
+    JobFields,
+    Model,
+    Picture,
+    Problem,
+    Verification,
+)
 
 __all__ = [
     "AsyncAvocat",
@@ -35,6 +44,7 @@ __all__ = [
     "Ended",
     "Event",
     "Forbidden",
+    "GivenPicture",
     "Image",
     "Job",
     "JobCanceled",

@@ -11,7 +11,16 @@ from app.schemas.models import ModelObject as Model
 from app.schemas.problems import ProblemDetails as Problem
 from app.schemas.verification import Verification
 
-__all__ = ["Image", "Job", "JobFields", "Model", "Picture", "Problem", "Verification"]
+__all__ = [
+    "GivenPicture",
+    "Image",
+    "Job",
+    "JobFields",
+    "Model",
+    "Picture",
+    "Problem",
+    "Verification",
+]
 
 
 class JobFields(TypedDict, total=False):
@@ -33,6 +42,9 @@ class JobFields(TypedDict, total=False):
     best_of: int | None
     cache: bool
     metadata: dict[str, str]
+    init_image: "GivenPicture | None"
+    mask: "GivenPicture | None"
+    strength: float | None
 
 
 @dataclass(frozen=True)
@@ -59,3 +71,8 @@ class Picture:
         path = Path(file)
         path.write_bytes(self.data)
         return path
+
+
+# To start from: one that was drawn, a file's bytes or its name (a text is a name, but a data URL
+# and a path under /v1/images/ stay what they are).
+GivenPicture = Picture | bytes | str | Path

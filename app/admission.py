@@ -10,11 +10,12 @@ import structlog
 from app import errors
 from app.auth import Caller
 from app.deps import Services
+from app.inputs import discard_inputs, read_inputs, store_inputs, stored_inputs
 from app.jobs import submit
 from app.jobs.ids import new_job_id
 from app.jobs.models import ModelCard
 from app.jobs.origin import CURRENT
-from app.jobs.record import JobRecord, JobRequest
+from app.jobs.record import JobRecord, JobRequest, StoredInput
 from app.jobs.repeats import repeat_key
 from app.refusals import refused
 from app.repeats import submit_or_answer
@@ -54,10 +55,13 @@ async def admit(
     """
     card = await _card(services, draft)
     _refuse_webhook(services, draft)
-    resolved = resolve(draft, card)
+    inputs = await read_inputs(services, caller, draft)
+    resolved = resolve(draft, card, {role: one.sha256 for role, one in inputs.items()})
     caller.require_priority(resolved.priority)
     await services.policy.check(resolved.prompt, resolved.negative_prompt)
-    record = _new_record(services, caller.owner, resolved, draft.fields.metadata, previews)
+    job_id = new_job_id(now := round(time.time(), 6))  # as stored
+    stored = stored_inputs(job_id, inputs)
+    record = _new_record(services, caller.owner, resolved, draft, job_id, now, stored, previews)
     unique = (
         submit.Idempotency(idempotency_key, _fingerprint(draft.fields))
         if idempotency_key is not None
@@ -65,11 +69,16 @@ async def admit(
     )
     repeats = _repeats(draft, record, card)
     quota = submit.Quota(caller.key, caller.limits.active, caller.limits.per_day)
+    if stored:
+        await store_inputs(services, stored, inputs)
+    # Where Redis is lost on the way, the job may be there: its inputs are then left to `avocat gc`.
     outcome, record = await submit_or_answer(services, record, unique, repeats, quota)
     if isinstance(outcome, submit.Refusal):
         raise await refused(services, caller.owner, outcome)
     if isinstance(outcome, submit.Repeats):
         raise TypeError(f"{outcome!r} was to be answered or submitted")
+    if stored and outcome != submit.Accepted(record.id):
+        await discard_inputs(services, stored)
     ahead = outcome.ahead if isinstance(outcome, submit.Accepted) else 0
     admission = Admission(_admitted(outcome), record, ahead)
     structlog.contextvars.bind_contextvars(job_id=admission.job_id)
@@ -115,20 +124,23 @@ def _new_record(
     services: Services,
     owner: str,
     resolved: JobRequest,
-    metadata: dict[str, str],
+    draft: Draft,
+    job_id: str,
+    now: float,
+    inputs: tuple[StoredInput, ...],
     previews: int,
 ) -> JobRecord:
-    origin = CURRENT.get()
-    now, retention_s = round(time.time(), 6), services.settings.retention_s  # as stored
+    origin, retention_s = CURRENT.get(), services.settings.retention_s
     return JobRecord(
-        id=new_job_id(now),
+        id=job_id,
         owner=owner,
         created_at=now,
         expires_at=round(now + retention_s, 6),
         retention_s=retention_s,
         request=resolved,
-        total_steps=resolved.steps,
-        metadata=metadata,
+        total_steps=resolved.taken,
+        inputs=inputs,
+        metadata=draft.fields.metadata,
         previews=previews,
         request_id=origin.request_id,
         traceparent=origin.traceparent,

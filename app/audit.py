@@ -32,6 +32,8 @@ _log = structlog.get_logger()
 _ACTIONS: Final = {
     ("POST", "/v1/jobs"): "submit",
     ("POST", "/v1/images/generations"): "submit",
+    ("POST", "/v1/images/edits"): "submit",
+    ("POST", "/v1/images/variations"): "submit",
     ("POST", "/v1/verify"): "verify",
     ("DELETE", "/v1/jobs/{job_id}"): "cancel",
     ("POST", "/v1/jobs/{job_id}/cancel"): "cancel",

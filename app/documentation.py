@@ -13,10 +13,11 @@ from app.errors import Unavailable as _Unavailable
 from app.examples import EXAMPLES
 from app.schemas.jobs import JobCreate
 from app.schemas.models import ModelMove
-from app.schemas.openai import ErrorAnswer, ImageGeneration
+from app.schemas.openai import ErrorAnswer, ImageEdit, ImageGeneration, ImageVariation
 from app.schemas.problems import ProblemDetails
 
 __all__ = [
+    "form_body",
     "header",
     "install",
     "json_body",
@@ -26,6 +27,7 @@ __all__ = [
     "with_sizes",
 ]
 
+_SENT = (JobCreate, ImageGeneration, ImageEdit, ImageVariation)
 _SCHEMAS = "#/components/schemas/"
 _DESCRIPTION = """Text to image: submit a prompt as a job, follow it, fetch its pictures.
 
@@ -72,6 +74,12 @@ def json_body(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def form_body(model: type[BaseModel]) -> dict[str, Any]:
+    """The same for a body of multipart/form-data."""
+    content = {"multipart/form-data": {"schema": _reference(model)}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 def install(app: FastAPI, *, key_needed: bool) -> None:
     """Let `app.openapi()` give the whole contract."""
 
@@ -86,9 +94,13 @@ def install(app: FastAPI, *, key_needed: bool) -> None:
 def with_sizes(document: dict[str, Any], sizes: Collection[str]) -> dict[str, Any]:
     """The document with the sizes ("WxH") that can be asked for here, instead of their form."""
     document = deepcopy(document)
-    for model, also in ((JobCreate, []), (ImageGeneration, ["auto"])):
-        properties = document["components"]["schemas"][model.__name__]["properties"]
-        properties["size"]["anyOf"] = [{"enum": [*also, *sizes, None]}]
+    for model in _SENT:
+        also = [] if model is JobCreate else ["auto"]
+        none = [] if model in (ImageEdit, ImageVariation) else [None]
+        size = document["components"]["schemas"][model.__name__]["properties"]["size"]
+        for form in ("type", "pattern"):
+            size.pop(form, None)
+        size["anyOf"] = [{"enum": [*also, *sizes, *none]}]
     return document
 
 
@@ -103,7 +115,7 @@ def _build(app: FastAPI, key_needed: bool) -> dict[str, Any]:
     )
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    for model in (JobCreate, ProblemDetails, ImageGeneration, ErrorAnswer, ModelMove):
+    for model in (*_SENT, ProblemDetails, ErrorAnswer, ModelMove):
         schemas |= _definitions(model)
     for name, example in EXAMPLES.items():
         schemas[name]["examples"] = [example]

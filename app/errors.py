@@ -53,6 +53,10 @@ class MalformedJson(ApiError):
     """The body is not JSON, or JSON that readers disagree about."""
 
 
+class MalformedForm(ApiError):
+    """The body is not multipart/form-data, although it says so."""
+
+
 class Unauthorized(ApiError):
     """No API key, or an unknown one."""
 
@@ -164,6 +168,7 @@ class Kind:
 
 PROBLEMS: Mapping[type[ApiError], Kind] = {
     MalformedJson: Kind(400, "malformed-json", "The body is not JSON"),
+    MalformedForm: Kind(400, "malformed-form", "The body is not a form"),
     Unauthorized: Kind(401, "unauthorized", "An API key is needed"),
     Forbidden: Kind(403, "forbidden", "The API key may not do that"),
     SignatureInvalid: Kind(403, "signature-invalid", "The signature does not fit"),

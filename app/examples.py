@@ -12,6 +12,7 @@ _ASKED = {
     "prompt": "a red apple", "negative_prompt": None, "seed": 7, "steps": 25,
     "sampler": "dpmpp_2m", "guidance_scale": 3.0, "guidance_interval": [0.0, 1.0],
     "size": "64x64", "output_format": "png", "background": "transparent", "model": "emoji",
+    "init_image": None, "mask": None, "strength": None,
 }  # fmt: skip
 _JOB = {
     "id": _ID,

@@ -84,6 +84,8 @@ def _wanted(redis: Redis, store: JobStore, name: str) -> bool:
     """Whether a job has the image, or may be about to have it."""
     job_id, _, rest = name.partition("_")
     record = _record(store, job_id) if is_job_id(job_id) else None
+    if record is not None and any(one.name == name for one in record.inputs):
+        return True
     if record is not None and record.status.terminal:
         return any(image.name == name for image in record.images)
     if record is not None:  # only what runs now can still want what it stored

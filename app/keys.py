@@ -44,6 +44,7 @@ __all__ = [
     "rq_job",
     "rq_queue",
     "rq_running",
+    "stored_input",
     "turns",
     "worker_speed",
 ]
@@ -115,6 +116,11 @@ def owner_jobs(owner: str) -> str:
 def owner_active(owner: str) -> str:
     """Set: ids of the owner's queued and running jobs."""
     return f"{OWNER_PREFIX}{owner}:active"
+
+
+def stored_input(owner: str, sha256: str) -> str:
+    """String: name of a file that a job of the owner's started from; expires with that job."""
+    return f"{OWNER_PREFIX}{owner}:input:{sha256}"
 
 
 def idempotency(owner: str, key: str) -> str:

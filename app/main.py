@@ -12,6 +12,7 @@ from app.deps import make_services
 from app.middleware import BodyLimit, HeadAsGet, RequestContext
 from app.observing import Observing
 from app.routes import (
+    edits,
     events,
     health,
     images,
@@ -76,15 +77,28 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.services = services
     app.state.stopping = False  # as the server says
-    for part in (submit, jobs, events, openai, images, verify, models, operation, health, metrics):
+    for part in (
+        submit,
+        jobs,
+        events,
+        openai,
+        edits,
+        images,
+        verify,
+        models,
+        operation,
+        health,
+        metrics,
+        pages,
+    ):
         app.include_router(part.router)
-    app.include_router(pages.router)
     pages.install(app)
     errors.install(app)
     documentation.install(app, key_needed=bool(settings.keys) or settings.require_keys)
     # The last one added sees requests first.
     app.add_middleware(HeadAsGet)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, elsewhere={verify.PATH})
+    elsewhere = {submit.PATH, verify.PATH, *edits.PATHS}
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, elsewhere=elsewhere)
     if settings.cors_origins:
         _let_pages_call(app, settings.cors_origins)
     app.add_middleware(RequestContext)

@@ -13,6 +13,9 @@ __all__ = ["Form", "form_of", "openai_error"]
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
+_SPOKEN = frozenset(f"/v1/images/{name}" for name in ("generations", "edits", "variations"))
+
+
 class Form(Enum):
     """In which form a route tells its errors."""
 
@@ -23,7 +26,7 @@ class Form(Enum):
 
 def form_of(path: str) -> Form:
     """The form of the route at `path`."""
-    if path == "/v1/images/generations":
+    if path in _SPOKEN:
         return Form.OPENAI
     return Form.BOTH if path.startswith("/v1/models") else Form.PROBLEM
 

@@ -13,6 +13,7 @@ __all__ = [
     "MAX_WAIT_S",
     "idempotency_key",
     "preferred_wait_s",
+    "require_form",
     "require_json",
     "require_picture",
 ]
@@ -78,6 +79,18 @@ def require_json(headers: Headers) -> None:
         if name.strip() == "charset" and value.strip(' "') not in ("utf-8", "utf8"):
             raise UnsupportedMediaType(f"charset {value[:40]!r} should be utf-8")
     _require_uncompressed(headers, "plain JSON")
+
+
+def require_form(headers: Headers) -> None:
+    """Accept `multipart/form-data`, not compressed.
+
+    Raises:
+        UnsupportedMediaType: the body is announced as something else, or as nothing.
+    """
+    given = headers.get("content-type", "")
+    if given.partition(";")[0].strip().lower() != "multipart/form-data":
+        raise UnsupportedMediaType(f"Content-Type {given[:100]!r} should be multipart/form-data")
+    _require_uncompressed(headers, "a plain form")
 
 
 def require_picture(headers: Headers) -> str:

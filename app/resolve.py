@@ -19,12 +19,27 @@ __all__ = ["Draft", "field_problem", "resolve"]
 T = TypeVar("T")
 
 _SHOWN_CHARACTERS = 60
+_STRENGTH, _STRENGTH_UNDER_MASK = 0.8, 1.0  # diffusers' defaults
 
 
 class Draft:
-    """A body as far as it could be read: right fields as given, wrong ones left out."""
+    """A body as far as it could be read: right fields as given, wrong ones left out.
 
-    def __init__(self, body: JsonBody) -> None:
+    `files` are pictures that came beside the fields, by the name of the field that they stand for.
+    """
+
+    def __init__(
+        self,
+        body: JsonBody,
+        files: Mapping[str, bytes] | None = None,
+        *,
+        transparent_mask: bool = False,
+        variation: bool = False,
+    ) -> None:
+        """`transparent_mask`: it is transparent where to draw anew; `variation`: has no prompt."""
+        self.files: Mapping[str, bytes] = files or {}
+        self.transparent_mask = transparent_mask
+        self._variation = variation
         self.errors = [
             FieldProblem(pointer=place, message="Holds half a surrogate pair, which is no text")
             for place in body.surrogates
@@ -33,6 +48,11 @@ class Draft:
         self.fields = self._read(body.value)
 
     def _read(self, value: object) -> JobCreate:
+        if not self._variation or not isinstance(value, dict):
+            return self._validated(value)
+        return self._validated({"prompt": "?", **value}).model_copy(update={"prompt": ""})
+
+    def _validated(self, value: Any) -> JobCreate:
         try:
             return JobCreate.model_validate(value)
         except ValidationError as error:
@@ -49,7 +69,9 @@ class Draft:
     def refuse(self, name: str, message: str, *also: str) -> None:
         """Note a wrong field, unless it or one it is held against is wrong anyway."""
         if not self._wrong.intersection({name, *also}):
-            self.errors.append(FieldProblem(pointer=pointer(name), message=message))
+            # A form calls it `image`.
+            shown = "image" if name == "init_image" and name in self.files else name
+            self.errors.append(FieldProblem(pointer=pointer(shown), message=message))
 
     def check(self) -> None:
         """Raise InvalidRequest if anything is wrong."""
@@ -58,8 +80,8 @@ class Draft:
             raise InvalidRequest(f"Not valid: {names}", errors=self.errors)
 
 
-def resolve(draft: Draft, card: ModelCard) -> JobRequest:
-    """Fill in the model's defaults.
+def resolve(draft: Draft, card: ModelCard, inputs: Mapping[str, str] | None = None) -> JobRequest:
+    """Fill in the model's defaults; `inputs` are the sha256 of what it starts from, by field.
 
     Raises:
         InvalidRequest: something is wrong; names every wrong field at once.
@@ -71,6 +93,7 @@ def resolve(draft: Draft, card: ModelCard) -> JobRequest:
     _refuse_what_the_model_has_not(draft, card)
     _refuse_transparency(draft, card)
     lora = _loras(draft, card)
+    strength = _strength(draft, card)
     seed = secrets.randbelow(MAX_SEED - candidates) if fields.seed is None else fields.seed
     if seed + candidates - 1 > MAX_SEED:
         which = "n" if candidates == fields.n else "best_of"
@@ -96,7 +119,27 @@ def resolve(draft: Draft, card: ModelCard) -> JobRequest:
         cache=fields.cache,
         webhook_url=fields.webhook_url,
         lora=lora,
+        init_image=(inputs or {}).get("init_image"),
+        mask=(inputs or {}).get("mask"),
+        strength=strength,
     )
+
+
+def _strength(draft: Draft, card: ModelCard) -> float | None:
+    """How much of the way is gone from the picture; None where there is none to start from."""
+    fields = draft.fields
+    masked = fields.mask is not None or "mask" in draft.files
+    if fields.init_image is None and "init_image" not in draft.files:
+        for name, given in (("mask", masked), ("strength", fields.strength is not None)):
+            if given:
+                draft.refuse(name, "It needs an init_image to start from", "init_image")
+        return None
+    strength = _or(fields.strength, _STRENGTH_UNDER_MASK if masked else _STRENGTH)
+    steps = _or(fields.steps, card.default_steps)
+    if int(steps * strength) < 1:
+        message = f"{strength} of {steps} steps is less than one; give at least {1 / steps:.3g}"
+        draft.refuse("strength", message, "steps")
+    return strength
 
 
 def _or(value: T | None, default: T) -> T:

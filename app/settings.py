@@ -173,7 +173,12 @@ class Settings(BaseSettings):
     rate_limit_per_minute: int = Field(
         0, ge=0, description="Submissions of one API key in any 60 seconds before 429; 0: no limit"
     )
-    max_body_bytes: int = Field(65536, ge=1024, description="Largest request body in bytes")
+    max_body_bytes: int = Field(
+        65536, ge=1024, description="Largest request body in bytes, pictures to start from apart"
+    )
+    max_input_bytes: int = Field(
+        8388608, ge=1024, description="Largest file in bytes of a picture that a job starts from"
+    )
     sync_timeout_s: int = Field(
         300, ge=1, description="Seconds a call of /v1/images/generations waits before 504"
     )

@@ -4,6 +4,8 @@ The recipe is a stranger's claim: it goes through the same door as any request, 
 service writes into its own picture decides whether the claim holds.
 """
 
+import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -12,7 +14,7 @@ from typing import IO
 from anyio import to_thread
 from fastapi import Request
 
-from app import errors
+from app import errors, keys
 from app.admission import admit
 from app.auth import Caller
 from app.deps import Services
@@ -25,15 +27,18 @@ from app.middleware import add_header
 from app.pictures import Picture, differing_pixels, read_picture
 from app.resolve import Draft, resolve
 from app.schemas.verification import Verdict, Verification
+from app.storage.base import StorageError
 from app.synchronous import wait_for_pictures
 
 __all__ = ["PictureFile", "verify"]
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 # What a recipe says of a job; the rest says what drew it.
 _ASKED = {
     *("prompt", "negative_prompt", "seed", "steps", "sampler", "guidance_scale"),
     *("guidance_interval", "size", "background", "output_format"),
 }
+_ASKED_OF_A_PICTURE = {"strength"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ async def verify(
         ApiError: there is no room for the job, or it has no picture in time.
         ClientGone: the client has hung up.
     """
-    claim = await _claim(services, sent)
+    claim = await _claim(services, caller, sent)
     if isinstance(claim, Verification):
         return claim
     made = (await admit(services, caller, claim.draft)).record
@@ -78,7 +83,7 @@ async def verify(
     return await _compare(services, sent, ended, claim.recipe)
 
 
-async def _claim(services: Services, sent: PictureFile) -> _Claim | Verification:
+async def _claim(services: Services, caller: Caller, sent: PictureFile) -> _Claim | Verification:
     """What is to be drawn, or the verdict where nothing has to be."""
     cards = await services.cards.all()
     picture = await sent.look(services, _most_pixels(cards))
@@ -91,7 +96,10 @@ async def _claim(services: Services, sent: PictureFile) -> _Claim | Verification
     if not card.exact:
         reason = "Its worker ran with AVOCAT_EXACT=0: last bits depend on what else was drawn"
         return _verdict("unverifiable", reason, recipe)
-    draft = _draft(recipe, card)
+    files = await _inputs(services, caller, recipe)
+    if isinstance(files, str):
+        return _verdict("unverifiable", files, recipe)
+    draft = _draft(recipe, card, files)
     try:
         resolve(draft, card)
     except errors.InvalidRequest as refused:
@@ -108,10 +116,43 @@ def _most_pixels(cards: Mapping[str, ModelCard]) -> int:
     return max((int(width) * int(height) for width, height in sizes), default=0)
 
 
-def _draft(recipe: Recipe, card: ModelCard) -> Draft:
-    fields = recipe.model_dump(mode="json", include=_ASKED)
+async def _inputs(services: Services, caller: Caller, recipe: Recipe) -> dict[str, bytes] | str:
+    """The files that the recipe starts from, or the sentence that says which one is gone."""
+    files: dict[str, bytes] = {}
+    for role, sha256 in (("init_image", recipe.init_image), ("mask", recipe.mask)):
+        if sha256 is None:
+            continue
+        data = await _input(services, caller, sha256)
+        if data is None:
+            what = "the picture that it starts from" if role == "init_image" else "its mask"
+            return f"Of {what} (sha256 {sha256[:80]}) no job of yours has the file any more"
+        files[role] = data
+    return files
+
+
+async def _input(services: Services, caller: Caller, sha256: str) -> bytes | None:
+    if _SHA256.fullmatch(sha256) is None:
+        return None
+    key = keys.stored_input(caller.owner, sha256)
+    name: bytes | None = await services.redis.get(key)  # type: ignore[assignment]
+    if name is None:
+        return None
+    try:
+        data = await to_thread.run_sync(services.storage.read, name.decode())
+    except (StorageError, OSError):
+        return None
+    return data if hashlib.sha256(data).hexdigest() == sha256 else None
+
+
+def _draft(recipe: Recipe, card: ModelCard, files: Mapping[str, bytes]) -> Draft:
+    asked = _ASKED | _ASKED_OF_A_PICTURE if files else _ASKED
+    fields = recipe.model_dump(mode="json", include=asked)
     fields["lora"] = [{"name": one.name, "weight": one.weight} for one in recipe.lora]
-    return Draft(JsonBody(fields | {"model": card.name, "cache": False}, []))
+    variation = bool(files) and not recipe.prompt
+    if variation:
+        del fields["prompt"]
+    body = JsonBody(fields | {"model": card.name, "cache": False}, [])
+    return Draft(body, files, variation=variation)
 
 
 def _verdict(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from models.context import LOCAL_PREFIX, ClipReference, ContextEncoder, load_clip
 from models.errors import BundleError, ContextError
 from models.layers import channels_last
-from models.model import ModelConfig, Shape, Size
+from models.model import ModelConfig, Origin, Shape, Size
+from models.pictures import fitted, fitted_mask, to_mask, to_tensor
 from models.samplers import Sampler, Trajectory, trajectory
 from models.schedule import Kind, NoiseSchedule, noise_schedule
 from models.unet import Denoiser, Parameterisation, UNet, UNetConfig
@@ -165,14 +167,20 @@ class Bundle:
         side = self.config.image_size
         return (self.config.channels, side, side)
 
-    def trajectory(self, sampler: Sampler, steps: int) -> Trajectory:
-        """The way of one row.
+    def trajectory(self, sampler: Sampler, steps: int, skipped: int = 0) -> Trajectory:
+        """The way of one row, but for its first `skipped` steps.
 
         Raises:
-            ScheduleError: a sampler it has not, or more steps than that one takes.
+            ScheduleError: a sampler it has not, more steps than that one takes, or none left.
         """
         reads = self.config.parameterisation
-        return trajectory(self.schedule, sampler, steps, parameterisation=reads)
+        return trajectory(self.schedule, sampler, steps, skipped=skipped, parameterisation=reads)
+
+    def take_in(self, picture: Image.Image, mask: Image.Image | None, size: Size) -> Origin:
+        """In native size, whatever is asked for: larger pictures are enlarged at the end."""
+        native = (self.config.image_size, self.config.image_size)
+        kept = None if mask is None else to_mask(fitted_mask(mask, native))
+        return Origin(to_tensor(fitted(picture, native), self.channels), mask=kept)
 
     def lora_folder(self, path: Path) -> None:
         """It takes none."""

@@ -222,16 +222,24 @@ class ContextEncoder:
         """Whether the prompt is longer than CLIP's context, so that its end is not seen."""
         return self.token_count(prompt) > self.context_length
 
-    @torch.inference_mode()
+    def see(self, picture: Image.Image) -> Context:
+        """The picture itself as a context: its place in CLIP's space, where prompts are, too."""
+        return (self._seen(picture),)
+
     def score(self, picture: Image.Image, prompt: str) -> float:
-        """Cosine of picture and prompt in CLIP's space, in [-1, 1]; transparency shown on white."""
+        """Cosine of picture and prompt in CLIP's space, in [-1, 1]."""
+        return float(self._seen(picture) @ self._cached(prompt))
+
+    @torch.inference_mode()
+    def _seen(self, picture: Image.Image) -> Tensor:
+        """A picture's vector float32 `[D]`, of length 1; transparency is shown on white."""
         flat = Image.new("RGBA", picture.size, "white")
         flat.alpha_composite(picture.convert("RGBA"))
         size = (self.clip.image_size, self.clip.image_size)
         small = flat.convert("RGB").resize(size, Image.Resampling.BICUBIC)
         pixels = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8)
         x = pixels.reshape(*size, 3).permute(2, 0, 1).to(self.device).float() / 255
-        return float(F.normalize(self.encode_pictures(x[None]), dim=-1)[0] @ self._cached(prompt))
+        return F.normalize(self.encode_pictures(x[None]), dim=-1)[0].float()
 
     def encode_pictures(self, rgb: Tensor) -> Tensor:
         """Pictures `[B, 3, S, S]` in [0, 1], S the image tower's size → `[B, D]`, any length."""

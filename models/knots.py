@@ -61,6 +61,21 @@ class Knots:
     boundary: Tensor
     start: float = 1.0
 
+    def after(self, skipped: int) -> "Knots":
+        """Without the first `skipped` steps: where a row goes on that starts from a picture.
+
+        Raises:
+            ScheduleError: no step would be left.
+        """
+        if not 0 <= skipped < len(self.timesteps):
+            raise ScheduleError(
+                f"{skipped!r} steps left out of {len(self.timesteps)}; at least one must remain"
+            )
+        t, now, then, boundary = (
+            part[skipped:] for part in (self.timesteps, self.now, self.then, self.boundary)
+        )
+        return Knots(t, now, then, boundary, self.start)
+
 
 def knots(schedule: NoiseSchedule, sampler: Sampler, steps: int, layout: Layout) -> Knots:
     """The knots of `steps` steps.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -26,6 +27,7 @@ __all__ = [
     "Encoder",
     "Model",
     "ModelConfig",
+    "Origin",
     "Shape",
     "Size",
 ]
@@ -119,6 +121,20 @@ class Conditioning:
     guidance_scale: float
 
 
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """The picture that rows start from, as x_0 `[C, H, W]` in the space of x_t, on CPU.
+
+    `std` `[C, H, W]` is that of an autoencoder's posterior, from which each row draws its own x_0
+    (Kingma & Welling 2014); None: x_0 is `mean`. `mask`, bool `[1, H, W]`, is true where the
+    picture is drawn anew and false where it is kept; None: all of it is drawn anew.
+    """
+
+    mean: Tensor
+    std: Tensor | None = None
+    mask: Tensor | None = None
+
+
 class Encoder(Protocol):
     """Prompts to contexts."""
 
@@ -186,11 +202,17 @@ class Model(Protocol):
             ValueError: it draws no such size.
         """
 
-    def trajectory(self, sampler: Sampler, steps: int) -> Trajectory:
-        """The way of one row.
+    def trajectory(self, sampler: Sampler, steps: int, skipped: int = 0) -> Trajectory:
+        """The way of one row, but for its first `skipped` steps.
 
         Raises:
-            ScheduleError: a sampler it has not, or more steps than that one takes.
+            ScheduleError: a sampler it has not, more steps than that one takes, or none left.
+        """
+
+    def take_in(self, picture: Image.Image, mask: Image.Image | None, size: Size) -> Origin:
+        """What rows for pictures of `size` start from; see `models.pictures.fitted`.
+
+        `picture` is RGBA with straight alpha, `mask` greyscale, white where to draw anew.
         """
 
     def lora_folder(self, path: Path) -> LoraFolder | None:

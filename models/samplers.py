@@ -47,11 +47,13 @@ class Trajectory:
     """The way of one row from noise to picture.
 
     `timesteps`: `[S]`, descending, int64, or float64 where a sampler asks between two of them;
-    `coefficients`: float32 `[S, 8]`, the k of the module docstring; `start`: standard deviation of
-    the noise it begins with; `needs_noise`: bool `[S]`, where fresh noise is to be drawn.
+    `alphas_cumprod`: float64 `[S]`, ᾱ before each step; `coefficients`: float32 `[S, 8]`, the k of
+    the module docstring; `start`: standard deviation of the noise it begins with, where it begins
+    with nothing else; `needs_noise`: bool `[S]`, where fresh noise is to be drawn.
     """
 
     timesteps: Tensor
+    alphas_cumprod: Tensor
     coefficients: Tensor
     start: float = 1.0
 
@@ -69,20 +71,21 @@ def trajectory(
     steps: int,
     layout: Layout | None = None,
     *,
+    skipped: int = 0,
     parameterisation: Parameterisation = "eps",
     eta: float = 0.0,
     variance: Variance = "small",
 ) -> Trajectory:
-    """Lay out `steps` denoising steps of `sampler` over `schedule`.
+    """Lay out `steps` denoising steps of `sampler` over `schedule`, but for the first `skipped`.
 
     `parameterisation` is what the denoiser predicts; `eta` is DDIM's share of fresh noise (Song et
     al. 2021, eq. 16); `variance` is DDPM's posterior variance, `small` = β̃_t or `large` = β_t (Ho
     et al. 2020, section 3.2).
 
     Raises:
-        ScheduleError: an unknown sampler or spacing, or more steps than the sampler has.
+        ScheduleError: an unknown sampler or spacing, more steps than the sampler has, or none left.
     """
-    at = knots(schedule, sampler, steps, layout or Layout())
+    at = knots(schedule, sampler, steps, layout or Layout()).after(skipped)
     tables: dict[Sampler, Callable[[], Tensor]] = {
         "ddpm": lambda: _ddpm(at.now, at.then, variance),
         "ddim": lambda: _ddim(at.now, at.then, eta),
@@ -96,7 +99,8 @@ def trajectory(
     eps = update[:, 3:4] * reading[:, 3:]  # k₃ ε, by what it is made of
     update[:, 0] += eps[:, 0]
     update[:, 3] = eps[:, 1]
-    return Trajectory(at.timesteps, torch.cat([update, reading[:, :3]], dim=1).float(), at.start)
+    coefficients = torch.cat([update, reading[:, :3]], dim=1).float()
+    return Trajectory(at.timesteps, at.now, coefficients, at.start)
 
 
 def _reading(now: Tensor, parameterisation: Parameterisation) -> Tensor:

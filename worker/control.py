@@ -2,9 +2,11 @@
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from queue import Empty
+from typing import TypeVar
 
 import structlog
 
@@ -20,6 +22,8 @@ from worker.mail import (
     Letter,
     Mail,
     Snapshot,
+    Started,
+    StartFailed,
     Stored,
     StoreFailed,
 )
@@ -29,6 +33,8 @@ from worker.resident import Resident
 from worker.results import discard
 
 __all__ = ["Control"]
+
+T = TypeVar("T")
 
 _log = structlog.get_logger()
 _STORING_THREADS = 2
@@ -48,6 +54,7 @@ class Control:
         self.flights: dict[str, Flight] = {}  # by job id, in the order of their claims
         self.fault: BaseException | None = None  # what ended the engine
         self._storage = storage
+        self._starting = ThreadPoolExecutor(1, "starting")  # an autoencoder takes seconds on CPU
         self._previews = previews
         self._mail = mail
         self._pool = ThreadPoolExecutor(_STORING_THREADS, "storing")
@@ -83,9 +90,29 @@ class Control:
         if (before := self.flights.pop(job_id, None)) is not None:
             before.resident.loop.evict(before.token)  # it was lost, and is this worker's again
         self.flights[job_id] = flight
-        if flight.order is not None and flight.ending is None:
-            flight.resident.loop.admit(flight.order.rows)
-            self.preview(job_id, flight.record.previews)
+        if flight.order is None or flight.ending is not None:
+            return
+        if flight.record.inputs:
+            self._starting.submit(self._start, flight, flight.order)
+        else:
+            self._admit(flight, flight.order)
+
+    def _admit(self, flight: Flight, order: Order) -> None:
+        flight.order = order
+        flight.resident.loop.admit(order.rows)
+        wanted = max(flight.previews, flight.record.previews)  # some may be, before there are rows
+        flight.previews = 0
+        self.preview(flight.record.id, wanted)
+
+    def _start(self, flight: Flight, order: Order) -> None:
+        """In the starting thread."""
+        try:
+            inputs = flight.resident.inputs
+            ready = self._patiently(flight, lambda: inputs.start(flight.record, order))
+        except BaseException as fault:  # the runner decides; a lost exception would hang the job
+            self._mail.put(StartFailed(flight.token, fault))
+        else:
+            self._mail.put(Started(flight.token, ready))
 
     def preview(self, job_id: str, count: int) -> None:
         """Show `count` previews of each of a job's pictures, from its next step on."""
@@ -118,6 +145,10 @@ class Control:
             case Fault(job=token, reason=reason) if (flight := self._undecided(token)) is not None:
                 _log.warning("row failed", reason=reason, **flight.record.log_fields)
                 self.end(flight, Ending.FAIL, problems.not_drawn(reason))
+            case Started(token, order) if (flight := self._undecided(token)) is not None:
+                self._admit(flight, order)
+            case StartFailed(token, fault) if (flight := self._undecided(token)) is not None:
+                self._start_failed(flight, fault)
             case Stored():
                 self._stored(letter)
             case StoreFailed(token, fault) if (flight := self._undecided(token)) is not None:
@@ -149,6 +180,7 @@ class Control:
     def close(self) -> None:
         """Wait for the storing threads; delete what they stored for nobody."""
         self._closing.set()
+        self._starting.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._previews.close()
         while True:
@@ -177,22 +209,28 @@ class Control:
         """In a storing thread; nothing changes what a flight has drawn any more."""
         token = flight.token
         try:
-            images = tuple(self._store_patiently(flight, order))
+            images = tuple(self._patiently(flight, lambda: self._stored_images(flight, order)))
         except BaseException as fault:  # the runner decides; a lost exception would hang the job
             self._mail.put(StoreFailed(token, fault))
         else:
             self._mail.put(Stored(token, images))
-        finally:
-            self._storage_away.discard(token)
 
-    def _store_patiently(self, flight: Flight, order: Order) -> list[StoredImage]:
-        """Store, again and again while storage fails, as long as anybody wants it."""
+    def _stored_images(self, flight: Flight, order: Order) -> list[StoredImage]:
+        results = flight.resident.results
+        return results.store(flight.record, flight.token, order, flight.rows, flight.cards)
+
+    def _patiently(self, flight: Flight, work: Callable[[], T]) -> T:
+        """Do what needs the storage, again and again while it fails, as long as it is wanted."""
+        try:
+            return self._until_it_works(flight, work)
+        finally:
+            self._storage_away.discard(flight.token)
+
+    def _until_it_works(self, flight: Flight, work: Callable[[], T]) -> T:
         until, wait_s = time.monotonic() + self._storage_patience_s, _FIRST_WAIT_S
         while True:
             try:
-                return flight.resident.results.store(
-                    flight.record, flight.token, order, flight.rows, flight.cards
-                )
+                return work()
             except StorageError as fault:
                 wanted = flight.ending is None and not self._closing.is_set()
                 if not wanted or time.monotonic() + wait_s > until:
@@ -202,6 +240,16 @@ class Control:
                 self._storage_away.add(flight.token)
             self._closing.wait(wait_s)
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+    def _start_failed(self, flight: Flight, fault: BaseException) -> None:
+        _log.error("inputs not taken in", reason=repr(fault), **flight.record.log_fields)
+        if isinstance(fault, ValueError):
+            self.end(flight, Ending.FAIL, problems.invalid_job(str(fault)))
+        elif isinstance(fault, StorageError):
+            self.end(flight, Ending.TRY_AGAIN, problems.not_read())
+        else:
+            problem = problems.not_drawn("the picture to start from could not be encoded")
+            self.end(flight, Ending.TRY_AGAIN, problem)
 
     def _stored(self, letter: Stored) -> None:
         flight = self._undecided(letter.execution)

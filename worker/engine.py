@@ -138,8 +138,15 @@ class Engine:
             self._model.context.check(spec.unconditional)
             if not spec.contexts_match:
                 raise ValueError("the contexts of a row must have equal shapes")
+            if spec.origin is not None and spec.origin.mean.shape != spec.shape:
+                raise ValueError(
+                    f"a row of shape {spec.shape} cannot start from {tuple(spec.origin.mean.shape)}"
+                )
         self._waiting.extend(
-            [Row(spec, self._model.trajectory(spec.sampler, spec.steps)) for spec in specs]
+            [
+                Row(spec, self._model.trajectory(spec.sampler, spec.steps, spec.skipped))
+                for spec in specs
+            ]
         )
 
     def evict(self, job: str) -> None:
@@ -300,12 +307,13 @@ class Engine:
         for i, row in enumerate(rows):
             job, index = row.spec.job, row.spec.index
             if not sound[i]:
-                reason = f"step {row.position} of {row.spec.steps} gave values that are no numbers"
+                at = row.spec.skipped + row.position
+                reason = f"step {at} of {row.spec.steps} gave values that are no numbers"
                 report.faults.append(Fault(job, index, reason))
             elif row.done:
                 report.finished.append(Finished(job, index, row.x.clone()))
             elif row.preview_due:
-                seen = Snapshot(job, index, row.position, row.denoised.clone())
+                seen = Snapshot(job, index, row.position, row.seen.clone())
                 report.snapshots.append(seen)
         gone = {id(row) for i, row in enumerate(rows) if row.done or not sound[i]}
         if gone:

@@ -87,8 +87,8 @@ class Flight:
         """
         if self.order is None:
             return 0
-        done = in_engine + len(self.rows) * self.record.request.steps
-        asked = len(self.order.rows) * self.record.request.steps
+        done = in_engine + len(self.rows) * self.record.request.taken
+        asked = len(self.order.rows) * self.record.request.taken
         told = min(self.record.total_steps, done * self.record.total_steps // asked)
         self.most_steps = max(self.most_steps, told)  # rows may have begun anew
         return self.most_steps

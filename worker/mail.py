@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from app.jobs.record import StoredImage
 from worker.engine import Fault, Finished, Snapshot
+from worker.prompts import Order
 
 if TYPE_CHECKING:  # it writes letters itself
     from worker.resident import Resident
@@ -22,6 +23,8 @@ __all__ = [
     "ModelNotLoaded",
     "Shrunk",
     "Snapshot",
+    "StartFailed",
+    "Started",
     "StopRequested",
     "StoreFailed",
     "Stored",
@@ -86,6 +89,22 @@ class Shrunk:
     model: str = ""  # whose engine it is
 
 
+@dataclass(frozen=True, eq=False)
+class Started:
+    """The rows of an execution are ready to start from its inputs."""
+
+    execution: str
+    order: Order
+
+
+@dataclass(frozen=True)
+class StartFailed:
+    """They are not."""
+
+    execution: str
+    fault: BaseException
+
+
 @dataclass(frozen=True)
 class Stored:
     """All images of an execution are in storage."""
@@ -121,6 +140,8 @@ Letter = (
     | Finished
     | Fault
     | Shrunk
+    | Started
+    | StartFailed
     | Stored
     | StoreFailed
     | EngineFailed

@@ -10,6 +10,7 @@ __all__ = [
     "model_not_loaded",
     "model_not_served",
     "not_drawn",
+    "not_read",
     "not_stored",
     "timed_out",
     "worker_lost",
@@ -45,6 +46,12 @@ def not_stored() -> Problem:
     """Storage refused an image; the reason is for the operator's log, not for the owner."""
     detail = "The picture was drawn, but the server could not store it."
     return _problem("storage-failed", "The picture could not be stored", 507, detail)
+
+
+def not_read() -> Problem:
+    """Storage did not give what the job starts from."""
+    detail = "The server could not read the picture that the job starts from."
+    return _problem("storage-failed", "The picture could not be read", 507, detail)
 
 
 def timed_out(timeout_s: float) -> Problem:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from app.jobs.record import JobRecord, JobRequest
-from models.model import Adapters, Conditioning, Model
+from models.model import Adapters, Conditioning, Context, Model
 from worker.loras import Loras
 from worker.rows import RowSpec
 
@@ -45,7 +45,8 @@ class Prompts:
         longest = self._model.schedule.training_length
         if not 1 <= request.steps <= longest:
             raise ValueError(f"steps is {request.steps!r}; it should be from 1 to {longest}")
-        self._model.trajectory(request.sampler, request.steps)  # lcm has fewer than others
+        skipped = request.steps - request.taken
+        self._model.trajectory(request.sampler, request.steps, skipped)  # lcm has fewer than others
         size = (request.width, request.height)
         shape = self._model.shape(size)
         adapters = self._loras.adapters(request.lora)
@@ -62,10 +63,19 @@ class Prompts:
         )  # fmt: skip
         return Order(rows, size, self._warnings(request))
 
+    def seen(self, picture: Image.Image) -> Context | None:
+        """The picture in place of a prompt; None when the model's CLIP sees no pictures."""
+        see = getattr(self._model.context, "see", None)
+        if see is None:
+            return None
+        with self._lock:
+            context: Context = see(picture)
+            return context
+
     def score(self, picture: Image.Image, prompt: str) -> float | None:
-        """CLIP's cosine of picture and prompt; None when the model's CLIP sees no pictures."""
+        """CLIP's cosine of picture and prompt; None without one, or where CLIP sees no pictures."""
         score = getattr(self._model.context, "score", None)
-        if score is None:
+        if score is None or not prompt:
             return None
         with self._lock:
             return round(float(score(picture, prompt)), 4)

@@ -12,6 +12,7 @@ from app.storage.base import ImageStorage
 from models.model import Model
 from worker.card import Smaller
 from worker.engine import Engine, StepReport
+from worker.inputs import Inputs
 from worker.loop import EngineLoop
 from worker.loras import Loras
 from worker.mail import Mail, Shrunk
@@ -88,6 +89,7 @@ class Resident:
             turns=place.turns,
         )
         self.prompts = Prompts(prepared.model, self.loras)
+        self.inputs = Inputs(prepared.model, self.prompts, place.storage)
         self.results = Results(prepared.model, self.prompts, place.storage)
         with place.turns:
             call_s = engine.warm_up()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.model import Adapters, Context, Shape
+from models.model import Adapters, Context, Origin, Shape
 from models.samplers import Sampler, Trajectory
 from models.sampling import row_generator
 
@@ -18,7 +18,9 @@ class RowSpec:
 
     `context` and `unconditional` are the prompt's, and that of the empty or the negative prompt.
     Guidance acts from the first to the last share of `guidance_interval`, each in [0, 1] of the
-    trajectory. `shape` is that of x_t.
+    trajectory. `shape` is that of x_t. A row with an `origin` leaves the first `skipped` of its
+    steps out and starts from that picture, noised (SDEdit, Meng et al. 2022); under a mask with
+    no step left out, from noise alone.
     """
 
     job: str  # rows of one token leave together
@@ -32,6 +34,8 @@ class RowSpec:
     unconditional: Context
     shape: Shape
     adapters: Adapters | None = None  # LoRAs
+    origin: Origin | None = None
+    skipped: int = 0
 
     @property
     def contexts_match(self) -> bool:
@@ -40,7 +44,7 @@ class RowSpec:
         return all(ours.shape == theirs.shape for ours, theirs in pair)
 
     def guided(self, step: int) -> bool:
-        """Whether step `step` (0 … steps-1) needs the unconditional prediction too."""
+        """Whether step `step` (0 … steps-1, of all) needs the unconditional prediction too."""
         first, last = self.guidance_interval
         share = step / max(1, self.steps - 1)
         return self.guidance_scale != 1 and first <= share <= last
@@ -51,11 +55,13 @@ class Row:
 
     `answers` is what the network said for the next step so far, by which of the two contexts.
     Before `begin` it holds no memory of the device. Then `x` is x_t and `denoised` what its last
-    step predicted, both `[C, H, W]`, and `contexts` are its two contexts.
+    step predicted, both `[C, H, W]`, and `contexts` are its two contexts. `known` is what a mask
+    keeps: x_0, its noise, and where it is not kept.
     """
 
     x: Tensor
     denoised: Tensor
+    known: tuple[Tensor, Tensor, Tensor] | None
     contexts: tuple[Context, Context]
 
     def __init__(self, spec: RowSpec, way: Trajectory) -> None:
@@ -69,6 +75,8 @@ class Row:
         self._coefficients = way.coefficients.unbind()
         self._timesteps: list[float] = way.timesteps.tolist()
         self._noisy: list[bool] = way.needs_noise.tolist()
+        self._signal: list[float] = way.alphas_cumprod.sqrt().tolist()
+        self._noise: list[float] = (1 - way.alphas_cumprod).sqrt().tolist()
         self._generator = row_generator(spec.seed)
         # Rows of one lane have equal shapes, so that one call of the network takes them.
         self.lane = (spec.shape, *(tuple(part.shape) for part in spec.context))
@@ -81,12 +89,38 @@ class Row:
 
     def begin(self, device: torch.device) -> None:
         """Take a slot: draw the starting noise, bring everything to the device."""
-        self.x = self.draw().mul_(self._start).to(device)
+        self.x = self._first(device).to(device)
         self.denoised = torch.zeros_like(self.x)
         self.contexts = tuple(  # type: ignore[assignment]  # of two
             tuple(part.to(device) for part in context)
             for context in (self.spec.context, self.spec.unconditional)
         )
+
+    def _first(self, device: torch.device) -> Tensor:
+        """x_t of the first step; the order of draws is that of diffusers' pipelines."""
+        origin, self.known = self.spec.origin, None
+        if origin is None:
+            return self.draw().mul_(self._start)
+        x_0 = origin.mean if origin.std is None else origin.mean + origin.std * self.draw()
+        eps = self.draw()
+        if origin.mask is not None:
+            self.known = x_0.to(device), eps.to(device), origin.mask.to(device)
+        if origin.mask is not None and not self.spec.skipped:
+            return eps * self._start
+        return self._noised(x_0, eps)
+
+    def _noised(self, x_0: Tensor, eps: Tensor) -> Tensor:
+        """x_0 with as much noise as the next step begins with; none is left after the last."""
+        if self.done:
+            return x_0
+        return self._signal[self.position] * x_0 + self._noise[self.position] * eps
+
+    def _keep(self, drawn: Tensor) -> Tensor:
+        """The known part as it is at this point of the way, the rest as it was `drawn`."""
+        if self.known is None:
+            return drawn
+        x_0, eps, anew = self.known
+        return torch.where(anew, drawn, self._noised(x_0, eps))
 
     @property
     def timestep(self) -> float:
@@ -101,7 +135,7 @@ class Row:
     @property
     def guided(self) -> bool:
         """Whether the next step is guided."""
-        return self.spec.guided(self.position)
+        return self.spec.guided(self.spec.skipped + self.position)
 
     @property
     def missing(self) -> list[int]:
@@ -109,15 +143,23 @@ class Row:
         return [which for which in range(1 + self.guided) if which not in self.answers]
 
     def move(self, x: Tensor, denoised: Tensor) -> None:
-        """Take the next step, which led to these."""
-        self.x, self.denoised = x, denoised
+        """Take the next step, which led to these; what a mask keeps, it keeps."""
         self.answers = {}
         self.position += 1
+        self.x, self.denoised = self._keep(x), denoised
 
     @property
     def done(self) -> bool:
         """Whether the picture is there."""
         return self.position == len(self._timesteps)
+
+    @property
+    def seen(self) -> Tensor:
+        """What the picture would be if it ended now."""
+        if self.known is None:
+            return self.denoised
+        x_0, _, anew = self.known
+        return torch.where(anew, self.denoised, x_0)
 
     @property
     def preview_due(self) -> bool:

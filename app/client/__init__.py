@@ -26,6 +26,7 @@ from app.client.events import Ended, Event, Preview, Progressed, StatusChanged
 from app.client.retries import Retries
 from app.client.synchronous import Avocat
 from app.client.types import (
+    GivenPicture,
     Image,
     Job,
     JobFields,
@@ -46,6 +47,7 @@ __all__ = [
     "Ended",
     "Event",
     "Forbidden",
+    "GivenPicture",
     "Image",
     "Job",
     "JobCanceled",

@@ -4,12 +4,14 @@ A call is a generator: it yields what is to be done next (`Send`, `Listen`, `Nex
 is sent the outcome, and returns the result. `follow` also yields events for its reader.
 """
 
+import base64
 import hashlib
 import math
 import time
 import uuid
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -20,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from app.client.errors import JobCanceled, JobFailed, JobTimeout, Unreachable, problem_error
 from app.client.events import Ended, Event, changes, read_event
 from app.client.retries import Retries, retry_after_s
-from app.client.types import Image, Job, JobFields, Model, Picture, Verification
+from app.client.types import GivenPicture, Image, Job, JobFields, Model, Picture, Verification
 from app.jobs.record import JobStatus
 from app.schemas.jobs import JobList
 from app.schemas.models import ModelList, ModelPlaces, WorkerList, WorkerObject
@@ -81,7 +83,10 @@ M = TypeVar("M", bound=BaseModel)
 def submit(prompt: str, fields: JobFields, key: str | None, retries: Retries) -> Call[Job]:
     """Submit a job; its idempotency key makes every retry safe."""
     headers = {"Idempotency-Key": key or uuid.uuid4().hex}
-    body = {"prompt": prompt, **fields}
+    body: dict[str, Any] = {"prompt": prompt, **fields}
+    for name in ("init_image", "mask"):
+        if body.get(name) is not None:
+            body[name] = given_picture(body[name])
     return (yield from _model(Job, Send("POST", "/v1/jobs", body, headers=headers), retries))
 
 
@@ -134,10 +139,22 @@ def verify(data: bytes, timeout_s: float, retries: Retries) -> Call[Verification
     return (yield from _model(Verification, send, retries))
 
 
+def given_picture(picture: GivenPicture) -> str:
+    """A picture as a job's field has it: one of the service's own by its path, others as data."""
+    if isinstance(picture, Picture):
+        return picture.image.url.partition("?")[0]
+    if isinstance(picture, str) and picture.startswith(("data:", "/v1/images/")):
+        return picture
+    data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+    return f"data:{_media_type(data)};base64,{base64.b64encode(data).decode()}"
+
+
 def _media_type(data: bytes) -> str:
-    """By the first bytes; what is neither is for the service to refuse."""
+    """By the first bytes; what is none of these is for the service to refuse."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return "image/png"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
     return "image/webp" if data[8:12] == b"WEBP" else "application/octet-stream"
 
 

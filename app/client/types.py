@@ -14,6 +14,7 @@ from app.schemas.problems import ProblemDetails as Problem
 from app.schemas.verification import Verification
 
 __all__ = [
+    "GivenPicture",
     "Image",
     "Job",
     "JobFields",
@@ -54,6 +55,9 @@ class JobFields(TypedDict, total=False):
     cache: bool
     lora: list[Lora]
     metadata: dict[str, str]
+    init_image: "GivenPicture | None"
+    mask: "GivenPicture | None"
+    strength: float | None
 
 
 @dataclass(frozen=True)
@@ -80,3 +84,8 @@ class Picture:
         path = Path(file)
         path.write_bytes(self.data)
         return path
+
+
+# To start from: one that was drawn, a file's bytes or its name (a text is a name, but a data URL
+# and a path under /v1/images/ stay what they are).
+GivenPicture = Picture | bytes | str | Path

@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, cast
 
 import typer
@@ -73,6 +74,25 @@ Loras = Annotated[
     list[str] | None,
     typer.Option("--lora", metavar="NAME[:WEIGHT]", help="A LoRA of the model; may be repeated."),
 ]
+InitImage = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", exists=True, dir_okay=False, help="Picture to start from: PNG, WebP, JPEG."
+    ),
+]
+Mask = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="White where to draw over that, else black.",
+    ),
+]
+Strength = Annotated[
+    float | None,
+    typer.Option(help="0 to 1: how far to go from that picture.", show_default="0.8, masked 1"),
+]
 Cache = Annotated[
     bool, typer.Option("--cache/--no-cache", help="Whether pictures drawn before may be given.")
 ]
@@ -96,6 +116,9 @@ def generate(
     background: Background = None,
     model: Model = None,
     lora: Loras = None,
+    init_image: InitImage = None,
+    mask: Mask = None,
+    strength: Strength = None,
     cache: Cache = True,
     server: Server = DEFAULT_SERVER,
     api_key: ApiKey = None,
@@ -115,6 +138,7 @@ def generate(
       avocat generate - -o out/ --format webp < prompts.txt
       avocat generate "a blue star" --json | jq -r '.files[]'
       avocat generate --serve "a fox"        # no service needed beforehand
+      avocat generate "a green apple" --init-image apple.png --strength 0.6
 
     \b
     Exit codes: 0 done, 2 wrong input, 3 no service there, 4 a job failed,
@@ -135,6 +159,9 @@ def generate(
         "background": background,
         "model": model,
         "lora": [read_lora(one) for one in lora or ()] or None,
+        "init_image": init_image,
+        "mask": mask,
+        "strength": strength,
         "cache": None if cache else False,
         "output_format": target.picture_format,
     }

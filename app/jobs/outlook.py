@@ -92,7 +92,7 @@ def _jobs_per_s(models: Iterable[_Model]) -> float:
 
 def load_of(job_id: str, request: JobRequest, steps_left: float, since: float = 0.0) -> Load:
     """What a job still asks of an engine."""
-    return Load(job_id, request.rows, steps_left, request.forwards / request.steps, since)
+    return Load(job_id, request.rows, steps_left, request.forwards / request.taken, since)
 
 
 def _work(load: Load) -> float:
@@ -261,7 +261,7 @@ class Outlooks:
     def _remember(self, job_id: str, fields: Sequence[Any] | None) -> None:
         with suppress(ValueError, TypeError):  # whatever lies there
             request = JobRequest.model_validate_json(fields[0])  # type: ignore[index]
-            load = load_of(job_id, request, request.steps, made_at(job_id))
+            load = load_of(job_id, request, request.taken, made_at(job_id))
             self._loads[job_id] = request.model, load
 
 
@@ -286,7 +286,7 @@ def _place_running(models: dict[str, _Model], job_id: str, fields: Sequence[Any]
         if model is None or JobStatus(_text(status)) is not JobStatus.RUNNING:
             return
         index = model.workers.index(_text(worker))
-        load = load_of(job_id, request, max(0, request.steps - int(step)))
+        load = load_of(job_id, request, max(0, request.taken - int(step)))
         model.running.setdefault(index, []).append(load)
 
 

@@ -19,6 +19,8 @@ PNG_XMP = "XML:com.adobe.xmp"
 
 # IPTC's term for pictures made by a trained model: what platforms look for to label them.
 _DIGITAL_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+# Left out of recipes of pictures that start from noise.
+_OF_INPUTS = {"init_image", "mask", "strength"}
 _NAMESPACE = "urn:avocat:recipe"
 _MOST_CHARACTERS = 65536  # of a recipe; 1000 characters of each prompt need far less
 _XMP = """\
@@ -50,6 +52,9 @@ class Recipe(BaseModel):
     size: str
     background: str
     output_format: OutputFormat
+    init_image: str | None = None  # sha256 of the files that it starts from
+    mask: str | None = None
+    strength: float | None = None
     model: str
     bundle_sha256: str
     fingerprint: str
@@ -79,8 +84,9 @@ class Recipe(BaseModel):
 
     def as_json(self) -> str:
         """ASCII JSON: everything else is escaped, so that it fits into any metadata field."""
-        fields = self.model_dump(exclude=None if self.lora else {"lora"})
-        return json.dumps(fields, ensure_ascii=True, separators=(",", ":"))
+        absent = (set() if self.lora else {"lora"}) | (set() if self.init_image else _OF_INPUTS)
+        said = self.model_dump(exclude=absent)
+        return json.dumps(said, ensure_ascii=True, separators=(",", ":"))
 
     def as_parameters(self) -> str:
         """The text that many programs for generated pictures read and show."""
@@ -93,6 +99,7 @@ class Recipe(BaseModel):
             "CFG scale": f"{self.guidance_scale:g}",
             "Seed": self.seed,
             "Size": self.size,
+            **({} if self.init_image is None else {"Denoising strength": f"{self.strength:g}"}),
             "Model hash": self.bundle_sha256[:10],
             "Model": self.model,
             **self._lora_texts(),

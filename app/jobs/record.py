@@ -18,6 +18,7 @@ __all__ = [
     "Problem",
     "RecordTooNew",
     "StoredImage",
+    "StoredInput",
     "from_hash",
     "to_hash",
 ]
@@ -25,8 +26,10 @@ __all__ = [
 # The format of records, as the hash field `format` has it; those without it are of format 1. A
 # field that readers may ignore needs no new format; one that they would misunderstand does. What a
 # release writes the one before has to read: so a new format is first read, and written a release
-# later.
-FORMAT = 1
+# later. Format 2 is that of jobs that start from a picture, which the release before would draw
+# without it: it leaves them to workers of this one.
+FORMAT = 2
+_WITHOUT_INPUTS = 1
 
 
 class RecordTooNew(ValueError):
@@ -85,6 +88,9 @@ class JobRequest(_Frozen):
     cache: bool = True
     webhook_url: str | None = None  # told of the end
     lora: tuple[LoraUse, ...] = ()
+    init_image: str | None = None  # sha256 of the file of the picture that it starts from
+    mask: str | None = None  # and of the mask, white where to draw anew
+    strength: float | None = None  # share of the steps that are taken from there
 
     @property
     def rows(self) -> int:
@@ -92,15 +98,28 @@ class JobRequest(_Frozen):
         return max(self.n, self.best_of)
 
     @property
+    def is_variation(self) -> bool:
+        """Whether the picture it starts from stands for the prompt."""
+        return self.init_image is not None and not self.prompt
+
+    @property
+    def taken(self) -> int:
+        """Steps that are taken: from a picture, the last ones, as many as diffusers takes."""
+        if self.strength is None:
+            return self.steps
+        return min(int(self.steps * self.strength), self.steps)
+
+    @property
     def forwards(self) -> int:
         """Forwards of the network that one row takes: two for a step in which guidance acts."""
         first, last = self.guidance_interval
         if self.guidance_scale == 1:
-            return self.steps
+            return self.taken
         if first <= 0 and last >= 1:
-            return 2 * self.steps
-        shares = (step / max(1, self.steps - 1) for step in range(self.steps))
-        return self.steps + sum(first <= share <= last for share in shares)
+            return 2 * self.taken
+        left = range(self.steps - self.taken, self.steps)
+        shares = (step / max(1, self.steps - 1) for step in left)
+        return self.taken + sum(first <= share <= last for share in shares)
 
     @property
     def most_bytes(self) -> int:
@@ -133,6 +152,15 @@ class StoredImage(_Frozen):
     clip_score: float | None = None
 
 
+class StoredInput(_Frozen):
+    """A file that a job starts from, in storage under `name`."""
+
+    role: Literal["init_image", "mask"]
+    name: str
+    sha256: str
+    bytes: int
+
+
 class Problem(_Frozen):
     """Why a job failed, as RFC 9457 has it."""
 
@@ -162,6 +190,7 @@ class JobRecord(_Frozen):
     cancel_requested: bool = False
     previews: int = 0  # of each picture, which somebody wants to see while it is drawn
     cached: bool = False  # never drawn: its images are those of an earlier job
+    inputs: tuple[StoredInput, ...] = ()
     images: tuple[StoredImage, ...] = ()
     warnings: tuple[str, ...] = ()
     error: Problem | None = None
@@ -181,13 +210,13 @@ class JobRecord(_Frozen):
 
 
 # Fields that are JSON inside the hash; all others are plain text.
-_JSON_FIELDS = frozenset({"request", "images", "warnings", "error", "metadata"})
+_JSON_FIELDS = frozenset({"request", "inputs", "images", "warnings", "error", "metadata"})
 _STORED_IMAGES = TypeAdapter(tuple[StoredImage, ...])
 
 
 def to_hash(record: JobRecord) -> dict[str, str]:
     """The record as fields of a Redis hash; what is None is left out."""
-    fields = {"format": str(FORMAT)}
+    fields = {"format": str(FORMAT if record.inputs else _WITHOUT_INPUTS)}
     for name, value in record.model_dump(mode="json").items():
         if value is None:
             continue

@@ -38,7 +38,7 @@ local function announce(id, status)
 end
 
 local function close(key, id, status, now)
-  local kept = redis.call('HMGET', key, 'owner', 'retention_s', 'request')
+  local kept = redis.call('HMGET', key, 'owner', 'retention_s', 'request', 'inputs')
   local owner, retention = '{OWNER_PREFIX}' .. kept[1], tonumber(kept[2])
   local expires_at = string.format('%.6f', tonumber(now) + retention)
   redis.call('HSET', key, 'status', status, 'finished_at', now, 'expires_at', expires_at)
@@ -47,6 +47,12 @@ local function close(key, id, status, now)
   -- With nothing active left, every listed job expires within the retention.
   if redis.call('SCARD', owner .. ':active') == 0 then
     redis.call('EXPIRE', owner .. ':jobs', math.ceil(retention) + 60)
+  end
+  -- What it started from goes with it, and is found by its hash until then.
+  for _, input in ipairs(cjson.decode(kept[4] or '[]')) do
+    redis.call('ZADD', '{IMAGE_EXPIRY}', expires_at, input.name)
+    redis.call('SET', owner .. ':input:' .. input.sha256, input.name)
+    redis.call('EXPIREAT', owner .. ':input:' .. input.sha256, math.ceil(tonumber(expires_at)))
   end
   -- An empty answer of cjson is a userdata, so only text is an address.
   if type(cjson.decode(kept[3] or '{{}}').webhook_url) == 'string' then

@@ -21,9 +21,9 @@ __all__ = ["router"]
 
 
 class _ImageConvertor(StringConvertor):
-    """Any name but that of the route which makes images, which knows no GET."""
+    """Any name but those of the routes which make images, which know no GET."""
 
-    regex = "(?!generations$)[^/]+"
+    regex = "(?!(?:generations|edits|variations)$)[^/]+"
 
 
 register_url_convertor("image", _ImageConvertor())

@@ -4,10 +4,12 @@ from fastapi import APIRouter, Request, Response
 
 from app import errors
 from app.admission import Admission, admit
+from app.auth import Caller
+from app.bodies import job_body, read_job
 from app.deps import Services, services_of, submitting_caller
 from app.documentation import header, json_body, problems, request_header
+from app.hang_up import HUNG_UP, ClientGone
 from app.jobs.record import JobRecord
-from app.json_body import read_json
 from app.present import job_objects, poll_hint_s
 from app.request_headers import (
     KEY_PATTERN,
@@ -19,9 +21,11 @@ from app.request_headers import (
 from app.resolve import Draft
 from app.schemas.jobs import JobCreate, JobObject
 
-__all__ = ["router"]
+__all__ = ["PATH", "router"]
 
-router = APIRouter(prefix="/v1", tags=["Jobs"])
+PATH = "/v1/jobs"
+
+router = APIRouter(tags=["Jobs"])
 
 # Read by the route itself, since each may come more than once.
 _HEADERS = [
@@ -43,7 +47,7 @@ _POLL = {"Retry-After": header("Poll hint in seconds, while the job is not termi
 
 
 @router.post(
-    "/jobs",
+    PATH,
     status_code=202,
     summary="Submit a job",
     response_model=JobObject,
@@ -74,12 +78,11 @@ async def submit_job(request: Request) -> Response:
     # The busiest route: what FastAPI would do around it takes as long as the submission itself.
     services, caller = services_of(request), await submitting_caller(request)
     headers = request.headers
-    require_json(headers)
-    key = idempotency_key(headers.getlist("idempotency-key"))
-    draft = Draft(read_json(await request.body()))
-    if services.audit.prompts:
-        request.scope["state"]["prompt"] = draft.fields.prompt
-    admission = await admit(services, caller, draft, idempotency_key=key)
+    try:
+        async with job_body(request, services) as raw:
+            admission = await _admitted(request, services, caller, raw)
+    except ClientGone:
+        return Response(status_code=HUNG_UP)
     wait_s = preferred_wait_s(headers.getlist("prefer"))
     current = await _current(services, admission, wait_s)
     ahead = {current.id: admission.ahead} if current is admission.record else None
@@ -90,6 +93,15 @@ async def submit_job(request: Request) -> Response:
         _headers(job, wait_s, replayed=admission.replayed),
         "application/json",
     )
+
+
+async def _admitted(request: Request, services: Services, caller: Caller, raw: bytes) -> Admission:
+    require_json(request.headers)
+    key = idempotency_key(request.headers.getlist("idempotency-key"))
+    draft = Draft(read_job(raw, services.settings.max_body_bytes))
+    if services.audit.prompts:
+        request.scope["state"]["prompt"] = draft.fields.prompt
+    return await admit(services, caller, draft, idempotency_key=key)
 
 
 def _headers(job: JobObject, wait_s: int | None, *, replayed: bool) -> dict[str, str]:

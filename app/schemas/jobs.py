@@ -23,6 +23,7 @@ MAX_LORAS = 4
 MAX_URL_CHARACTERS = 2048
 MAX_METADATA_BYTES = 4096
 PUBLIC_URL_PATTERN = r"^https://([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.){1,4}[a-z]{2,24}(/[!-~]*)?$"
+INPUT_PATTERN = r"^(data:image/(png|webp|jpeg);base64,[A-Za-z0-9+/]+={0,2}|/v1/images/[!-~]+)$"
 CURSOR_PATTERN = r"^[0-9]{1,16}-[0-7][0-9A-HJKMNP-TV-Z]{25}$"
 
 
@@ -59,6 +60,10 @@ Text = Annotated[
     ),
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
+GivenPicture = Annotated[
+    str,
+    WithJsonSchema({"type": "string", "minLength": 1, "pattern": INPUT_PATTERN}),
+]
 
 
 class LoraAsk(BaseModel):
@@ -137,6 +142,21 @@ class JobCreate(BaseModel):
         default_factory=dict,
         description=f"Up to 16 pairs, {MAX_METADATA_BYTES} bytes in all; returned as is",
     )
+    init_image: GivenPicture | None = Field(
+        None,
+        description="Picture to start from: a data URL of a PNG, WebP or JPEG, or the `url` of an "
+        "image of a job of yours",
+    )
+    mask: GivenPicture | None = Field(
+        None,
+        description="Of the size of `init_image`, without transparency: white is drawn anew, "
+        "black is kept",
+    )
+    strength: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="With `init_image`: share of the steps that are taken from there; at 1 "
+        "hardly anything is left of it. Absent: 0.8, with a mask 1",
+    )
 
 
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
@@ -162,6 +182,11 @@ class ResolvedRequest(BaseModel):
     cache: bool
     webhook_url: str | None
     lora: list[LoraUse] = Field(default_factory=list)
+    init_image: str | None = Field(
+        None, description="sha256 of the file of the picture that it started from"
+    )
+    mask: str | None = Field(None, description="sha256 of the mask's file")
+    strength: float | None = None
 
 
 class Progress(BaseModel):

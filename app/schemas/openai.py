@@ -5,15 +5,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from app.jobs.record import OutputFormat
-from app.schemas.jobs import JobCreate
+from app.schemas.jobs import JobCreate, Text
 
 __all__ = [
     "CompletedEvent",
+    "EditOptions",
     "ErrorAnswer",
     "ErrorDetails",
     "GeneratedImage",
     "GenerationOptions",
+    "ImageEdit",
     "ImageGeneration",
+    "ImageVariation",
     "Images",
     "PartialImageEvent",
 ]
@@ -46,6 +49,12 @@ class GenerationOptions(BaseModel):
     style: str | None = Field(None, description=_IGNORED)
     moderation: str | None = Field(None, description=_IGNORED)
     complexity: str | None = Field(None, description=_IGNORED)
+
+
+class EditOptions(GenerationOptions):
+    """What an edit has beyond that."""
+
+    input_fidelity: str | None = Field(None, description=_IGNORED)
 
 
 def _document(schema: dict[str, Any]) -> None:
@@ -84,6 +93,60 @@ ImageGeneration: type[BaseModel] = create_model(
 )
 
 
+_Files = Annotated[list[bytes], Field(min_length=1, max_length=16)]
+_FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
+# What a form cannot carry, and what stands there as a file.
+_NO_PART = {"init_image", "mask", "metadata", "guidance_interval", "prompt"}
+
+
+def _document_form(schema: dict[str, Any]) -> None:
+    """Parts are files or text, and none is null; each file under `image` or `image[]`."""
+    for name, field in schema["properties"].items():
+        kinds = [one for one in field.pop("anyOf", []) if one != {"type": "null"}]
+        if len(kinds) == 1:
+            field |= kinds[0]
+        elif kinds:
+            field["anyOf"] = kinds
+        if field.get("default", "") is None:
+            del field["default"]
+        if name in ("image", "mask"):
+            about = field.get("description", "")
+            many = {"type": "array", "items": _FILE, "minItems": 1, "maxItems": 16}
+            field.clear()
+            field |= (many if name == "image" else _FILE) | {"description": about}
+
+
+class _Form(EditOptions):
+    """The parts of a form."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_document_form)
+
+    image: _Files = Field(description="PNG, WebP or JPEG; further ones than the first are ignored")
+    size: Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")] | None = None
+    background: Literal["auto", "transparent", "opaque"] | None = None
+
+
+class _Edit(_Form):
+    prompt: Text
+    mask: bytes | None = Field(
+        None, description="Of the first picture's size: what is transparent is drawn anew"
+    )
+
+
+def _form_of(name: str, base: type[BaseModel], doc: str) -> type[BaseModel]:
+    kept = {
+        field: (about.annotation, about)
+        for field, about in JobCreate.model_fields.items()
+        if field not in base.model_fields and field not in _NO_PART
+    }
+    return create_model(name, __base__=base, __doc__=doc, **kept)  # type: ignore[call-overload,no-any-return]
+
+
+# For the OpenAPI document, as `ImageGeneration` is.
+ImageEdit = _form_of("ImageEdit", _Edit, "A picture to draw over, by OpenAI's fields and a job's.")
+ImageVariation = _form_of("ImageVariation", _Form, "A picture to draw others like.")
+
+
 class GeneratedImage(BaseModel):
     """One picture; one of both is there."""
 
@@ -113,7 +176,7 @@ class _ImageEvent(BaseModel):
 class PartialImageEvent(_ImageEvent):
     """What the first picture would be if it ended now, in native size."""
 
-    type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
+    type: Literal["image_generation.partial_image", "image_edit.partial_image"]
     partial_image_index: int
 
 
@@ -134,7 +197,7 @@ class _Usage(BaseModel):
 class CompletedEvent(_ImageEvent):
     """One finished picture."""
 
-    type: Literal["image_generation.completed"] = "image_generation.completed"
+    type: Literal["image_generation.completed", "image_edit.completed"]
     usage: _Usage = _Usage()
 
 

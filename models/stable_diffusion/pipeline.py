@@ -4,11 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from models.model import Adapters, FreeSizes, Shape, Size
+from models.model import Adapters, FreeSizes, Origin, Shape, Size
+from models.pictures import fitted, fitted_mask, to_mask, to_tensor
 from models.samplers import Sampler, Trajectory, trajectory
 from models.schedule import NoiseSchedule
 from models.stable_diffusion.config import PipelineConfig
@@ -86,6 +89,18 @@ class Autoencoder:
         decode = self.network.tiled_decode if tiled else self.network.decode  # type: ignore[assignment]
         return decode(z, return_dict=False)[0][0]
 
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """`[3, H, W]` in [-1, 1] → mean and standard deviation of its latents, `[C, h, w]` each."""
+        encode: Callable[..., Any] = self.network.encode  # type: ignore[assignment]
+        posterior = encode(pixels[None], return_dict=False)[0]
+        mean, std = posterior.mean * self._factor, posterior.std * self._factor
+        if self._mean is not None and self._std is not None:
+            shift, by = (
+                mean.new_tensor(one).reshape(1, -1, 1, 1) for one in (self._mean, self._std)
+            )
+            mean, std = (mean - shift * self._factor) / by, std / by
+        return mean[0], std[0]
+
 
 @dataclass(frozen=True)
 class Pipeline:
@@ -133,15 +148,28 @@ class Pipeline:
         scale = self.autoencoder.scale
         return (self.autoencoder.channels, size[1] // scale, size[0] // scale)
 
-    def trajectory(self, sampler: Sampler, steps: int) -> Trajectory:
-        """The way of one row.
+    def trajectory(self, sampler: Sampler, steps: int, skipped: int = 0) -> Trajectory:
+        """The way of one row, but for its first `skipped` steps.
 
         Raises:
-            ScheduleError: a sampler it has not, or more steps than that one takes.
+            ScheduleError: a sampler it has not, more steps than that one takes, or none left.
         """
         layout = self.config.layout.layout(self.schedule)
         reads = self.config.parameterisation
-        return trajectory(self.schedule, sampler, steps, layout, parameterisation=reads)
+        return trajectory(
+            self.schedule, sampler, steps, layout, skipped=skipped, parameterisation=reads
+        )
+
+    @torch.inference_mode()
+    def take_in(self, picture: Image.Image, mask: Image.Image | None, size: Size) -> Origin:
+        """Latents of the picture on white; alone, so never another batch shape."""
+        pixels = to_tensor(fitted(picture, size), self.channels)
+        mean, std = self.autoencoder.encode(pixels.to(self.context.device))
+        kept = None
+        if mask is not None:  # the pixel at each latent's corner decides, as in diffusers
+            scale = self.autoencoder.scale
+            kept = to_mask(fitted_mask(mask, size))[:, ::scale, ::scale]
+        return Origin(mean.cpu(), std.cpu(), kept)
 
     def lora_folder(self, path: Path) -> LoraFolder:
         """The LoRAs in a folder; see `models.model.Model`."""

@@ -18,6 +18,7 @@ from app.settings import Settings
 from tests.app.service import CARD, serving
 
 OPENAI = "/v1/images/generations"
+EDITS = {"/v1/images/edits", "/v1/images/variations"}
 ROUTES = {
     ("get", "/healthz"),
     ("get", "/readyz"),
@@ -29,6 +30,7 @@ ROUTES = {
     ("get", "/v1/jobs/{job_id}/events"),
     ("get", "/v1/images/{name}"),
     ("post", OPENAI),
+    *(("post", path) for path in EDITS),
     ("post", "/v1/verify"),
     ("get", "/metrics"),
     ("get", "/v1/models"),
@@ -46,7 +48,7 @@ NOT_JSON = {
 FIELDS = [
     *("prompt", "negative_prompt", "model", "n", "seed", "steps", "sampler", "guidance_scale"),
     *("size", "output_format", "background", "priority", "webhook_url", "guidance_interval"),
-    *("best_of", "cache", "metadata"),
+    *("best_of", "cache", "metadata", "init_image", "mask", "strength"),
 ]
 
 
@@ -84,7 +86,9 @@ def test_every_route_documents_its_problems(document: Any) -> None:
         assert {"401", "500", "503"} <= set(responses), (method, path)
         for status, response in responses.items():
             if status >= "400":
-                form = "application/json" if path == OPENAI else "application/problem+json"
+                form = (
+                    "application/json" if path in {OPENAI, *EDITS} else "application/problem+json"
+                )
                 assert list(response["content"]) == [form], (path, status)
 
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from models.bundle import Bundle
-from models.samplers import SAMPLERS
-from models.sampling import sample
+from models.guidance import guide
+from models.model import Origin
+from models.samplers import SAMPLERS, step, trajectory
+from models.sampling import row_generator, sample
 from worker.engine import Engine
 from worker.rows import RowSpec
 
@@ -26,11 +28,25 @@ def spec(bundle: Bundle, job: str, **changes: object) -> RowSpec:
     return RowSpec(job=job, **{**fields, **changes})  # type: ignore[arg-type]
 
 
-def random_spec(bundle: Bundle, job: str, dice: random.Random) -> RowSpec:
+def origin(seed: int, *, masked: bool, spread: bool = False) -> Origin:
+    """A picture to start from; `spread`: as an autoencoder gives it."""
+    noise = torch.Generator().manual_seed(seed)
+    mean = torch.rand(4, 16, 16, generator=noise) * 2 - 1
+    std = torch.rand(4, 16, 16, generator=noise) / 10 if spread else None
+    mask = torch.rand(1, 16, 16, generator=noise) > 0.5 if masked else None
+    return Origin(mean, std, mask)
+
+
+def random_spec(bundle: Bundle, job: str, dice: random.Random, longest: int = 5) -> RowSpec:
+    """Half of them start from a picture, half of these under a mask."""
     first = dice.choice([0.0, 0.3])
     prompt, negative = bundle.context.encode([dice.choice(PROMPTS), dice.choice(["", "a blur"])])
+    steps, start = dice.randint(1, longest), None
+    if dice.random() < 0.5:
+        start = origin(dice.randrange(99), masked=dice.random() < 0.5, spread=dice.random() < 0.5)
     return spec(
-        bundle, job, seed=dice.randrange(2**53), steps=dice.randint(1, 5),
+        bundle, job, seed=dice.randrange(2**53), steps=steps, origin=start,
+        skipped=dice.randrange(steps) if start is not None else 0,
         sampler=dice.choice(SAMPLERS),
         guidance_scale=dice.choice([0.0, 1.0, 2.5, 7.0]),
         guidance_interval=(first, dice.choice([first, 0.6, 1.0])),
@@ -179,3 +195,68 @@ def test_seeds_up_to_the_largest_are_taken(shared_bundle: Bundle) -> None:
     last = 2**53 - 1 + 7
     picture = alone(shared_bundle, spec(shared_bundle, "job", seed=last), 2)
     assert not torch.equal(picture, alone(shared_bundle, spec(shared_bundle, "job"), 2))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_row_starts_where_strength_says(shared_bundle: Bundle, sampler: str) -> None:
+    """x_t = √ᾱ x_0 + √(1-ᾱ) ε at the first timestep that is left, and then the sampler's steps."""
+    start = origin(3, masked=False)
+    one = spec(shared_bundle, "job", sampler=sampler, steps=6, seed=9, origin=start, skipped=2)
+    way = trajectory(
+        shared_bundle.schedule, sampler, 6, skipped=2,  # type: ignore[arg-type]
+        parameterisation=shared_bundle.config.parameterisation,
+    )  # fmt: skip
+    noise = row_generator(9)
+    abar = way.alphas_cumprod[0]
+    x = abar.sqrt() * start.mean + (1 - abar).sqrt() * torch.randn(4, 16, 16, generator=noise)
+    x, denoised = x.float()[None], torch.zeros(1, 4, 16, 16)
+    for i, timestep in enumerate(way.timesteps):
+        said = [shared_bundle.denoiser(x, timestep[None], context[0][None])
+                for context in (one.context, one.unconditional)]  # fmt: skip
+        fresh = torch.randn(1, 4, 16, 16, generator=noise) if way.needs_noise[i] else torch.zeros(1)
+        guided = guide(*said, torch.tensor([3.0]))
+        x, denoised = step(x, guided, denoised, fresh, way.coefficients[i : i + 1])
+    assert len(way) == 4
+    assert torch.allclose(alone(shared_bundle, one, 1), x[0], atol=1e-4)
+
+
+def test_what_a_mask_keeps_is_the_picture_to_the_bit(shared_bundle: Bundle) -> None:
+    start = origin(4, masked=True)
+    assert start.mask is not None
+    for skipped in (0, 2):
+        one = spec(shared_bundle, "job", steps=5, origin=start, skipped=skipped)
+        picture = alone(shared_bundle, one, 2)
+        kept = ~start.mask.expand(4, -1, -1)
+        assert torch.equal(picture[kept], start.mean[kept])
+        assert not torch.equal(picture[~kept], start.mean[~kept])
+
+
+def test_a_preview_shows_what_is_kept(shared_bundle: Bundle) -> None:
+    start = origin(4, masked=True)
+    assert start.mask is not None
+    engine = Engine(shared_bundle, slots=1, micro_batch=1)
+    engine.admit([spec(shared_bundle, "job", steps=4, origin=start, skipped=1)])
+    engine.preview("job", 1)
+    snapshots = [seen for _ in range(3) for seen in engine.step().snapshots]
+    kept = ~start.mask.expand(4, -1, -1)
+    assert torch.equal(snapshots[0].denoised[kept], start.mean[kept])
+    assert not torch.equal(snapshots[0].denoised[~kept], start.mean[~kept])
+
+
+def test_guidance_acts_on_shares_of_the_whole_way(shared_bundle: Bundle) -> None:
+    bundle, sizes = counted(shared_bundle)
+    one = spec(bundle, "job", steps=5, guidance_interval=(0.0, 0.5), skipped=1)
+    alone(bundle, replace(one, origin=origin(1, masked=False)), 1)
+    assert sum(sizes) == 2 * 2 + 2
+
+
+def test_pictures_of_another_shape_and_ways_without_a_step_are_refused(
+    shared_bundle: Bundle,
+) -> None:
+    engine = Engine(shared_bundle, slots=1, micro_batch=1)
+    one = spec(shared_bundle, "job", steps=5, origin=origin(1, masked=False))
+    with pytest.raises(ValueError, match=r"\(4, 8, 8\) cannot start from \(4, 16, 16\)"):
+        engine.admit([replace(one, shape=(4, 8, 8))])
+    with pytest.raises(ValueError, match="5 steps left out of 5"):
+        engine.admit([replace(one, skipped=5)])
+    assert engine.idle

@@ -19,9 +19,10 @@ LONGEST = 9
 
 
 def pool(bundle: Bundle, dice: random.Random) -> list[RowSpec]:
-    """Rows of every kind; two go the whole way of the bundle's default length and more."""
-    rows = [replace(random_spec(bundle, str(i), dice), steps=dice.randint(1, LONGEST))
-            for i in range(22)]  # fmt: skip
+    """Rows of every kind, half of them from a picture; two go a bundle's whole way and more."""
+    rows = [random_spec(bundle, str(i), dice, LONGEST) for i in range(22)]
+    assert {(one.origin is not None, one.origin is not None and one.origin.mask is not None)
+            for one in rows} == {(False, False), (True, False), (True, True)}  # fmt: skip
     long = [spec(bundle, "25", steps=25, seed=5), spec(bundle, "50", steps=50, sampler="ddpm")]
     return [*rows, *long]
 

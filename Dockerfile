@@ -34,13 +34,9 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}/${TORCH_BUILD}"} ".[${EXTRAS}]"
 
 FROM ${PYTHON_IMAGE} AS base
-ARG VERSION=0.1.0
-ARG REVISION=""
 LABEL org.opencontainers.image.title="Avocat" \
     org.opencontainers.image.description="Self-hosted text-to-image web service" \
-    org.opencontainers.image.licenses="Apache-2.0" \
-    org.opencontainers.image.version="${VERSION}" \
-    org.opencontainers.image.revision="${REVISION}"
+    org.opencontainers.image.licenses="Apache-2.0"
 # tini hands signals on and takes in orphans, under every runtime and not with `--init` alone;
 # its version is that of the base image's release.
 # hadolint ignore=DL3008
@@ -68,8 +64,17 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=10s --start-period=60s CMD ["bash", "-c", \
     "exec 3<>/dev/tcp/127.0.0.1/8000 && printf 'GET /healthz HTTP/1.0\\r\\n\\r\\n' >&3 && head -n 1 <&3 | grep -q ' 200 '"]
 CMD ["api"]
+# Last, or each revision would build all of the above again.
+ARG VERSION=0.1.0
+ARG REVISION=""
+LABEL org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}"
 
 FROM base AS worker
 COPY --from=build-worker /opt/avocat /opt/avocat
 HEALTHCHECK --interval=15s --timeout=30s --start-period=300s CMD ["python", "-m", "worker.healthy"]
 CMD ["worker"]
+ARG VERSION=0.1.0
+ARG REVISION=""
+LABEL org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}"

@@ -14,7 +14,7 @@ from tests.integration.service import AVOCAT, environment, wait_until
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx"
-START_DEADLINE_S = 300.0  # two workers load torch, on a machine that may be busy
+START_DEADLINE_S = 600.0  # two workers load torch, on a machine that may be busy
 
 
 class Gateway:

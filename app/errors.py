@@ -92,6 +92,10 @@ class BodyTooLarge(ApiError):
     """More bytes than the server reads."""
 
 
+class HeadersTooLarge(ApiError):
+    """More headers, or longer ones, than the server reads."""
+
+
 class UnsupportedMediaType(ApiError):
     """The body says it is something else than the route reads."""
 
@@ -175,6 +179,7 @@ PROBLEMS: Mapping[type[ApiError], Kind] = {
     PolicyViolation: Kind(422, "content-policy-violation", "The prompt is not drawn here"),
     IdempotencyKeyReused: Kind(422, "idempotency-key-reused", "The Idempotency-Key is taken"),
     JobCanceled: Kind(409, "job-canceled", "The job was canceled"),
+    HeadersTooLarge: Kind(431, "headers-too-large", "The headers are too large"),
     QuotaExceeded: Kind(429, "quota-exceeded", "A limit of the API key is reached"),
     JobFailed: Kind(500, "job-failed", "The job has failed"),
     QueueFull: Kind(503, "queue-full", "The queue is full"),

@@ -27,7 +27,7 @@ async def answer_to(service: Service, sent: bytes) -> bytes:
     [
         GET + b"".join(b"X-%d: 1\r\n" % i for i in range(MOST_HEADERS)) + b"\r\n",
         GET + b"X-Long: " + b"a" * MOST_HEAD_BYTES + b"\r\n\r\n",
-        GET + b"X-Endless: " + b"a" * (4 * MOST_HEAD_BYTES),
+        GET + b"X-Endless: " + b"a" * (MOST_HEAD_BYTES + 99),
         b"GET /" + b"a" * MOST_HEAD_BYTES + b" HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET /?" + b"a" * MOST_HEAD_BYTES + b" HTTP/1.1\r\nHost: x\r\n\r\n",
     ],

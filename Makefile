@@ -4,7 +4,7 @@
 #   make test ARGS="tests/app -x"    the test suite, or part of it
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test test-load soak containers-test lint types audit bench bench-quick clean
+.PHONY: help serve demo test test-load soak overload fuzz containers-test lint types audit bench bench-quick clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -56,6 +56,14 @@ test-load: $(VENV)/.dev ## Run the tests that load the machine, and show what th
 soak: $(VENV)/.dev ## Break everything under load: 1,000 jobs, 100 faults (ARGS="--seed 2" for others)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.run $(ARGS)
 
+overload: $(VENV)/.dev ## Ask ten times what the service can do, for five minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.overload $(ARGS)
+
+fuzz: $(VENV)/.dev ## Follow coverage through what strangers supply, ten minutes each (ARGS="--seconds 60")
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(PIP) --editable '.[fuzz]'
+	for target in bundle picture url; do \
+		OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run $$target $(ARGS) || exit 1; done
+
 containers-test: ## Build both images and run the compose file, where there is a container engine
 	@bash deploy/containers-test.sh
 
@@ -68,10 +76,7 @@ types: $(VENV)/.dev ## Check types
 	$(BIN)/mypy
 
 audit: $(VENV)/.dev ## Write sbom.json (CycloneDX), and look for known vulnerabilities where PyPI can be asked
-	@# Tools of their own environment: what they need is no part of ours.
-	@"$(PYTHON)" -m venv .audit && .audit/bin/pip install --quiet cyclonedx-bom pip-audit
-	.audit/bin/cyclonedx-py environment $(VENV) --pyproject pyproject.toml --of JSON -o sbom.json
-	.audit/bin/pip-audit --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@bash .ci/audit "$(PYTHON)" $(VENV)
 
 bench: $(VENV)/.dev ## Measure everything on an idle machine: ≤ 15 minutes, kept in docs/performance.md
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -20,12 +20,14 @@ from redis.exceptions import RedisError, ResponseError
 from app import keys
 from app.embedded_redis import EmbeddedRedisError, redis_executable
 from app.jobs.connection import connect
+from app.jobs.queues import STORAGE
 from app.settings import Settings
 from app.storage.base import StorageError
 from app.storage.opening import open_storage
 
 __all__ = ["Finding", "Verdict", "examine"]
 
+_NEARLY_FULL = 0.9
 _LEAST_REDIS = (6, 2)  # what is tested
 _LITTLE_BYTES, _TOO_LITTLE_BYTES = 1 << 30, 64 << 20
 _SKEW_S = 1.0  # leases and expiries are compared across machines
@@ -178,6 +180,7 @@ def _redis(settings: Settings) -> Iterator[Finding]:
             yield from _persistence(redis, info)
             yield _clock(redis)
             yield _workers(redis)
+            yield _quota(settings, redis)
     except ValueError as wrong:
         yield _fault("redis", f"AVOCAT_REDIS_URL: {wrong}", "redis://host:6379/0, for example")
     except RedisError as fault:
@@ -249,6 +252,20 @@ def _clock(redis: Redis) -> Finding:
         found = f"this clock and Redis' differ by {best[1] if best else 0:+.1f} s"
         return _fault("clock", found, fix)
     return _ok("clock", f"{1000 * best[1]:+.0f} ms from Redis'")
+
+
+def _quota(settings: Settings, redis: Redis) -> Finding:
+    """How much of the room for images is taken."""
+    told = cast(list[bytes | None], redis.hmget(keys.STORAGE_USE, *STORAGE))
+    used, quota = sum(int(one or 0) for one in told), settings.storage_quota_bytes
+    found = f"{used / (1 << 20):.0f} MiB of images stored or promised to jobs"
+    if not quota:
+        return _ok("quota", f"{found}; there is none (AVOCAT_STORAGE_QUOTA_BYTES)")
+    found += f", of {quota / (1 << 20):.0f} MiB"
+    if used < _NEARLY_FULL * quota:
+        return _ok("quota", found)
+    fix = "raise AVOCAT_STORAGE_QUOTA_BYTES, or keep jobs for less long (AVOCAT_RETENTION_S)"
+    return _warning("quota", f"{found}: submissions are refused with 503 when it is full", fix)
 
 
 def _workers(redis: Redis) -> Finding:

@@ -100,6 +100,10 @@ class BodyTooLarge(ApiError):
     """More bytes than the server reads."""
 
 
+class HeadersTooLarge(ApiError):
+    """More headers, or longer ones, than the server reads."""
+
+
 class UnsupportedMediaType(ApiError):
     """The body says it is something else than the route reads."""
 
@@ -185,6 +189,7 @@ PROBLEMS: Mapping[type[ApiError], Kind] = {
     IdempotencyKeyReused: Kind(422, "idempotency-key-reused", "The Idempotency-Key is taken"),
     ModelNotLoaded: Kind(409, "model-not-loaded", "The model could not be loaded"),
     JobCanceled: Kind(409, "job-canceled", "The job was canceled"),
+    HeadersTooLarge: Kind(431, "headers-too-large", "The headers are too large"),
     QuotaExceeded: Kind(429, "quota-exceeded", "A limit of the API key is reached"),
     JobFailed: Kind(500, "job-failed", "The job has failed"),
     QueueFull: Kind(503, "queue-full", "The queue is full"),

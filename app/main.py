@@ -9,7 +9,7 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from app import __version__, documentation, errors, logs
 from app.deps import make_services
-from app.middleware import BodyLimit, HeadAsGet, RequestContext
+from app.middleware import BodyLimit, HeadAsGet, HeaderLimit, RequestContext
 from app.observing import Observing
 from app.routes import (
     edits,
@@ -101,6 +101,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, elsewhere=elsewhere)
     if settings.cors_origins:
         _let_pages_call(app, settings.cors_origins)
+    app.add_middleware(HeaderLimit)
     app.add_middleware(RequestContext)
     app.add_middleware(
         Observing, metrics=services.metrics, tracing=services.tracing, audit=services.audit

@@ -189,7 +189,14 @@ class _State(Collector):
             waiting.add_metric([priority], queue.waiting)
             running.add_metric([priority], queue.running)
             oldest.add_metric([priority], queue.oldest_s)
-        yield from (waiting, running, oldest)
+        storage = GaugeMetricFamily(
+            "avocat_storage_bytes",
+            "What images take, and what is promised to jobs where there is a quota.",
+            labels=["kind"],
+        )
+        for kind, size in self._queues.storage.items():
+            storage.add_metric([kind], size)
+        yield from (waiting, running, oldest, storage)
 
 
 def _forget_the_dead(folder: Path) -> None:

@@ -8,12 +8,14 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import INTERNAL, PROBLEMS, BodyTooLarge, problem_response
+from app.errors import INTERNAL, PROBLEMS, BodyTooLarge, HeadersTooLarge, problem_response
+from app.patience import MOST_HEAD_BYTES
 
-__all__ = ["BodyLimit", "HeadAsGet", "RequestContext", "add_header"]
+__all__ = ["BodyLimit", "HeadAsGet", "HeaderLimit", "RequestContext", "add_header"]
 
 _log = structlog.get_logger()
 _NOTHING = "default-src 'none'; frame-ancestors 'none'"
+MOST_HEADERS = 100
 # A client that sends too much gets its answer only once it has been listened to, up to here.
 _DRAINED_BYTES = 1 << 20
 
@@ -88,6 +90,35 @@ class HeadAsGet:
             await self._app(as_get, receive, send_without_body)
         finally:
             scope.update((name, as_get[name]) for name in ("route", "endpoint") if name in as_get)
+
+
+class HeaderLimit:
+    """Refuses heads of more than so many lines or bytes, which no client has a reason to send.
+
+    The server's own limit, `PatientProtocol`'s, is for heads that never end.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or (wrong := _wrong_head(scope)) is None:
+            await self._app(scope, receive, send)
+            return
+        kind, headers = PROBLEMS[HeadersTooLarge], {"Connection": "close"}
+        answer = problem_response(Request(scope), kind, wrong, headers=headers)
+        await answer(scope, receive, send)
+
+
+def _wrong_head(scope: Scope) -> str | None:
+    lines = len(scope["headers"])
+    if lines > MOST_HEADERS:
+        return f"{lines} headers; the most is {MOST_HEADERS}"
+    size = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    size += len(scope.get("raw_path") or b"") + len(scope["query_string"])
+    return (
+        f"{size} bytes of head; the most is {MOST_HEAD_BYTES}" if size > MOST_HEAD_BYTES else None
+    )
 
 
 class BodyLimit:

@@ -4,20 +4,37 @@ Uvicorn alone limits how long a connection may be idle, not how long a request m
 """
 
 import asyncio
+import json
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["PatientProtocol"]
+__all__ = ["MOST_HEAD_BYTES", "PatientProtocol"]
 
-_BODY = (
-    b'{"type": "/problems/request-timeout", "title": "The request did not arrive in time", '
-    b'"status": 408, "detail": "The whole request should be sent at once"}'
-)
-_ANSWER = (
-    b"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/problem+json\r\n"
-    b"Cache-Control: no-store\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
-) % (len(_BODY), _BODY)
+MOST_HEAD_BYTES = 32768
+
+
+def _answer(status: int, phrase: str, slug: str, title: str, detail: str) -> bytes:
+    problem = {"type": f"/problems/{slug}", "title": title, "status": status, "detail": detail}
+    body = json.dumps(problem)
+    return (
+        f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/problem+json\r\n"
+        f"Cache-Control: no-store\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    ).encode("ascii")
+
+
+_TOO_SLOW = _answer(
+    408, "Request Timeout", "request-timeout", "The request did not arrive in time",
+    "The whole request should be sent at once",
+)  # fmt: skip
+_TOO_LARGE = _answer(
+    431, "Request Header Fields Too Large", "headers-too-large", "The headers are too large",
+    f"The head is over {MOST_HEAD_BYTES} bytes, which is the most",
+)  # fmt: skip
+_NO_REQUEST = _answer(
+    400, "Bad Request", "bad-request", "That is no HTTP request",
+    "The bytes are not HTTP/1.1, or say two things at once",
+)  # fmt: skip
 
 
 class PatientProtocol(H11Protocol):
@@ -48,6 +65,13 @@ class PatientProtocol(H11Protocol):
         self._wait_for(None)
         super().connection_lost(exc)
 
+    def send_400_response(self, msg: str) -> None:
+        """What is no request, or has no end, in the form of all other errors."""
+        endless = len(self.conn.trailing_data[0]) >= MOST_HEAD_BYTES
+        if self.conn.our_state is not h11.SEND_BODY:
+            self.transport.write(_TOO_LARGE if endless else _NO_REQUEST)
+        self.transport.close()
+
     def _wait_for(self, state: object) -> None:
         if state is self._waits_for:
             return
@@ -60,5 +84,5 @@ class PatientProtocol(H11Protocol):
 
     def _give_up(self) -> None:
         if self.conn.our_state is not h11.SEND_BODY:  # else it would stand in another answer
-            self.transport.write(_ANSWER)
+            self.transport.write(_TOO_SLOW)
         self.transport.close()

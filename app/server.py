@@ -11,7 +11,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from app.patience import PatientProtocol
+from app.patience import MOST_HEAD_BYTES, PatientProtocol
 
 __all__ = ["Server", "allow_many_connections"]
 
@@ -42,6 +42,7 @@ class Server(uvicorn.Server):
             server_header=False,
             timeout_graceful_shutdown=math.ceil(grace_s) + _LAST_ANSWERS_S,
             timeout_keep_alive=_IDLE_S,
+            h11_max_incomplete_event_size=MOST_HEAD_BYTES,
             **options,
         )
         super().__init__(config)

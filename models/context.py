@@ -75,19 +75,15 @@ def load_clip(reference: ClipReference, folder: Path | None = None) -> Clip:
         )
         tokenizer = open_clip.get_tokenizer(name)
         shape = open_clip.get_model_preprocess_cfg(model)
+        side = shape["size"] if isinstance(shape["size"], int) else int(shape["size"][0])
+        mean, std = (tuple(map(float, shape[name])) for name in ("mean", "std"))
+        if not len(mean) == len(std) == 3:
+            raise ValueError(f"mean {mean} and std {std} should have three numbers each")
     except Exception as fault:  # open_clip raises many kinds; all mean that it did not load
         raise ContextError(
             f"CLIP {reference.model!r} (pretrained {reference.pretrained!r}) did not load: {fault}"
         ) from fault
-    size = shape["size"]
-    side = size if isinstance(size, int) else size[0]
-    return Clip(
-        model.eval().requires_grad_(False),
-        tokenizer,
-        tuple(shape["mean"]),
-        tuple(shape["std"]),
-        side,
-    )
+    return Clip(model.eval().requires_grad_(False), tokenizer, mean, std, side)
 
 
 def _inside(folder: Path, relative: str) -> Path:

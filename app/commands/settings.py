@@ -1,6 +1,7 @@
 """`avocat settings`: every setting, its value and what it means."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ __all__ = ["describe", "markdown", "settings"]
 
 ENV_PREFIX = "AVOCAT_"
 MASK = "********"
+_SECRET_PARAMETER = re.compile(r"((?:password|token|secret|key)=)[^&#]+", re.IGNORECASE)
 
 
 def settings(
@@ -74,12 +76,16 @@ def markdown() -> str:
 def _shown(name: str, value: object) -> Any:
     if isinstance(value, SecretStr):
         return MASK if value.get_secret_value() else ""
-    if name == "redis_url" and isinstance(value, str):
+    if isinstance(value, str):
         return _without_password(value)
     return str(value) if isinstance(value, Path) else value
 
 
-def _without_password(url: str) -> str:
-    scheme, found, rest = url.partition("://")
+def _without_password(text: str) -> str:
+    """The text, without what is secret in it if it is a URL."""
+    scheme, found, rest = text.partition("://")
+    if not found:
+        return text
+    rest = _SECRET_PARAMETER.sub(rf"\1{MASK}", rest)
     credentials, at, place = rest.rpartition("@")
-    return f"{scheme}://{MASK}@{place}" if found and at and credentials else url
+    return f"{scheme}://{MASK}@{place}" if at and credentials else f"{scheme}://{rest}"

@@ -9,7 +9,9 @@ from redis.asyncio import Redis
 
 from app import keys
 
-__all__ = ["Queue", "Queues", "read_queues"]
+__all__ = ["STORAGE", "Queue", "Queues", "read_queues"]
+
+STORAGE = ("stored", "promised")
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,11 @@ class Queue:
 
 @dataclass(frozen=True)
 class Queues:
-    """All queues by priority, and the workers whose heartbeat came in time."""
+    """All queues by priority, the workers whose heartbeat came in time, and what images take."""
 
     by_priority: dict[str, Queue]
     workers: int
+    storage: dict[str, int]  # bytes: `stored` in images, `promised` to jobs under way
 
 
 async def read_queues(redis: Redis) -> Queues:
@@ -37,11 +40,12 @@ async def read_queues(redis: Redis) -> Queues:
     """
     pipe = redis.pipeline(transaction=False)
     pipe.smembers(keys.RQ_WORKERS)
+    pipe.hmget(keys.STORAGE_USE, *STORAGE)
     for queue in keys.QUEUES:
         pipe.llen(keys.rq_queue(queue))
         pipe.zcard(keys.rq_running(queue))
         pipe.lindex(keys.rq_queue(queue), 0)
-    workers, *replies = await cast(Awaitable[list[Any]], pipe.execute())
+    workers, use, *replies = await cast(Awaitable[list[Any]], pipe.execute())
     counts = [replies[at : at + 3] for at in range(0, len(replies), 3)]
     pipe = redis.pipeline(transaction=False)
     pipe.exists(*(workers or [b""]))
@@ -55,4 +59,5 @@ async def read_queues(redis: Redis) -> Queues:
             for queue, (waiting, running, _), at in zip(keys.QUEUES, counts, since, strict=True)
         },
         workers=int(live),
+        storage={kind: int(found or 0) for kind, found in zip(STORAGE, use, strict=True)},
     )

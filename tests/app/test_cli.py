@@ -51,12 +51,17 @@ def test_settings_as_json_masks_secrets() -> None:
         "AVOCAT_API_KEYS": "me:hunter2",
         "AVOCAT_SIGNING_KEY": "hunter2",
         "AVOCAT_REDIS_URL": "redis://me:hunter2@redis:6379/0",
+        "AVOCAT_MODERATION_URL": "https://me:hunter2@judge.example/v1/moderations",
+        "AVOCAT_S3_ENDPOINT": "https://s3.example",
     }
     text = run("settings", "--json", env=env)
     assert "hunter2" not in text
     rows = {row["name"]: row for row in json.loads(text)}
     assert rows["redis_url"]["value"] == "redis://********@redis:6379/0"
+    assert rows["s3_endpoint"]["value"] == "https://s3.example"
     assert rows["port"]["value"] == 8000
+    text = run("settings", env={"AVOCAT_REDIS_URL": "redis://redis/0?db=1&password=hunter2&x=1"})
+    assert "hunter2" not in text
 
 
 def test_settings_for_people_lists_every_variable() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from app.jobs.connection import connect_async
 from app.limits import RateLimiter
+from tests.app.service import Serve
 
 
 async def test_exact_under_a_rush(redis_url: str) -> None:
@@ -37,6 +38,24 @@ async def test_the_window_slides(redis_url: str, monkeypatch: pytest.MonkeyPatch
         (False, 0, 29),
         (True, 0, 30),
     ]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"), [({"prompt": "a cat"}, 202), ({"prompt": ""}, 422), ({"model": "x"}, 404)]
+)
+async def test_every_answer_to_a_submission_tells_what_is_left(
+    serve: Serve, body: dict[str, str], status: int
+) -> None:
+    async with serve(rate_limit_per_minute=2) as service:
+        for left in (1, 0):
+            answer = await service.client.post("/v1/jobs", json={"prompt": "a dog"} | body)
+            assert answer.status_code == status
+            assert answer.headers["RateLimit-Policy"] == '"default";q=2;w=60'
+            assert answer.headers["RateLimit"].startswith(f'"default";r={left};t=')
+        refused = await service.client.post("/v1/jobs", json=body)
+        assert refused.status_code == 429
+        seconds = int(refused.headers["Retry-After"])
+        assert refused.headers["RateLimit"] == f'"default";r=0;t={seconds}'
 
 
 async def test_no_limit(redis_url: str) -> None:

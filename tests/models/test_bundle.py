@@ -181,6 +181,17 @@ def test_a_clip_without_a_description_is_refused(copy: Path, text: str) -> None:
         load_bundle(copy)
 
 
+@pytest.mark.parametrize("mean", [3, [0.5], ["a", "b", "c"]])
+def test_a_clip_with_an_odd_normalisation_is_refused(copy: Path, mean: object) -> None:
+    """The fuzzer's second find."""
+    file = copy / "clip" / "open_clip_config.json"
+    entry = json.loads(file.read_text())
+    file.write_text(json.dumps(entry | {"preprocess_cfg": {"mean": mean, "std": [0.5] * 3}}))
+    edit(copy, files={})
+    with pytest.raises(BundleError, match="CLIP"):
+        load_bundle(copy)
+
+
 @pytest.mark.parametrize(
     ("tower", "changes", "message"),
     [

@@ -15,6 +15,7 @@ from app import keys
 from tests.soak.plant import Plant
 
 OUTSTANDING = 24
+LOOK_S, FETCH_S = 0.4, 0.1  # whoever looks more often leaves the service less of the machine
 TERMINAL = ("succeeded", "failed", "canceled")
 
 
@@ -153,13 +154,13 @@ class Load:
                         self.ended[job_id] = {"status": "lost"}
                     elif answer.status_code == 200 and answer.json()["status"] in TERMINAL:
                         self.ended[job_id] = answer.json()
-                time.sleep(0.05)
+                time.sleep(LOOK_S)
 
     def _fetch(self) -> None:
         chance = random.Random(self._seed + 1)
         with httpx.Client(base_url=self._plant.url, timeout=10) as http:
             while True:
-                time.sleep(0.02)
+                time.sleep(FETCH_S)
                 image = self.some_image(chance)
                 if image is None:
                     continue

@@ -38,7 +38,10 @@ def soak(
     workers: int = 3,
     recipes: int = 40,
 ) -> dict[str, Any]:
-    """Run until so many jobs were accepted and so many faults done; what came of it."""
+    """Run until so many jobs were accepted and so many faults done; what came of it.
+
+    Between two faults are `every_s` seconds, and as many jobs as it takes to spread them.
+    """
     began = time.monotonic()
     with Plant(folder, bundle, workers=workers, lease_s=lease_s) as plant:
         wait_until_ready(plant.url)
@@ -47,7 +50,8 @@ def soak(
         load.start()
         while len(load.jobs) < jobs or hurt.done.total() < faults:
             time.sleep(every_s)
-            if hurt.done.total() < faults:
+            done = hurt.done.total()
+            if done < faults and len(load.jobs) >= jobs * done / faults:  # spread over the jobs
                 hurt.one()
         hurt.wait()
         load.stop_submitting()

@@ -8,7 +8,7 @@ import structlog
 
 from app.jobs.models import LoraCard
 from app.jobs.record import LoraUse
-from models.model import Adapters, Model
+from models.model import Adapters, LoraFolder, Model
 
 __all__ = ["Loras"]
 
@@ -23,7 +23,7 @@ class Loras:
     def __init__(self, model: Model, folder: Path | None) -> None:
         """Nothing is looked at before `start`; afterwards nothing else may change the model."""
         self.cards: tuple[LoraCard, ...] = ()  # replaced whole
-        self._folder = None
+        self._folder: LoraFolder | None = None
         self._stop, self._looked = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         if folder is not None:

@@ -79,7 +79,9 @@ async def document(request: Request, services: ServicesDep) -> dict[str, Any]:
     described: dict[str, Any] = request.app.openapi()
     with suppress(RedisError):  # the reference is there without the rest of the service
         cards = (await services.cards.all()).values()
-        if sizes := {size: None for card in cards for size in card.sizes}:
+        sizes = {size: None for card in cards for size in card.sizes}
+        # Sizes within bounds are no list.
+        if sizes and all(card.free_sizes is None for card in cards):
             described = with_sizes(described, sizes)
     root = request.scope.get("root_path", "")
     return {**described, "servers": [{"url": root}]} if root else described

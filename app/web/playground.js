@@ -140,7 +140,10 @@ async function loadModels() {
 function defaults() {
   const card = model();
   fill(fields.sampler, card.samplers, card.default_sampler);
-  const largest = card.sizes.reduce((a, b) => (parseInt(a) >= parseInt(b) ? a : b));
+  // Models that draw any size repeat themselves beyond their native one.
+  const largest = card.free_sizes
+    ? card.native_size
+    : card.sizes.reduce((a, b) => (parseInt(a) >= parseInt(b) ? a : b));
   fill(fields.size, card.sizes, largest, (size) => size.replace("x", " × "));
   Object.assign(fields.steps, { max: Math.min(card.max_steps, Math.max(200, card.default_steps)), value: card.default_steps });
   fields.guidance_scale.value = card.default_guidance_scale;

@@ -87,7 +87,7 @@ class LoraFolder:
 
     def _load(self, name: str, sha256: str) -> Lora:
         file = self.path / f"{name}.safetensors"
-        if not file.is_file():
+        if file.parent != self.path or not file.is_file():
             raise LoraError(f"LoRA {name!r} is gone: there is no {file.name} any more")
         if _sha256(file) != sha256:
             raise LoraError(f"LoRA {name!r} has changed since it was asked for; ask again")

@@ -7,9 +7,10 @@ import pytest
 from app import keys
 from app.jobs.models import FreeSizes, LoraCard
 from app.jobs.recipe import Recipe
-from app.jobs.record import JobRequest
+from app.jobs.record import JobRequest, LoraUse
 from app.jobs.repeats import repeat_key
 from tests.app.service import CARD, Service
+from tests.app.test_verify import png_of, recipe, verified
 
 SKETCH, OIL = "5c" * 32, "01" * 32
 WRONG = "LoRA 'xl' is made for another architecture: it updates a by 4x8, and that is 4x9"
@@ -95,6 +96,19 @@ async def test_the_recipe_names_them(capable: Service) -> None:
     assert plain.as_parameters() == recipe.as_parameters().replace(
         'Lora hashes: "oil: 010101010101", Lora weights: "oil: 0.25", ', ""
     )
+
+
+async def test_a_picture_is_drawn_again_with_its_loras(capable: Service) -> None:
+    made = recipe(lora=(LoraUse(name="oil", weight=0.5, sha256=OIL),))
+    answer = await verified(capable, png_of(made), redrawn=png_of(made))
+    assert answer["verdict"] == "identical"
+    record = capable.store.get(answer["job_id"])
+    assert record is not None
+    assert record.request.lora == made.lora
+    # The file of that name is another now.
+    claimed = recipe(lora=(LoraUse(name="oil", weight=0.5, sha256=SKETCH),))
+    answer = await verified(capable, png_of(claimed), redrawn=png_of(made))
+    assert (answer["verdict"], "lora" in answer["reason"]) == ("unverifiable", True)
 
 
 @pytest.mark.parametrize("size", ["24x40", "64x16", "48x48", "32x32"])

@@ -19,7 +19,8 @@ import structlog
 from redis import Redis
 
 from app import keys
-from app.jobs.fleet import Fleet, ModelState, Placement, Standing, read_fleet
+from app.jobs.fleet import Fleet, ModelState, Placement, Standing
+from app.jobs.fleet_reader import read_fleet
 from worker.card import announce, announce_available, forget
 from worker.catalogue import Catalogue, Entry
 from worker.eviction import Tenant, to_leave

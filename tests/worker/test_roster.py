@@ -13,7 +13,8 @@ import redis
 
 from app import keys
 from app.jobs.connection import connect
-from app.jobs.fleet import ModelState, Placement, read_fleet
+from app.jobs.fleet import ModelState, Placement
+from app.jobs.fleet_reader import read_fleet
 from app.jobs.models import ModelCard
 from app.jobs.record import JobStatus
 from app.settings import Settings

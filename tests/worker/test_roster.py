@@ -30,11 +30,19 @@ ONE_MB, BUDGET_FOR_ONE = 1, 6
 Start = Callable[..., WorkerThread]
 
 
+@pytest.fixture(scope="session")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("second", "third", "fourth"), start=1):
+        build_tiny_bundle(folder / name, seed, name=name)
+    return folder
+
+
 @pytest.fixture
-def settings(settings: Settings, tmp_path: Path) -> Settings:
+def settings(settings: Settings, others: Path, tmp_path: Path) -> Settings:
     """With two models beside the one that workers start with."""
-    for seed, name in enumerate(("second", "third"), start=1):
-        build_tiny_bundle(tmp_path / "models" / name, seed, name=name)
+    for name in ("second", "third"):
+        shutil.copytree(others / name, tmp_path / "models" / name)
     return settings.model_copy(update={"runtime": "eager", "slots": 2, "micro_batch": 1})
 
 
@@ -196,11 +204,10 @@ def test_what_is_too_large_is_refused_with_both_sizes(
 
 
 def test_models_come_and_go_while_the_worker_runs(
-    client: redis.Redis, jobs: Any, work: Start, settings: Settings, tmp_path: Path
+    client: redis.Redis, jobs: Any, work: Start, settings: Settings, others: Path
 ) -> None:
     work()
-    built = build_tiny_bundle(tmp_path / "built", 9, name="fourth")
-    shutil.copytree(built, settings.models_dir / "fourth")
+    shutil.copytree(others / "fourth", settings.models_dir / "fourth")
     wait_for(lambda: card(client, "fourth"))
     assert jobs.ended(jobs.submit(model="fourth")).status is JobStatus.SUCCEEDED
     (settings.models_dir / "fourth" / "bundle.json").unlink()

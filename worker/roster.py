@@ -275,7 +275,7 @@ class Roster:
         try:
             resident = self._settle(self._workshop.load(entry))
         except BaseException as fault:  # the main thread decides; a lost one would hang the jobs
-            self._mail.put(ModelNotLoaded(entry.name, str(fault) or repr(fault)))
+            self._mail.put(ModelNotLoaded(entry.name, _sentence(fault)))
         else:
             self._mail.put(ModelLoaded(resident))
 
@@ -397,6 +397,12 @@ class Roster:
             return self.residents[name].loaded_at
         failed = state is ModelState.FAILED and name in self._failed
         return self._failed[name].since if failed else 0.0
+
+
+def _sentence(fault: BaseException) -> str:
+    if isinstance(fault, ModuleNotFoundError):
+        return f"it needs the package {fault.name}: pip install 'avocat[sd]'"
+    return (str(fault) or repr(fault)).splitlines()[0]
 
 
 def _weights(entry: Entry) -> int:

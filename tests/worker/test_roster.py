@@ -1,5 +1,6 @@
 """Several models on one worker: loaded for the jobs that ask for them, and no thrashing."""
 
+import json
 import shutil
 import threading
 import time
@@ -248,3 +249,28 @@ def test_what_one_worker_cannot_load_another_may(
     ids = [jobs.submit(model="second") for _ in range(4)]
     assert {jobs.ended(job).status for job in ids} == {JobStatus.SUCCEEDED}
     assert state(client, "second", "w1") is ModelState.LOADED
+
+
+def test_what_redis_forgot_is_told_again(client: redis.Redis, work: Start) -> None:
+    work()
+    wait_for(lambda: card(client, "second"))
+    client.flushall()
+    wait_for(lambda: card(client, "second") and card(client, "tiny"))
+    wait_for(lambda: state(client, "second") is ModelState.AVAILABLE)
+
+
+def test_operators_load_and_unload(client: redis.Redis, jobs: Any, work: Start) -> None:
+    def tell(command: str, model: str) -> None:
+        told = json.dumps({"command": command, "model": model})
+        wait_for(lambda: client.publish(keys.rq_commands("w0"), told))
+
+    work(model_memory_mb=BUDGET_FOR_ONE)
+    tell("load-model", "second")
+    wait_for(lambda: state(client, "second") is ModelState.LOADED)
+    assert state(client, "tiny") is ModelState.AVAILABLE  # it left for it
+    tell("unload-model", "second")
+    wait_for(lambda: state(client, "second") is ModelState.AVAILABLE)
+    assert jobs.ended(jobs.submit()).status is JobStatus.SUCCEEDED  # from nothing loaded at all
+    tell("load-model", "nothing")
+    tell("unload-model", "nothing")
+    assert jobs.ended(jobs.submit()).status is JobStatus.SUCCEEDED

@@ -9,7 +9,8 @@ from redis.asyncio import Redis
 
 from app import keys
 from app.errors import InvalidRequest, ModelNotFound, ModelNotLoaded, Unavailable
-from app.jobs.fleet import Fleet, ModelState, Placement, read_fleet_async
+from app.jobs.fleet import Fleet, ModelState, Placement
+from app.jobs.fleet_reader import read_fleet_async
 from app.schemas.problems import FieldProblem
 
 __all__ = ["load_model", "unload_model"]

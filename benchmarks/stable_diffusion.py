@@ -33,7 +33,16 @@ from worker.engine import Engine
 from worker.rows import RowSpec
 from worker.streams import Streams
 
-__all__ = ["Studio", "draw", "draw_in_batches", "draw_one_by_one", "lines", "measure", "studio"]
+__all__ = [
+    "Studio",
+    "call",
+    "draw",
+    "draw_in_batches",
+    "draw_one_by_one",
+    "lines",
+    "measure",
+    "studio",
+]
 
 GUIDANCE: Final = (1.0, 5.0, 7.5)  # 1: without, at half the price
 SCHEDULERS: Final[Mapping[Sampler, str]] = {
@@ -153,23 +162,25 @@ def draw_one_by_one(studio: Studio, jobs: Sequence[Arrival]) -> list[float]:
     began, latencies = time.perf_counter(), []
     for job in jobs:
         time.sleep(max(0.0, began + job.at_s - time.perf_counter()))
-        _call(studio.pipeline, job.request)
+        call(studio.pipeline, job.request)
         latencies.append(time.perf_counter() - began - job.at_s)
     return latencies
 
 
-def _call(pipeline: Any, request: JobRequest) -> None:
+def call(pipeline: Any, request: JobRequest, output_type: str = "pil") -> Any:
+    """The picture of a job by diffusers' pipeline, which encodes, denoises and decodes."""
     import diffusers
 
     kind = getattr(diffusers, SCHEDULERS[request.sampler])
     pipeline.scheduler = kind.from_config(pipeline.scheduler.config)
-    pipeline(
+    answer = pipeline(
         request.prompt,
         num_inference_steps=request.steps,
         guidance_scale=request.guidance_scale,
         generator=torch.Generator().manual_seed(request.seed),
-        output_type="pil",
+        output_type=output_type,
     )
+    return answer.images[0]
 
 
 def draw_in_batches(studio: Studio, jobs: Sequence[Arrival]) -> list[float]:

@@ -11,7 +11,7 @@ import torch
 from redis import Redis
 from redis.client import Pipeline
 
-from app.jobs.fleet import read_fleet
+from app.jobs.fleet_reader import read_fleet
 from app.jobs.models import FreeSizes, ModelCard
 from app.keys import MODELS
 from models.description import Description

@@ -7,7 +7,7 @@ from fractions import Fraction
 import structlog
 from redis import Redis
 
-from app.jobs.fleet import read_fleet
+from app.jobs.fleet_reader import read_fleet
 from app.jobs.ids import made_at
 from app.jobs.line import Line
 from app.jobs.record import JobStatus, Problem

@@ -19,7 +19,8 @@ import structlog
 from redis import Redis
 
 from app import keys
-from app.jobs.fleet import Fleet, ModelState, Placement, Standing, read_fleet
+from app.jobs.fleet import Fleet, ModelState, Placement, Standing
+from app.jobs.fleet_reader import read_fleet
 from app.jobs.models import ModelCard
 from worker.card import announce, announce_available, forget
 from worker.catalogue import Catalogue, Entry
@@ -148,6 +149,20 @@ class Roster:
         if resident is not None and self._workshop is not None:
             resident.leaving = "asked"
 
+    @property
+    def expects_work(self) -> bool:
+        """Whether jobs wait for a model that will be loaded here."""
+        return bool(self._target) or any(map(self.knows, self._waiting.keys() - self.residents))
+
+    def was_forgotten(self) -> None:
+        """Redis has lost what was announced."""
+        self._announced.clear()
+
+    def close(self) -> None:
+        """The worker stops: others need not count on what it has loaded."""
+        for resident in self.residents.values():
+            resident.leaving = "stopping"
+
     def look(self) -> bool:
         """See what came into the folder, left it or was changed; whether anything was."""
         if self._workshop is None or not self._workshop.catalogue.look():
@@ -160,15 +175,22 @@ class Roster:
                 _log.info("model was changed or removed", model=name)
         return True
 
-    def advance(self, now: float, flying: Callable[[Resident], bool]) -> None:
-        """Take the next step: unload, make room, begin to load."""
+    def advance(self, now: float, flying: Callable[[Resident], bool]) -> bool:
+        """Take the next step: unload, make room, begin to load; whether any was unloaded."""
+        before = set(self.residents)
+        self._advance(now, flying)
+        return not before <= self.residents.keys()
+
+    def _advance(self, now: float, flying: Callable[[Resident], bool]) -> None:
         for resident in [one for one in self.residents.values() if one.leaving]:
             if not flying(resident):
                 self._unload(resident)
-        if self._loading:
+        if self._target:
             self._claim(self._target)
+        if self._loading:
             return
-        if self._target and self._target not in self._asked | self._waiting.keys():
+        wanted = self._target in self._asked | self._waiting.keys()
+        if self._target and not (wanted and self._target in self._entries):
             self._give_up()
         if not self._target:
             self._target = self._next(now, flying)
@@ -261,7 +283,7 @@ class Roster:
             resident = self._settle(self._workshop.load(entry))
             resident.loras.start()
         except BaseException as fault:  # the main thread decides; a lost one would hang the jobs
-            self._mail.put(ModelNotLoaded(entry.name, str(fault) or repr(fault)))
+            self._mail.put(ModelNotLoaded(entry.name, _sentence(fault)))
         else:
             self._mail.put(ModelLoaded(resident))
 
@@ -270,6 +292,8 @@ class Roster:
         self.residents[resident.name] = resident
         self._unserved.pop(resident.name, None)
         resident.used_at = time.monotonic()
+        if resident.name not in self._entries:  # it was removed meanwhile
+            resident.leaving = "changed"
         resident.loop.start()
         self._announced.pop(resident.name, None)
         self._done(resident.name)
@@ -311,10 +335,12 @@ class Roster:
 
     def _unload(self, resident: Resident) -> None:
         _log.info("model unloaded", model=resident.name, reason=resident.leaving)
+        resident.speed.forget()
         resident.close()
         del self.residents[resident.name]
-        self._unserved.pop(resident.name, None)
-        resident.speed.forget()
+        self._announced[resident.name] = resident.model.sha256  # its card says more than a new one
+        for known in (self._waiting, self._unserved):  # what was seen before it left
+            known.pop(resident.name, None)
         gc.collect()  # a model is a knot of modules that name each other
         give_back(self._device)
 
@@ -381,6 +407,12 @@ class Roster:
             return self.residents[name].loaded_at
         failed = state is ModelState.FAILED and name in self._failed
         return self._failed[name].since if failed else 0.0
+
+
+def _sentence(fault: BaseException) -> str:
+    if isinstance(fault, ModuleNotFoundError):
+        return f"it needs the package {fault.name}: pip install 'avocat[sd]'"
+    return (str(fault) or repr(fault)).splitlines()[0]
 
 
 def _weights(entry: Entry) -> int:

@@ -194,7 +194,8 @@ class Runner(RegisteredWorker):
             if not self._outage.wait_s(now):
                 self._sync(now)
             left = self._control.flights
-            if (burst or self._stop_asked_at is not None) and not left:
+            over = self._stop_asked_at is not None or (burst and not self._roster.expects_work)
+            if over and not left:
                 return
             if now >= self._stop_at + _GIVE_UP_S:
                 _log.error("stopped without handing all jobs back", jobs=list(left))
@@ -236,6 +237,7 @@ class Runner(RegisteredWorker):
     def _stop_requested_now(self, now: float) -> None:
         if self._stop_asked_at is None:
             self._stop_asked_at, self._stop_at = now, now + self._drain_grace_s
+            self._roster.close()
             _log.info("draining", jobs=len(self._control.flights), grace_s=self._drain_grace_s)
         elif now - self._stop_asked_at > _SAME_SIGNAL_S:
             self._stop_at = min(self._stop_at, now)
@@ -269,6 +271,7 @@ class Runner(RegisteredWorker):
         if self._beats.due(now):
             if not self.beat(self._ledger, held, self._roster.standing()):
                 self._announced = False  # Redis came back without its data
+                self._roster.was_forgotten()
             self._beats.done(now)
         else:
             self.show_state(held)
@@ -316,6 +319,7 @@ class Runner(RegisteredWorker):
                 refused = fault
                 continue
             del self._control.flights[job_id]
+            flight.resident.used_at = now
             ending = flight.ending.name.lower() if settled else "superseded"
             trace_flight(self._tracing, flight, ending)
             self.profile.left(flight)
@@ -343,7 +347,8 @@ class Runner(RegisteredWorker):
         if self._folder.due(now):
             self._announced = not self._roster.look() and self._announced
             self._folder.done(now)
-        self._roster.advance(now, self._control.flying)
+        if self._roster.advance(now, self._control.flying):
+            self._announced = False
         self.show_models(self._roster.standing())
         self._moves.done(now)
 

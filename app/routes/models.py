@@ -7,7 +7,8 @@ from fastapi import APIRouter
 from app.deps import CallerDep, Services, ServicesDep
 from app.documentation import problems
 from app.errors import Forbidden, ModelNotFound, Unauthorized
-from app.jobs.fleet import ModelState, read_fleet_async
+from app.jobs.fleet import ModelState
+from app.jobs.fleet_reader import read_fleet_async
 from app.jobs.models import ModelCard
 from app.schemas.models import ModelList, ModelObject
 

@@ -10,7 +10,8 @@ from redis.asyncio import Redis
 from app import errors
 from app.deps import OperatorDep, ServicesDep
 from app.documentation import header, json_body, problems, request_header
-from app.jobs.fleet import Fleet, read_fleet_async
+from app.jobs.fleet import Fleet
+from app.jobs.fleet_reader import read_fleet_async
 from app.json_body import read_json
 from app.model_moves import load_model, unload_model
 from app.request_headers import MAX_WAIT_S, preferred_wait_s, require_json

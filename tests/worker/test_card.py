@@ -8,7 +8,7 @@ import redis
 import torch
 
 from app import keys
-from app.jobs.fleet import read_fleet
+from app.jobs.fleet_reader import read_fleet
 from app.jobs.models import ModelCard
 from app.settings import Settings
 from models.bundle import Bundle

@@ -1,5 +1,6 @@
 """Several models on one worker: loaded for the jobs that ask for them, and no thrashing."""
 
+import json
 import shutil
 import threading
 import time
@@ -13,7 +14,8 @@ import redis
 
 from app import keys
 from app.jobs.connection import connect
-from app.jobs.fleet import ModelState, Placement, read_fleet
+from app.jobs.fleet import ModelState, Placement
+from app.jobs.fleet_reader import read_fleet
 from app.jobs.models import ModelCard
 from app.jobs.record import JobStatus
 from app.settings import Settings
@@ -29,11 +31,19 @@ ONE_MB, BUDGET_FOR_ONE = 1, 6
 Start = Callable[..., WorkerThread]
 
 
+@pytest.fixture(scope="session")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("second", "third", "fourth"), start=1):
+        build_tiny_bundle(folder / name, seed, name=name)
+    return folder
+
+
 @pytest.fixture
-def settings(settings: Settings, tmp_path: Path) -> Settings:
+def settings(settings: Settings, others: Path, tmp_path: Path) -> Settings:
     """With two models beside the one that workers start with."""
-    for seed, name in enumerate(("second", "third"), start=1):
-        build_tiny_bundle(tmp_path / "models" / name, seed, name=name)
+    for name in ("second", "third"):
+        shutil.copytree(others / name, tmp_path / "models" / name)
     return settings.model_copy(update={"runtime": "eager", "slots": 2, "micro_batch": 1})
 
 
@@ -195,11 +205,10 @@ def test_what_is_too_large_is_refused_with_both_sizes(
 
 
 def test_models_come_and_go_while_the_worker_runs(
-    client: redis.Redis, jobs: Any, work: Start, settings: Settings, tmp_path: Path
+    client: redis.Redis, jobs: Any, work: Start, settings: Settings, others: Path
 ) -> None:
     work()
-    built = build_tiny_bundle(tmp_path / "built", 9, name="fourth")
-    shutil.copytree(built, settings.models_dir / "fourth")
+    shutil.copytree(others / "fourth", settings.models_dir / "fourth")
     wait_for(lambda: card(client, "fourth"))
     assert jobs.ended(jobs.submit(model="fourth")).status is JobStatus.SUCCEEDED
     (settings.models_dir / "fourth" / "bundle.json").unlink()
@@ -240,3 +249,28 @@ def test_what_one_worker_cannot_load_another_may(
     ids = [jobs.submit(model="second") for _ in range(4)]
     assert {jobs.ended(job).status for job in ids} == {JobStatus.SUCCEEDED}
     assert state(client, "second", "w1") is ModelState.LOADED
+
+
+def test_what_redis_forgot_is_told_again(client: redis.Redis, work: Start) -> None:
+    work()
+    wait_for(lambda: card(client, "second"))
+    client.flushall()
+    wait_for(lambda: card(client, "second") and card(client, "tiny"))
+    wait_for(lambda: state(client, "second") is ModelState.AVAILABLE)
+
+
+def test_operators_load_and_unload(client: redis.Redis, jobs: Any, work: Start) -> None:
+    def tell(command: str, model: str) -> None:
+        told = json.dumps({"command": command, "model": model})
+        wait_for(lambda: client.publish(keys.rq_commands("w0"), told))
+
+    work(model_memory_mb=BUDGET_FOR_ONE)
+    tell("load-model", "second")
+    wait_for(lambda: state(client, "second") is ModelState.LOADED)
+    assert state(client, "tiny") is ModelState.AVAILABLE  # it left for it
+    tell("unload-model", "second")
+    wait_for(lambda: state(client, "second") is ModelState.AVAILABLE)
+    assert jobs.ended(jobs.submit()).status is JobStatus.SUCCEEDED  # from nothing loaded at all
+    tell("load-model", "nothing")
+    tell("unload-model", "nothing")
+    assert jobs.ended(jobs.submit()).status is JobStatus.SUCCEEDED

@@ -109,8 +109,7 @@ class Runner(RegisteredWorker):
         store = JobStore(redis, self.metrics.ended)
         prompts = Prompts(model)
         results = self._results = Results(model, prompts, card, storage)
-        ledger = Ledger(redis, name, settings.lease_s)
-        self._ledger = ledger
+        ledger = self._ledger = Ledger(redis, name, settings.lease_s)
         self._control = Control(
             *(self._engine_loop, results, Inputs(model, prompts, storage)),
             *(Previews(redis, model), self._mail),

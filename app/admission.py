@@ -81,10 +81,15 @@ async def admit(
         await discard_inputs(services, stored)
     ahead = outcome.ahead if isinstance(outcome, submit.Accepted) else 0
     admission = Admission(_admitted(outcome), record, ahead)
+    _note(services, admission)
+    return admission
+
+
+def _note(services: Services, admission: Admission) -> None:
     structlog.contextvars.bind_contextvars(job_id=admission.job_id)
+    record = admission.record
     what = "replayed" if admission.replayed else "cached" if record.cached else "accepted"
     services.metrics.submitted(record.request.priority, what)
-    return admission
 
 
 def _refuse_webhook(services: Services, draft: Draft) -> None:

@@ -73,7 +73,7 @@ class Services:
     # Few pictures are decoded at a time, so that they take little memory.
     decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     # And few bodies with pictures are held.
-    uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(8))
+    uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
 
 
 def make_services(settings: Settings) -> Services:

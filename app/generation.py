@@ -20,7 +20,11 @@ _BACKGROUNDS = {"auto": None, "transparent": "transparent", "opaque": "white"}
 _WHOLE = {"n", "seed", "steps", "best_of", "partial_images", "output_compression"}
 _NUMBERS = {"guidance_scale", "strength"}
 _YES_OR_NO = {"stream", "cache"}
-# A form's name of a picture, and that of the job's field.
+# Fields of a job that a form has not; its name of a picture, and that of the job's field.
+_NO_PARTS: dict[Kind, set[str]] = {
+    "edit": {"init_image", "metadata", "guidance_interval"},
+    "variation": {"init_image", "metadata", "guidance_interval", "mask", "prompt"},
+}
 _FILES: dict[Kind, dict[str, str]] = {
     "edit": {"image": "init_image", "mask": "mask"},
     "variation": {"image": "init_image"},
@@ -80,7 +84,7 @@ async def _parts(
                 files[field] = await value.read()
         elif field is not None:
             refuse(name, "Should be a file")
-        elif name in ("init_image", "metadata", "guidance_interval"):
+        elif name in _NO_PARTS[kind]:
             refuse(name, "No such field; check the spelling")
         elif name in given:
             refuse(name, "Comes twice; give it once")

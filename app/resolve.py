@@ -94,11 +94,7 @@ def resolve(draft: Draft, card: ModelCard, inputs: Mapping[str, str] | None = No
     _refuse_transparency(draft, card)
     lora = _loras(draft, card)
     strength = _strength(draft, card)
-    seed = secrets.randbelow(MAX_SEED - candidates) if fields.seed is None else fields.seed
-    if seed + candidates - 1 > MAX_SEED:
-        which = "n" if candidates == fields.n else "best_of"
-        message = f"With {which} = {candidates} the seed is at most {MAX_SEED - candidates + 1}"
-        draft.refuse("seed", f"{message}, not {seed}", "n", "best_of")
+    seed = _seed(draft, candidates)
     draft.check()
     interval = fields.guidance_interval
     return JobRequest(
@@ -123,6 +119,17 @@ def resolve(draft: Draft, card: ModelCard, inputs: Mapping[str, str] | None = No
         mask=(inputs or {}).get("mask"),
         strength=strength,
     )
+
+
+def _seed(draft: Draft, candidates: int) -> int:
+    """The first of the seeds, drawn where none is given."""
+    fields = draft.fields
+    seed = secrets.randbelow(MAX_SEED - candidates) if fields.seed is None else fields.seed
+    if seed + candidates - 1 > MAX_SEED:
+        which = "n" if candidates == fields.n else "best_of"
+        message = f"With {which} = {candidates} the seed is at most {MAX_SEED - candidates + 1}"
+        draft.refuse("seed", f"{message}, not {seed}", "n", "best_of")
+    return seed
 
 
 def _strength(draft: Draft, card: ModelCard) -> float | None:

@@ -110,8 +110,7 @@ class Runner(RegisteredWorker):
             lease_s=settings.lease_s,
         )
         store = JobStore(redis, self.metrics.ended)
-        ledger = Ledger(redis, name, settings.lease_s)
-        self._ledger = ledger
+        ledger = self._ledger = Ledger(redis, name, settings.lease_s)
         self._control = Control(
             *(storage, Previews(redis), self._mail), storage_patience_s=settings.storage_patience_s
         )

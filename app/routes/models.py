@@ -15,8 +15,8 @@ router = APIRouter(prefix="/v1", tags=["Models"])
 @router.get("/models", summary="List models", responses=problems(Unauthorized, Forbidden))
 async def list_models(services: ServicesDep, caller: CallerDep) -> ModelList:
     """The models that workers serve, with their sizes, samplers and defaults."""
-    default = await services.cards.default()
     cards = await services.cards.all()
+    default = services.cards.default
     return ModelList(
         data=[ModelObject.of(card, is_default=card == default) for card in cards.values()]
     )
@@ -33,4 +33,4 @@ async def get_model(name: str, services: ServicesDep, caller: CallerDep) -> Mode
     if name not in cards:
         known = ", ".join(repr(known) for known in cards) or "none yet"
         raise ModelNotFound(f"There is no model {name[:200]!r}; known: {known}")
-    return ModelObject.of(cards[name], is_default=cards[name] == await services.cards.default())
+    return ModelObject.of(cards[name], is_default=cards[name] == services.cards.default)

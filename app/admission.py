@@ -113,7 +113,7 @@ def _repeats(draft: Draft, record: JobRecord, card: ModelCard) -> str | None:
 async def _card(services: Services, draft: Draft) -> ModelCard:
     name = draft.fields.model
     cards = await services.cards.all()
-    card = await services.cards.default() if name is None else cards.get(name)
+    card = services.cards.default if name is None else cards.get(name)
     if card is not None:
         return card
     draft.check()

@@ -32,17 +32,14 @@ def read_json(raw: bytes) -> JsonBody:
     except UnicodeDecodeError as error:
         raise MalformedJson(f"Byte {error.start} of the body is not UTF-8") from None
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_object,
-            parse_constant=_no_number,
-            parse_int=lambda digits: int(digits) if len(digits) < _MOST_DIGITS else float(digits),
-        )
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise MalformedJson(f"The body is not JSON: {error.msg} at {where}") from None
     except RecursionError:
         raise MalformedJson(f"The body is nested deeper than {MAX_DEPTH} levels") from None
+    if text.isascii() and "\\" not in text and text.count("{") + text.count("[") <= MAX_DEPTH:
+        return JsonBody(value, [])  # nothing is escaped, and nothing can be nested deeper
     surrogates: list[str] = []
     return JsonBody(_clean(value, (), surrogates), surrogates)
 
@@ -62,6 +59,15 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _no_number(word: str) -> NoReturn:
     raise MalformedJson(f"{word} is not JSON; numbers are finite")
+
+
+def _integer(digits: str) -> float:
+    return int(digits) if len(digits) < _MOST_DIGITS else float(digits)
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_no_number, parse_int=_integer
+)
 
 
 def _clean(value: object, path: tuple[str | int, ...], surrogates: list[str]) -> object:

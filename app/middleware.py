@@ -14,8 +14,14 @@ from app.patience import MOST_HEAD_BYTES
 __all__ = ["BodyLimit", "HeadAsGet", "HeaderLimit", "RequestContext", "add_header"]
 
 _log = structlog.get_logger()
-_NOTHING = "default-src 'none'; frame-ancestors 'none'"
 MOST_HEADERS = 100
+# Answers that are opened as pages run nothing and sit in no frame.
+_COMMON = (
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"x-frame-options", b"DENY"),
+)
 # A client that sends too much gets its answer only once it has been listened to, up to here.
 _DRAINED_BYTES = 1 << 20
 
@@ -43,15 +49,13 @@ class RequestContext:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                headers = MutableHeaders(raw=message["headers"])
+                raw = message["headers"]
+                given = {name for name, _ in raw}
+                raw += [header for header in _COMMON if header[0] not in given]
+                headers = MutableHeaders(raw=raw)
                 headers["X-Request-Id"] = state["request_id"]
                 if scope["app"].state.stopping:
                     headers["Connection"] = "close"
-                headers.setdefault("Cache-Control", "no-store")
-                headers.setdefault("X-Content-Type-Options", "nosniff")
-                # Answers that are opened as pages run nothing and sit in no frame.
-                headers.setdefault("Content-Security-Policy", _NOTHING)
-                headers.setdefault("X-Frame-Options", "DENY")
                 for name, value in state["headers"].items():
                     headers.setdefault(name, value)
             await send(message)

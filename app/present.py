@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from app.deps import Services
 from app.jobs.outlook import Outlook
 from app.jobs.record import JobRecord, StoredImage
-from app.schemas.jobs import ImageObject, JobError, JobObject, Progress, ResolvedRequest
+from app.schemas.jobs import ImageObject, JobError, JobObject, Progress
 
 __all__ = ["job_objects", "poll_hint_s"]
 
@@ -41,7 +41,7 @@ def _job_object(record: JobRecord, outlook: Outlook, urls: Sequence[str]) -> Job
         started_at=_optional_time(record.started_at),
         finished_at=_optional_time(record.finished_at),
         expires_at=_rfc3339(record.expires_at),
-        request=ResolvedRequest.model_validate(record.request.model_dump()),
+        request=vars(record.request),  # type: ignore[arg-type]  # read as the model it is of
         progress=Progress.of(record.step, record.total_steps),
         queue_position=outlook.queue_position,
         eta_seconds=outlook.eta_s,

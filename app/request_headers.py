@@ -71,6 +71,12 @@ def require_json(headers: Headers) -> None:
         UnsupportedMediaType: the body is announced as something else, or as nothing.
     """
     given = headers.get("content-type", "")
+    if given != "application/json":
+        _require_json_type(given)
+    _require_uncompressed(headers, "plain JSON")
+
+
+def _require_json_type(given: str) -> None:
     media_type, *parameters = (part.strip().lower() for part in given.split(";"))
     if not re.fullmatch(r"application/(?:json|[a-z0-9.+-]+\+json)", media_type):
         raise UnsupportedMediaType(f"Content-Type {given[:100]!r} should be application/json")
@@ -78,7 +84,6 @@ def require_json(headers: Headers) -> None:
         name, _, value = parameter.partition("=")
         if name.strip() == "charset" and value.strip(' "') not in ("utf-8", "utf8"):
             raise UnsupportedMediaType(f"charset {value[:40]!r} should be utf-8")
-    _require_uncompressed(headers, "plain JSON")
 
 
 def require_form(headers: Headers) -> None:

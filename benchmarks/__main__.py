@@ -48,6 +48,7 @@ BENCHMARKS: Final = {
     "submission": _Times(50, 6),
     "eta": _Times(60, 10),
     "stable_diffusion": _Times(240, 20),
+    "cold_start": _Times(60, 15),
 }
 
 

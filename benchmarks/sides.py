@@ -21,7 +21,7 @@ from app.jobs.submit import Accepted, Submitter
 from benchmarks import one_by_one, static_batches
 from benchmarks.subject import Plan, loaded, record
 
-__all__ = ["Avocat", "OneByOne", "Side", "StaticBatches", "running"]
+__all__ = ["Avocat", "OneByOne", "Side", "StaticBatches", "running", "start_worker"]
 
 SPAWN = multiprocessing.get_context("spawn")
 NO_LIMIT = 10**6
@@ -131,7 +131,7 @@ def running(plan: Plan) -> Iterator[tuple[Avocat, OneByOne, StaticBatches]]:
         batches = _spawn(
             stack, static_batches.serve, plan, asked, answers, data_dir / "static-batches"
         )
-        _start_worker(stack, plan, server.url)
+        start_worker(stack, plan, server.url)
         yield Avocat(server.url, plan), OneByOne(server.url), StaticBatches(asked, answers, batches)
 
 
@@ -143,7 +143,7 @@ def _spawn(stack: ExitStack, target: Any, *arguments: Any) -> BaseProcess:
     return process
 
 
-def _start_worker(stack: ExitStack, plan: Plan, url: str) -> None:
+def start_worker(stack: ExitStack, plan: Plan, url: str) -> None:
     """A worker with the settings of the plan, which finds the runtime chosen before."""
     named = ("bundle", "device", "slots", "micro_batch", "threads", "runtime", "data_dir")
     values = {name: getattr(plan.settings, name) for name in named} | {"redis_url": url}

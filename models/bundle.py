@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.context import LOCAL_PREFIX, ClipReference, ContextEncoder, load_clip
 from models.errors import BundleError, ContextError
-from models.layers import channels_last
+from models.layers import channels_last, unfilled
 from models.model import ModelConfig, Origin, Shape, Size
 from models.pictures import fitted, fitted_mask, to_mask, to_tensor
 from models.samplers import Sampler, Trajectory, trajectory
@@ -250,11 +250,13 @@ def load_bundle(path: Path, device: torch.device | str = "cpu", preset: str = ""
     config = read_config(path).preset(preset)
     _check_hashes(path, config)
     schedule = noise_schedule(**config.noise_schedule.model_dump())
-    network = _build(UNet, config.denoiser)
+    with unfilled():
+        network = _build(UNet, config.denoiser)
     _load_weights(network, path / (TURBO_FILE if preset else DENOISER_FILE))
     upscaler = None
     if config.upscaler is not None:
-        upscaler = _build(Upscaler, config.upscaler)
+        with unfilled():
+            upscaler = _build(Upscaler, config.upscaler)
         _load_weights(upscaler, path / UPSCALER_FILE)
         upscaler = upscaler.to(device)
     try:

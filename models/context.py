@@ -16,12 +16,14 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from models.clip_library import open_clip
 from models.errors import ContextError
+from models.layers import unfilled
 from models.model import Adapters, Conditioning, Context, Size
-from models.torchvision_ops import declare_missing_operators
 
 LOCAL_PREFIX = "local-dir:"
-_CONFIG, _WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+CLIP_CONFIG_FILE = "open_clip_config.json"
+_WEIGHTS = "open_clip_model.safetensors"
 _MOST_LAYERS = 256
 _MORE_THAN_FILE = 1.1  # weights of a model that its file may lack, such as masks
 # Of a configuration: other libraries' towers and tokenizers, which may bring code or fetch files.
@@ -59,22 +61,21 @@ def load_clip(reference: ClipReference, folder: Path | None = None) -> Clip:
         ContextError: open_clip does not know it, its files are missing or damaged, or it could
             run code.
     """
-    declare_missing_operators()
-    import open_clip
-
     name = reference.model
     if name.startswith(LOCAL_PREFIX) and folder is not None:
         name = LOCAL_PREFIX + str(_inside(folder, name.removeprefix(LOCAL_PREFIX)))
     elif folder is not None and _is_pickle(reference.pretrained):
         raise ContextError(f"CLIP weights {reference.pretrained!r} are a file, not safetensors")
     try:
+        library = open_clip(whole=_is_more_than_clip(name))
         if name.startswith(LOCAL_PREFIX):
-            _check_size(open_clip, name)
-        model = open_clip.create_model(
-            name, pretrained=reference.pretrained, require_pretrained=True, weights_only=True
-        )
-        tokenizer = open_clip.get_tokenizer(name)
-        shape = open_clip.get_model_preprocess_cfg(model)
+            _check_size(library, name)
+        with unfilled():
+            model = library.create_model(
+                name, pretrained=reference.pretrained, require_pretrained=True, weights_only=True
+            )
+        tokenizer = library.get_tokenizer(name)
+        shape = library.get_model_preprocess_cfg(model)
         side = shape["size"] if isinstance(shape["size"], int) else int(shape["size"][0])
         mean, std = (tuple(map(float, shape[name])) for name in ("mean", "std"))
         if not len(mean) == len(std) == 3:
@@ -96,7 +97,7 @@ def _inside(folder: Path, relative: str) -> Path:
     """
     try:
         path = (folder / relative).resolve()
-        description = json.loads((path / _CONFIG).read_text("utf-8"))
+        description = json.loads((path / CLIP_CONFIG_FILE).read_text("utf-8"))
         there = (path / _WEIGHTS).is_file()
     except (OSError, ValueError, RecursionError) as fault:
         raise ContextError(f"CLIP {relative!r} did not load: {fault}") from None
@@ -105,7 +106,7 @@ def _inside(folder: Path, relative: str) -> Path:
     if not there:
         raise ContextError(f"CLIP {relative!r} has no {_WEIGHTS}")
     if not isinstance(description, dict):
-        raise ContextError(f"CLIP {relative!r}: {_CONFIG} should hold a JSON object")
+        raise ContextError(f"CLIP {relative!r}: {CLIP_CONFIG_FILE} should hold a JSON object")
     if _most_layers(description) > _MOST_LAYERS:
         raise ContextError(f"CLIP {relative!r} has more than {_MOST_LAYERS} layers")
     if found := _OUTSIDE & set(_names(description)):
@@ -142,16 +143,25 @@ def _names(entry: dict[str, Any] | list[Any]) -> Iterator[str]:
             yield from _names(inner)
 
 
-def _check_size(open_clip: Any, name: str) -> None:
+def _check_size(library: Any, name: str) -> None:
     """Raise ValueError if the configuration asks for more memory than the file's weights have."""
     folder = Path(name.removeprefix(LOCAL_PREFIX))
     with torch.device("meta"):
-        described = open_clip.create_model(name, device="meta", load_weights=False)
+        described = library.create_model(name, device="meta", load_weights=False)
     needs = sum(tensor.numel() for tensor in described.state_dict().values())
     with safe_open(folder / _WEIGHTS, "pt") as file:
         has = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
     if needs > _MORE_THAN_FILE * has:
-        raise ValueError(f"{_CONFIG} describes {needs} weights, and {_WEIGHTS} has {has}")
+        raise ValueError(f"{CLIP_CONFIG_FILE} describes {needs} weights, and {_WEIGHTS} has {has}")
+
+
+def _is_more_than_clip(name: str) -> bool:
+    """Whether a tower is another library's, or weights may have to be fetched."""
+    if not name.startswith(LOCAL_PREFIX):
+        return True
+    config = json.loads(Path(name.removeprefix(LOCAL_PREFIX), CLIP_CONFIG_FILE).read_text("utf-8"))
+    towers = [tower for tower in config["model_cfg"].values() if isinstance(tower, dict)]
+    return any(key.startswith(("hf_", "timm_")) for tower in towers for key in tower)
 
 
 def encode_text(model: Any, tokens: Tensor) -> Tensor:

@@ -1,18 +1,37 @@
 """Blocks of the denoiser."""
 
 import math
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 _Module = TypeVar("_Module", bound=nn.Module)
+_RANDOM = {"normal_", "uniform_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"}
 
 
 def channels_last(module: _Module) -> _Module:
     """Lay convolution weights out for channels-last kernels, the faster ones on CPU and CUDA."""
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+class unfilled(TorchFunctionMode):  # a context manager
+    """Within, modules are made without random numbers in them: their weights are to be loaded."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _RANDOM:  # torch.nn.init's, and tensors' own
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def timestep_embedding(timestep: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:

@@ -15,9 +15,11 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import redis as blocking
 from redis import asyncio as asynchronous
+from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import ConstantBackoff
+from redis.connection import HiredisRespSerializer
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
@@ -81,7 +83,37 @@ def connect_async(url: str, *, max_connections: int = 64) -> asynchronous.Redis:
     pool = asynchronous.BlockingConnectionPool.from_url(
         url, max_connections=max_connections, timeout=2.0, **options
     )
+    pool.connection_class = _PACKING_IN_C.get(pool.connection_class, pool.connection_class)
     return asynchronous.Redis.from_pool(pool)
+
+
+class _PacksInC:
+    """As the blocking client does by itself: a submission has forty words."""
+
+    _packer = HiredisRespSerializer()
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        packed: list[bytes] = self._packer.pack(*args)  # type: ignore[no-untyped-call]
+        return packed
+
+
+class _Tcp(_PacksInC, Connection):
+    pass
+
+
+class _Tls(_PacksInC, SSLConnection):
+    pass
+
+
+class _Unix(_PacksInC, UnixDomainSocketConnection):
+    pass
+
+
+_PACKING_IN_C: dict[type, type] = {
+    Connection: _Tcp,
+    SSLConnection: _Tls,
+    UnixDomainSocketConnection: _Unix,
+}
 
 
 class _Sentinels(NamedTuple):

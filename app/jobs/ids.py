@@ -8,13 +8,14 @@ import secrets
 __all__ = ["is_job_id", "made_at", "new_job_id"]
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _JOB_ID = re.compile(rf"[0-7][{_ALPHABET}]{{25}}")
 
 
 def new_job_id(now: float) -> str:
     """A fresh id for a job made at `now` (unix seconds)."""
     number = (int(now * 1000) << 80) | secrets.randbits(80)
-    return "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
+    return "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
 
 
 def is_job_id(text: str) -> bool:

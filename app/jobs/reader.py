@@ -155,6 +155,7 @@ class ModelCards:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._cards: dict[str, ModelCard] = {}
+        self._default: ModelCard | None = None
         self._read_at = float("-inf")
 
     async def all(self) -> dict[str, ModelCard]:
@@ -163,14 +164,15 @@ class ModelCards:
             raw = await cast(Awaitable[dict[bytes, bytes]], self._redis.hgetall(keys.MODELS))
             cards = [card for text in raw.values() if (card := _read_card(text)) is not None]
             self._cards = {card.name: card for card in sorted(cards, key=lambda card: card.name)}
+            marked = (card for card in self._cards.values() if card.is_default)
+            self._default = next(marked, next(iter(self._cards.values()), None))
             self._read_at = time.monotonic()
         return self._cards
 
-    async def default(self) -> ModelCard | None:
-        """The card marked as default, else the first; None when no worker announced any."""
-        cards = list((await self.all()).values())
-        marked = [card for card in cards if card.is_default]
-        return next(iter(marked or cards), None)
+    @property
+    def default(self) -> ModelCard | None:
+        """Of the cards last read the one marked as default, else the first; None of none."""
+        return self._default
 
 
 def _read_card(text: bytes) -> ModelCard | None:

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic_core import to_json
 
 from app.jobs.origin import trace_id
 
@@ -217,11 +218,11 @@ _STORED_IMAGES = TypeAdapter(tuple[StoredImage, ...])
 def to_hash(record: JobRecord) -> dict[str, str]:
     """The record as fields of a Redis hash; what is None is left out."""
     fields = {"format": str(FORMAT if record.inputs else _WITHOUT_INPUTS)}
-    for name, value in record.model_dump(mode="json").items():
+    for name, value in record:
         if value is None:
             continue
         if name in _JSON_FIELDS:
-            fields[name] = json.dumps(value, ensure_ascii=False)
+            fields[name] = to_json(value).decode()
         elif isinstance(value, bool):
             fields[name] = str(int(value))
         else:

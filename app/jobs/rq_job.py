@@ -18,6 +18,7 @@ __all__ = ["RqJobs"]
 # Only tells RQ which commands it may use; ours are all older. Spares a round trip.
 _REDIS_VERSION = (6, 2, 0)
 _ANY_ID = "any"  # of the job that RQ itself writes once, for all others to follow
+_WINDOW_BITS = 9  # 512 bytes; zlib's least
 _KINDS = 64  # of jobs that are remembered: queues × retentions
 
 
@@ -49,7 +50,9 @@ class RqJobs:
             "description": f"{keys.GENERATE}({record.id!r})",
         }
         fields = self._fields(record.request.priority, result_ttl_s) | own
-        return fields, zlib.compress(data)
+        # With the least of memory: to make the usual amount ready takes longer than to use it.
+        packer = zlib.compressobj(1, zlib.DEFLATED, _WINDOW_BITS, 1)
+        return fields, packer.compress(data) + packer.flush()
 
     def _written_by_rq(self, name: str, result_ttl_s: int) -> dict[str, str]:
         """The fields of such a job without `data`; for each one RQ would take far too long."""

@@ -1,11 +1,12 @@
 """Submission and cancellation, each one atomic step in Redis, for the API."""
 
-import json
 import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import cast
 
+from pydantic_core import to_json
 from redis.asyncio import Redis
 from rq.utils import now as rq_now
 from rq.utils import utcformat
@@ -30,6 +31,9 @@ __all__ = [
     "Submitter",
     "TooManyActive",
 ]
+
+_DAY_S = 86400
+_QUEUES = tuple(keys.rq_queue(queue) for queue in keys.QUEUES)
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ class Submitter:
 
         Safe to send twice, as `submit` is.
         """
-        args: list[str | int] = [
+        args: list[str | int | bytes] = [
             *_start(record, idempotency, self._settings.idempotency_ttl_s),
             _pairs(to_hash(record)),
             self._settings.storage_quota_bytes or "",
@@ -198,13 +202,26 @@ def _start(record: JobRecord, idempotency: Idempotency | None, ttl_s: int) -> li
     return [record.id, f"{record.created_at:.6f}", body, ttl_s]
 
 
-def _pairs(fields: Mapping[str, str]) -> str:
+def _pairs(fields: Mapping[str, str]) -> bytes:
     """Fields of a hash as one word of JSON: the client is slow with commands of many words."""
-    return json.dumps([text for field in fields.items() for text in field], ensure_ascii=False)
+    return to_json([text for field in fields.items() for text in field])
 
 
 def _idempotency_key(record: JobRecord, idempotency: Idempotency | None) -> str:
-    return keys.idempotency(record.owner, idempotency.key if idempotency is not None else "")
+    if idempotency is None:
+        return _no_idempotency_key(record.owner)
+    return keys.idempotency(record.owner, idempotency.key)
+
+
+@lru_cache(1024)
+def _no_idempotency_key(owner: str) -> str:
+    return keys.idempotency(owner, "")
+
+
+@lru_cache(2)
+def _day(number: int) -> str:
+    """The UTC date of that day since 1970."""
+    return time.strftime("%Y-%m-%d", time.gmtime(number * _DAY_S))
 
 
 def _submit_keys(
@@ -215,8 +232,8 @@ def _submit_keys(
         *(_idempotency_key(record, idempotency), keys.rq_job(record.id)),
         *(keys.RQ_QUEUES, keys.rq_queue(record.request.priority), repeats),
         keys.turns(record.request.priority),
-        keys.daily(quota.key, time.strftime("%Y-%m-%d", time.gmtime(record.created_at))),
-        *(keys.rq_queue(queue) for queue in keys.QUEUES),
+        keys.daily(quota.key, _day(int(record.created_at // _DAY_S))),
+        *_QUEUES,
     ]
 
 

@@ -43,7 +43,7 @@ async def get_model(name: str, services: ServicesDep, caller: CallerDep) -> Mode
 
 
 async def _objects(services: Services, cards: Sequence[ModelCard]) -> list[ModelObject]:
-    default, fleet = await services.cards.default(), await read_fleet_async(services.redis)
+    default, fleet = services.cards.default, await read_fleet_async(services.redis)
     return [
         ModelObject.of(
             card, is_default=card == default, loaded=fleet.has(card.name, ModelState.LOADED)

@@ -1,6 +1,10 @@
 """`POST /v1/jobs`: validate, admit, enqueue, and wait where the client prefers so."""
 
+from collections.abc import Callable, Coroutine
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
 
 from app import errors
 from app.admission import Admission, admit
@@ -25,7 +29,18 @@ __all__ = ["PATH", "router"]
 
 PATH = "/v1/jobs"
 
-router = APIRouter(tags=["Jobs"])
+
+class _Plain(APIRoute):
+    """A route of the document whose function is called as it is, with nothing but the request.
+
+    It is the busiest: what FastAPI would do around it takes as long as the submission itself.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        return self.endpoint
+
+
+router = APIRouter(tags=["Jobs"], route_class=_Plain)
 
 # Read by the route itself, since each may come more than once.
 _HEADERS = [
@@ -75,7 +90,6 @@ _POLL = {"Retry-After": header("Poll hint in seconds, while the job is not termi
 )
 async def submit_job(request: Request) -> Response:
     """Ask for images. The answer names the job; its images come when it has succeeded."""
-    # The busiest route: what FastAPI would do around it takes as long as the submission itself.
     services, caller = services_of(request), await submitting_caller(request)
     headers = request.headers
     try:

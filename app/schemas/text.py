@@ -26,6 +26,8 @@ def check_prompt(text: str) -> str:
         PydanticCustomError: it is blank, too long, or has a control character.
     """
     stripped = _strip(text)
+    if stripped.isascii() and stripped.isprintable() and 0 < len(stripped) <= MAX_CHARACTERS:
+        return stripped  # as nearly all are
     for at, character in enumerate(stripped):
         if unicodedata.category(character) == "Cc":
             raise PydanticCustomError(

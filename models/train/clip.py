@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.bundle import save_weights
+from models.clip_library import open_clip
 from models.context import encode_text
-from models.torchvision_ops import declare_missing_operators
 from models.train.batches import Batch, Batches
 from models.train.checkpoint import Checkpoint
 from models.train.loop import train
@@ -60,7 +60,7 @@ def model_config(image_size: int, width: int = 192) -> dict[str, Any]:
 
 def build(config: dict[str, Any]) -> tuple[Any, Any]:
     """The open_clip model of a config, random, with its tokenizer."""
-    declare_missing_operators()
+    open_clip(whole=False)
     from open_clip import SimpleTokenizer
     from open_clip.model import CLIP
 

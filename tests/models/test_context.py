@@ -1,5 +1,6 @@
 """Prompts become contexts through a real open_clip model."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from PIL import Image
 
 from models.bundle import Bundle
+from models.clip_library import open_clip
 from models.context import ClipReference, ContextEncoder, encode_text, load_clip
 from models.errors import ContextError
 
@@ -66,13 +68,9 @@ def test_a_pretrained_tag_with_a_local_file_loads(
     tiny: Bundle, tiny_folder: Path, tmp_path: Path
 ) -> None:
     """The path people take with weights of their own: an open_clip name and a weight file."""
-    import json
-
-    import open_clip
-
     config = json.loads((tiny_folder / "clip" / "open_clip_config.json").read_text())["model_cfg"]
     (tmp_path / "avocat-test-clip.json").write_text(json.dumps(config))
-    open_clip.add_model_config(tmp_path)
+    open_clip().add_model_config(tmp_path)
     weights = tiny_folder / "clip" / "open_clip_model.safetensors"
     clip = load_clip(ClipReference(model="avocat-test-clip", pretrained=str(weights)))
     assert torch.equal(ContextEncoder(clip).encode(["a cat"]), tiny.context.encode(["a cat"]))

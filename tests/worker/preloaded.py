@@ -1,9 +1,6 @@
 """Imported once by the process that worker processes are forked from: the slow imports."""
 
-from models.torchvision_ops import declare_missing_operators
+import worker.start  # noqa: F401
+from models.clip_library import open_clip
 
-declare_missing_operators()
-
-import open_clip  # noqa: E402, F401
-
-import worker.start  # noqa: E402, F401
+open_clip(whole=False)

@@ -23,8 +23,8 @@ export AVOCAT_ALLOW_ANONYMOUS=true # its gateway is published on this machine al
 url="${BASE_URL:-http://127.0.0.1:$AVOCAT_PORT}"
 trap '"${compose[@]}" down --volumes --timeout 60' EXIT
 
-until_ready() { # URL: until it is answered with success, at most five minutes
-    for _ in $(seq 150); do
+until_ready() { # URL: until it is answered with success, at most a quarter of an hour on a busy machine
+    for _ in $(seq 450); do
         if curl --silent --fail --max-time 5 --output /dev/null "$1"; then return; fi
         sleep 2
     done
@@ -51,7 +51,7 @@ bring_up() { # OPTION…
 
 healthy() { # SERVICE NUMBER: wait until so many of its containers run and are healthy
     local states=""
-    for _ in $(seq 150); do
+    for _ in $(seq 450); do
         states="$("${compose[@]}" ps --quiet "$1" | xargs --no-run-if-empty docker inspect \
             --format '{{.State.Status}} {{.State.Health.Status}}' | sort | uniq --count | xargs)"
         if [ "$states" = "$2 running healthy" ]; then

@@ -20,14 +20,17 @@ START_DEADLINE_S = 600.0  # two workers load torch, on a machine that may be bus
 class Gateway:
     """Replicas, workers and nginx on loopback, sharing one Redis and one data folder."""
 
-    def __init__(self, folder: Path, redis_url: str, bundle: Path) -> None:
+    def __init__(
+        self, folder: Path, redis_url: str, bundle: Path | None = None, workers: int = 2
+    ) -> None:
+        """Without workers somebody else has to announce a model."""
         self.folder = folder
+        self._worker_count = workers
         self.settings: dict[str, str | Path] = {
             "redis_url": redis_url,
             "data_dir": folder / "data",
-            "bundle": bundle,
             "drain_delay_s": "1",
-        }
+        } | ({"bundle": bundle} if bundle else {})
         self.ports = [free_port(), free_port()]
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -37,17 +40,19 @@ class Gateway:
     def running(self) -> Iterator["Gateway"]:
         """Start all parts; end them in the opposite order."""
         with ExitStack() as stack:
-            self.workers = [self._part("worker"), self._part("worker")]
+            self.workers = [self._part("worker") for _ in range(self._worker_count)]
             for worker in self.workers:
                 stack.callback(end, worker)
             stack.callback(lambda: [end(replica) for replica in self.replicas.values()])
             for port in self.ports:
                 self.replicas[port] = self._part("api", "--port", str(port))
             for port in self.ports:
-                self.await_answer(f"http://127.0.0.1:{port}/readyz")
+                self.await_answer(f"http://127.0.0.1:{port}/healthz")
             nginx = self._start(nginx_command(self._configure()))
             stack.callback(end, nginx, signal.SIGQUIT)
-            wait_until(lambda: self._live_workers() == 2, START_DEADLINE_S, "two workers")
+            self.await_answer(f"{self.url}/gateway/healthz")
+            every = self._worker_count
+            wait_until(lambda: self._live_workers() == every, START_DEADLINE_S, f"{every} workers")
             yield self
 
     def restart(self, port: int, signum: signal.Signals = signal.SIGTERM) -> None:
@@ -68,7 +73,7 @@ class Gateway:
                 worker.send_signal(signal.SIGCONT)
 
     def _live_workers(self) -> int:
-        answer = httpx.get(f"{self.url}/readyz", timeout=5)
+        answer = httpx.get(f"{self.url}/readyz", timeout=30)
         return int(answer.json()["workers"]) if answer.is_success else 0
 
     def await_answer(self, url: str) -> None:

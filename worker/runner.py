@@ -131,7 +131,7 @@ class Runner(RegisteredWorker):
         self._looks, self._recoveries = _Every(_LOOK_S), _Every(_RECOVER_S)
         self._beats, self._tidying = _Every(settings.lease_s / 5), _Every(_TIDY_S)
         self._surveys, self._folder = _Every(_SURVEY_S), _Every(_FOLDER_S)
-        self._moves = _Every(_MOVE_S)
+        self._moves, self._expiries = _Every(_MOVE_S), _Every(_EXPIRE_S)
         self._stop_asked_at: float | None = None
         self._stop_at = float("inf")
         self._served = 0

@@ -49,6 +49,9 @@ async def test_every_field_is_resolved(service: Service) -> None:
         "best_of": 1,
         "cache": True,
         "webhook_url": None,
+        "init_image": None,
+        "mask": None,
+        "strength": None,
     }
 
 

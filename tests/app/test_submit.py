@@ -50,6 +50,9 @@ async def test_every_field_is_resolved(service: Service) -> None:
         "cache": True,
         "webhook_url": None,
         "lora": [],
+        "init_image": None,
+        "mask": None,
+        "strength": None,
     }
 
 

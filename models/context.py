@@ -111,7 +111,7 @@ class ContextEncoder:
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._cache_size = cache_size
         self.context_length = int(self.clip.model.context_length)  # type: ignore[arg-type]
-        self.width = int(self._embed("").shape[0])
+        self.width = int(self._cached("").shape[0])  # most jobs ask for it, too
 
     @property
     def empty(self) -> Tensor:

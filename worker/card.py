@@ -15,10 +15,10 @@ from app.jobs.models import ModelCard
 from app.keys import MODELS, RQ_WORKERS, WORKER_MODEL
 from models.model import Model
 from worker.encoding import encoder_version
+from worker.runtimes.choice import Measured, dtype_of
 
 __all__ = ["Smaller", "announce", "fingerprint", "live_models", "model_card"]
 
-_DTYPE = "float32"
 _ARITHMETIC = 2  # of samplers and guidance: counted up when their last bits change
 
 
@@ -34,11 +34,18 @@ class Smaller:
         return model_card(self.model, micro_batch, self.runtime, exact=exact)
 
 
-def model_card(model: Model, micro_batch: int, runtime: str, *, exact: bool = True) -> ModelCard:
+def model_card(
+    model: Model,
+    micro_batch: int,
+    runtime: str,
+    *,
+    exact: bool = True,
+    measured: Measured | None = None,
+) -> ModelCard:
     """The card of a loaded model, as the API reads it. `is_default` is decided when announced.
 
     `runtime` names what executes the network, with its version; `exact`: whether it only sees
-    batches of `micro_batch` rows.
+    batches of `micro_batch` rows; `measured`: how it did on this machine.
     """
     config = model.config
     return ModelCard(
@@ -49,6 +56,9 @@ def model_card(model: Model, micro_batch: int, runtime: str, *, exact: bool = Tr
         fingerprint=fingerprint(model, micro_batch, runtime, exact=exact),
         exact=exact,
         runtime=runtime,
+        dtype=dtype_of(runtime),
+        forward_ms=None if measured is None else round(1000 * measured.seconds, 3),
+        difference=None if measured is None else measured.difference,
         native_size=model.sizes[0],
         sizes=tuple(f"{width}x{height}" for width, height in model.sizes),
         channels=4 if model.channels == 4 else 3,
@@ -69,7 +79,7 @@ def fingerprint(model: Model, micro_batch: int, runtime: str, *, exact: bool = T
     parts = {
         "bundle": model.sha256,
         "micro_batch": micro_batch,
-        "dtype": _DTYPE,
+        "dtype": dtype_of(runtime),
         "arithmetic": _ARITHMETIC,
         "runtime": runtime,
         "torch": torch.__version__,

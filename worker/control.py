@@ -7,8 +7,10 @@ from queue import Empty
 
 import structlog
 
+from app.jobs.models import ModelCard
 from app.jobs.record import Problem, StoredImage
 from app.storage.base import StorageError
+from models.model import Model
 from worker import problems
 from worker.flights import Ending, Flight
 from worker.loop import EngineLoop
@@ -76,9 +78,21 @@ class Control:
         if (before := self.flights.pop(job_id, None)) is not None:
             self._loop.evict(before.token)  # this worker had lost it, and now got it again
         self.flights[job_id] = flight
+        flight.card = self._results.card
         if flight.order is not None and flight.ending is None:
             self._loop.admit(flight.order.rows)
             self.preview(job_id, flight.record.previews)
+
+    def begun_anew(self, card: ModelCard) -> None:
+        """All rows in the engine are drawn from their start again, with what `card` names."""
+        self._results.card = card
+        for flight in self.flights.values():
+            flight.card = card
+
+    def switch(self, model: Model, card: ModelCard) -> None:
+        """Draw the jobs that board from now on with `model`."""
+        self._results.card = card
+        self._loop.switch(model)
 
     def preview(self, job_id: str, count: int) -> None:
         """Show `count` previews of each of a job's pictures, from its next step on."""
@@ -161,7 +175,7 @@ class Control:
 
     def _row_finished(self, flight: Flight, row: Finished) -> None:
         flight.rows[row.index] = row.picture
-        flight.cards[row.index] = self._results.card
+        flight.cards[row.index] = flight.card or self._results.card
         if flight.order is not None and len(flight.rows) == len(flight.order.rows):
             flight.storing = True
             flight.times.drawn = time.time()

@@ -137,9 +137,20 @@ class Engine:
             self._model.context.check(spec.unconditional)
             if not spec.contexts_match:
                 raise ValueError("the contexts of a row must have equal shapes")
+        model = self._model
         self._waiting.extend(
-            [Row(spec, self._model.trajectory(spec.sampler, spec.steps)) for spec in specs]
+            [
+                Row(spec, model.trajectory(spec.sampler, spec.steps), model.denoiser)
+                for spec in specs
+            ]
         )
+
+    def switch(self, model: Model) -> None:
+        """Draw rows that are admitted from now on with the same model in another runtime.
+
+        Those that are here end as they began: a job's pictures are all of one runtime.
+        """
+        self._model = model
 
     def evict(self, job: str) -> None:
         """Drop all rows of `job`; nothing happens if there are none."""
@@ -209,9 +220,12 @@ class Engine:
 
     def _shrink(self) -> None:
         self.slots = max(1, self.slots // 2)
+        other = None
         if self.slots < self.micro_batch:
             self.micro_batch, self._model = self.slots, self._smaller
-        self._waiting.extendleft([row.anew() for row in reversed(self._rows)])
+            other = self._model.denoiser
+            self._waiting = deque(row.anew(other) for row in self._waiting)
+        self._waiting.extendleft([row.anew(other) for row in reversed(self._rows)])
         self._rows = []
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -258,7 +272,7 @@ class Engine:
             batches = batches + [batches[-1]] * (-len(batches) % self.micro_batch)  # padding
         size = self.micro_batch
         calls = [self._batch(batches[at : at + size]) for at in range(0, len(batches), size)]
-        parts = self._streams.map(self._model.denoiser, calls)
+        parts = self._streams.map(rows[0].denoiser, calls)
         report.calls += len(parts)
         report.rounds += -(-len(parts) // self._streams.count)
         answers = (answer for part in parts for answer in part.unbind())

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from queue import SimpleQueue
 
+from app.jobs.models import ModelCard
 from app.jobs.record import StoredImage
+from models.model import Model
 from worker.engine import Fault, Finished, Snapshot
 
 __all__ = [
+    "Built",
     "Cancel",
     "EngineFailed",
     "Fault",
@@ -48,6 +51,14 @@ class Shrunk:
     at_once: int  # rows that are computed together
 
 
+@dataclass(frozen=True, eq=False)
+class Built:
+    """A runtime that was worth waiting for is there: the model in it, and its card."""
+
+    model: Model
+    card: ModelCard
+
+
 @dataclass(frozen=True)
 class Stored:
     """All images of an execution are in storage."""
@@ -79,6 +90,7 @@ Letter = (
     | Finished
     | Fault
     | Shrunk
+    | Built
     | Stored
     | StoreFailed
     | EngineFailed

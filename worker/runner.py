@@ -25,6 +25,7 @@ from app.jobs.tracing import Tracing
 from app.settings import Settings
 from app.storage.base import ImageStorage
 from models.model import Model
+from worker.background import Background
 from worker.card import Smaller, announce
 from worker.control import Control
 from worker.engine import Engine, StepReport
@@ -33,7 +34,7 @@ from worker.intake import Intake
 from worker.ledger import Ledger
 from worker.listener import Listener
 from worker.loop import EngineLoop
-from worker.mail import Letter, Mail, Shrunk, StopRequested
+from worker.mail import Built, Letter, Mail, Shrunk, StopRequested
 from worker.metrics import Metrics
 from worker.previews import Previews
 from worker.profile import NoProfile
@@ -128,6 +129,7 @@ class Runner(RegisteredWorker):
         self._listener = Listener(redis, name, self._mail, self._control.evict)
         self._tracing = Tracing(settings.otlp_endpoint, "avocat-worker")
         self._micro_batch, self._exact = settings.micro_batch, settings.exact
+        self._background: Background | None = None
         self._drain_grace_s = settings.drain_grace_s
         self._outage = Outage()
         self._look_now = True
@@ -146,6 +148,10 @@ class Runner(RegisteredWorker):
     def fault(self) -> BaseException | None:
         """What ended the engine, if something did: the process should end in error."""
         return self._control.fault
+
+    def improve(self, background: Background) -> None:
+        """Once it works, build a faster runtime beside it, and switch to that."""
+        self._background = background
 
     def stop(self) -> None:
         """Ask the worker to drain; asked again, to hand everything back at once."""
@@ -176,6 +182,8 @@ class Runner(RegisteredWorker):
         self._announce()
         self._listener.start()
         self._engine_loop.start()
+        if self._background is not None:
+            self._background.start(self._mail)
         _log.info("worker ready", name=self.name, model=self._card.name)
         try:
             self._serve(burst)
@@ -216,6 +224,8 @@ class Runner(RegisteredWorker):
             self._stop_requested_now(time.monotonic())
         if isinstance(letter, Shrunk):
             self._shrunk(letter)
+        if isinstance(letter, Built):
+            self._switch(letter)
         self._control.read(letter)
         if self._control.fault is not None and self._stop_asked_at is None:
             _log.error("engine failed; all jobs go back", reason=repr(self._control.fault))
@@ -275,7 +285,16 @@ class Runner(RegisteredWorker):
         if letter.micro_batch != self._micro_batch:
             self._micro_batch = letter.micro_batch
             self._card = self._smaller.card(letter.micro_batch, exact=self._exact)
-            self._results.card, self._announced = self._card, False
+            self._control.begun_anew(self._card)
+            self._announced, self._background = False, None
+
+    def _switch(self, letter: Built) -> None:
+        """What is taken from now on is drawn with another runtime; all else ends as it began."""
+        if self._background is None:  # batches are smaller now than what it was built for
+            return
+        self._card, self._announced = letter.card, False
+        self._control.switch(letter.model, letter.card)
+        _log.info("runtime switched", runtime=letter.card.runtime, still=len(self._control.flights))
 
     def _take(self, now: float) -> None:
         control, due = self._control, self._look_now or self._looks.due(now)
@@ -334,6 +353,8 @@ class Runner(RegisteredWorker):
     def _leave(self) -> None:
         """Stop the threads, give back what is left, and let RQ forget this worker."""
         self._engine_loop.stop(_GIVE_UP_S)
+        if self._background is not None:
+            self._background.wait(_GIVE_UP_S)
         self._listener.stop()
         self._control.close()
         with suppress(RedisError):

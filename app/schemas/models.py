@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from app.jobs.models import ModelCard
 
@@ -20,7 +20,15 @@ class ModelObject(BaseModel):
     license: str
     bundle_sha256: str
     fingerprint: str
-    runtime: str
+    runtime: str = Field(description="What executes the network, with its version")
+    dtype: str = Field("float32", description="The number format that it computes in")
+    forward_ms: float | None = Field(
+        None, description="Milliseconds of one round of its calls, as measured when it was chosen"
+    )
+    difference: float | None = Field(
+        None,
+        description="Its largest difference to plain torch in float32, of an output of order 1",
+    )
     native_size: str
     sizes: list[str]
     channels: int

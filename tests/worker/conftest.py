@@ -27,6 +27,7 @@ from app.settings import Settings
 from models.bundle import Bundle, load_bundle
 from tests.models.tiny import build_tiny_bundle
 from tests.worker.parts import slowed
+from worker.background import Background
 from worker.runner import Runner
 from worker.runtimes.choice import Measured
 
@@ -165,12 +166,20 @@ def start_worker(
 
     started: list[WorkerThread] = []
 
-    def start(bundle: Bundle = shared_bundle, storage: Any = None, **changes: Any) -> WorkerThread:
+    def start(
+        bundle: Bundle = shared_bundle,
+        storage: Any = None,
+        background: Background | None = None,
+        **changes: Any,
+    ) -> WorkerThread:
         chosen = settings.model_copy(update=changes)
         card = model_card(bundle, chosen.micro_batch, "eager 1")
         place = storage or FolderStorage(chosen.images_dir)
         name = f"thread-{len(started)}"
-        worker = WorkerThread(Runner(connect(redis_url), bundle, card, place, chosen, name))
+        runner = Runner(connect(redis_url), bundle, card, place, chosen, name)
+        if background is not None:
+            runner.improve(background)
+        worker = WorkerThread(runner)
         started.append(worker)
         return worker
 

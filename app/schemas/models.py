@@ -27,7 +27,7 @@ class ModelObject(BaseModel):
     )
     difference: float | None = Field(
         None,
-        description="Its largest difference to plain torch in float32, of an output of order 1",
+        description="Largest difference to plain torch in float32, of an output of order 1",
     )
     native_size: str
     sizes: list[str]

@@ -133,7 +133,10 @@ def _runtime(settings: Settings) -> Finding:
     try:
         files = sorted(settings.runtimes_dir.glob("*.json"), key=lambda file: file.stat().st_mtime)
         measured = json.loads(files[-1].read_text("utf-8")) if files else []
-        times = ", ".join(f"{one['name']} {1000 * one['seconds']:.2f} ms" for one in measured)
+        times = ", ".join(
+            f"{one['name']} {1000 * one['seconds']:.2f} ms ({one['difference']:.1g} off)"
+            for one in measured
+        )
     except (OSError, ValueError, KeyError, TypeError) as fault:
         fix = f"delete {settings.runtimes_dir}: it is measured again at the next start"
         return _warning("runtime", f"the measured speeds cannot be read: {fault!r}", fix)

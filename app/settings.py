@@ -234,10 +234,14 @@ class Settings(BaseSettings):
         "batch shape varies, and so do last bits",
     )
     threads: int = Field(0, ge=0, description="Threads of the network on CPU; 0: all cores")
-    runtime: Literal["auto", "eager", "compile", "onnxruntime", "openvino"] = Field(
+    runtime: Literal[
+        "auto", "eager", "compile", "onnxruntime", "openvino", "openvino-bf16", "eager-bf16"
+    ] = Field(
         "auto",
-        description="What executes the network: auto (the fastest here, measured at the first "
-        "start), eager, compile, onnxruntime or openvino",
+        description="What executes the network: auto (the fastest here that paints the same "
+        "pictures, measured at the first start), eager, compile, onnxruntime or openvino; "
+        "openvino-bf16 or eager-bf16: in bfloat16, faster where the processor has it, other "
+        "pictures",
     )
     device: str = Field(
         "auto",

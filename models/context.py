@@ -189,7 +189,7 @@ class ContextEncoder:
         self._cache_size = cache_size
         self.context_length = int(self.clip.model.context_length)  # type: ignore[arg-type]
         try:
-            self.width = int(self._embed("").shape[0])
+            self.width = int(self._cached("").shape[0])  # most jobs ask for it, too
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as fault:
             raise ContextError(f"the CLIP encodes no text: {fault}") from fault
 

@@ -17,6 +17,7 @@ from app.keys import MODELS
 from models.description import Description
 from models.model import Model
 from worker.encoding import encoder_version
+from worker.runtimes.choice import Measured, dtype_of
 
 __all__ = [
     "Smaller",
@@ -28,7 +29,6 @@ __all__ = [
     "model_card",
 ]
 
-_DTYPE = "float32"
 _ARITHMETIC = 2  # of samplers and guidance: counted up when their last bits change
 
 
@@ -44,11 +44,18 @@ class Smaller:
         return model_card(self.model, micro_batch, self.runtime, exact=exact)
 
 
-def model_card(model: Model, micro_batch: int, runtime: str, *, exact: bool = True) -> ModelCard:
+def model_card(
+    model: Model,
+    micro_batch: int,
+    runtime: str,
+    *,
+    exact: bool = True,
+    measured: Measured | None = None,
+) -> ModelCard:
     """The card of a loaded model, as the API reads it. `is_default` is decided when announced.
 
     `runtime` names what executes the network, with its version; `exact`: whether it only sees
-    batches of `micro_batch` rows.
+    batches of `micro_batch` rows; `measured`: how it did on this machine.
     """
     config, free = model.config, model.free_sizes
     return ModelCard(
@@ -59,6 +66,9 @@ def model_card(model: Model, micro_batch: int, runtime: str, *, exact: bool = Tr
         fingerprint=fingerprint(model, micro_batch, runtime, exact=exact),
         exact=exact,
         runtime=runtime,
+        dtype=dtype_of(runtime),
+        forward_ms=None if measured is None else round(1000 * measured.seconds, 3),
+        difference=None if measured is None else measured.difference,
         native_size=model.sizes[0],
         sizes=tuple(f"{width}x{height}" for width, height in model.sizes),
         free_sizes=free and FreeSizes(**free.model_dump()),
@@ -107,7 +117,7 @@ def fingerprint(model: Model, micro_batch: int, runtime: str, *, exact: bool = T
     parts = {
         "bundle": model.sha256,
         "micro_batch": micro_batch,
-        "dtype": _DTYPE,
+        "dtype": dtype_of(runtime),
         "arithmetic": _ARITHMETIC,
         "runtime": runtime,
         "torch": torch.__version__,

@@ -99,6 +99,7 @@ class Control:
 
     def _admit(self, flight: Flight, order: Order) -> None:
         flight.order = order
+        flight.card = flight.resident.card
         flight.resident.loop.admit(order.rows)
         wanted = max(flight.previews, flight.record.previews)  # some may be, before there are rows
         flight.previews = 0
@@ -113,6 +114,12 @@ class Control:
             self._mail.put(StartFailed(flight.token, fault))
         else:
             self._mail.put(Started(flight.token, ready))
+
+    def begun_anew(self, resident: Resident) -> None:
+        """All rows in its engine are drawn from their start again, with what its card names."""
+        for flight in self.flights.values():
+            if flight.resident is resident:
+                flight.card = resident.card
 
     def preview(self, job_id: str, count: int) -> None:
         """Show `count` previews of each of a job's pictures, from its next step on."""
@@ -199,7 +206,7 @@ class Control:
 
     def _row_finished(self, flight: Flight, row: Finished) -> None:
         flight.rows[row.index] = row.picture
-        flight.cards[row.index] = flight.resident.card
+        flight.cards[row.index] = flight.card or flight.resident.card
         if flight.order is not None and len(flight.rows) == len(flight.order.rows):
             flight.storing = True
             flight.times.drawn = time.time()

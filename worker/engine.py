@@ -8,8 +8,9 @@ elementwise. Rows of other shapes are other lanes of the same step.
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -142,12 +143,20 @@ class Engine:
                 raise ValueError(
                     f"a row of shape {spec.shape} cannot start from {tuple(spec.origin.mean.shape)}"
                 )
+        model = self._model
         self._waiting.extend(
             [
-                Row(spec, self._model.trajectory(spec.sampler, spec.steps, spec.skipped))
+                Row(spec, model.trajectory(spec.sampler, spec.steps, spec.skipped), model.denoiser)
                 for spec in specs
             ]
         )
+
+    def switch(self, model: Model) -> None:
+        """Draw rows that are admitted from now on with the same model in another runtime.
+
+        Those that are here end as they began: a job's pictures are all of one runtime.
+        """
+        self._model = model
 
     def evict(self, job: str) -> None:
         """Drop all rows of `job`; nothing happens if there are none."""
@@ -217,9 +226,12 @@ class Engine:
 
     def _shrink(self) -> None:
         self.slots = max(1, self.slots // 2)
+        other = None
         if self.slots < self.micro_batch:
             self.micro_batch, self._model = self.slots, self._smaller
-        self._waiting.extendleft([row.anew() for row in reversed(self._rows)])
+            other = self._model.denoiser
+            self._waiting = deque(row.anew(other) for row in self._waiting)
+        self._waiting.extendleft([row.anew(other) for row in reversed(self._rows)])
         self._rows = []
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -266,7 +278,7 @@ class Engine:
             batches = batches + [batches[-1]] * (-len(batches) % self.micro_batch)  # padding
         size = self.micro_batch
         calls = [self._batch(batches[at : at + size]) for at in range(0, len(batches), size)]
-        parts = self._streams.map(self._call, calls)
+        parts = self._streams.map(partial(_call, rows[0].denoiser), calls)
         report.calls += len(parts)
         report.rounds += -(-len(parts) // self._streams.count)
         answers = (answer for part in parts for answer in part.unbind())
@@ -283,12 +295,6 @@ class Engine:
             at = torch.tensor(guided, device=self.device)
             out.index_copy_(0, at, guide(out.index_select(0, at), unconditional, scale))
         return out
-
-    def _call(self, adapters: Sequence[Adapters | None], *batch: Tensor) -> Tensor:
-        """Ask the network; `adapters` are those of each row, where one of them has any."""
-        if adapters:
-            return self._model.denoiser(*batch, adapters=adapters)
-        return self._model.denoiser(*batch)
 
     def _batch(self, asked: Sequence[tuple[Row, int]]) -> tuple[Any, ...]:
         """The arguments of one call of the network with these (row, which context) pairs."""
@@ -318,3 +324,10 @@ class Engine:
         gone = {id(row) for i, row in enumerate(rows) if row.done or not sound[i]}
         if gone:
             self._rows = [row for row in self._rows if id(row) not in gone]
+
+
+def _call(
+    denoiser: Callable[..., Tensor], adapters: Sequence[Adapters | None], *batch: Tensor
+) -> Tensor:
+    """Ask the network; `adapters` are those of each row, where one of them has any."""
+    return denoiser(*batch, adapters=adapters) if adapters else denoiser(*batch)

@@ -54,6 +54,7 @@ class Flight:
     timeout_s: float
     deadline: float  # monotonic seconds
     rows: dict[int, Tensor] = field(default_factory=dict)  # finished ones by index
+    card: ModelCard | None = None  # what its rows are drawn with, from the first step to the last
     cards: dict[int, ModelCard] = field(default_factory=dict)  # what those were drawn with
     images: tuple[StoredImage, ...] = ()
     storing: bool = False

@@ -7,6 +7,7 @@ from queue import Empty, SimpleQueue
 
 import torch
 
+from models.model import Model
 from worker.engine import Engine, Fault, StepReport
 from worker.mail import EngineFailed, Mail, Shrunk
 from worker.rows import RowSpec
@@ -64,6 +65,10 @@ class EngineLoop:
     def preview(self, job: str, count: int) -> None:
         """From the next step on send `count` snapshots of each row of a job by mail."""
         self._commands.put(lambda: self._engine.preview(job, count))
+
+    def switch(self, model: Model) -> None:
+        """Draw what is admitted from now on with `model`."""
+        self._commands.put(lambda: self._engine.switch(model))
 
     def evict(self, job: str) -> None:
         """Drop the rows of a job before the next step; may be called from any thread."""

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from app.jobs.models import ModelCard
 from app.jobs.record import StoredImage
+from models.model import Model
 from worker.engine import Fault, Finished, Snapshot
 from worker.prompts import Order
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:  # it writes letters itself
     from worker.resident import Resident
 
 __all__ = [
+    "Built",
     "Cancel",
     "EngineFailed",
     "Fault",
@@ -105,6 +108,14 @@ class StartFailed:
     fault: BaseException
 
 
+@dataclass(frozen=True, eq=False)
+class Built:
+    """A runtime that was worth waiting for is there: the model in it, and its card."""
+
+    model: Model
+    card: ModelCard
+
+
 @dataclass(frozen=True)
 class Stored:
     """All images of an execution are in storage."""
@@ -142,6 +153,7 @@ Letter = (
     | Shrunk
     | Started
     | StartFailed
+    | Built
     | Stored
     | StoreFailed
     | EngineFailed

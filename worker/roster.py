@@ -294,7 +294,7 @@ class Roster:
         resident.used_at = time.monotonic()
         if resident.name not in self._entries:  # it was removed meanwhile
             resident.leaving = "changed"
-        resident.loop.start()
+        resident.start()
         self._announced.pop(resident.name, None)
         self._done(resident.name)
 

@@ -1,5 +1,6 @@
 """Rows: one row is one picture on its way from noise. No Redis, RQ or HTTP here."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -64,9 +65,11 @@ class Row:
     known: tuple[Tensor, Tensor, Tensor] | None
     contexts: tuple[Context, Context]
 
-    def __init__(self, spec: RowSpec, way: Trajectory) -> None:
+    def __init__(self, spec: RowSpec, way: Trajectory, denoiser: Callable[..., Tensor]) -> None:
+        """`denoiser`: what it is drawn with from its first step to its last."""
         self.spec = spec
         self._way = way
+        self.denoiser = denoiser
         self.position = 0  # steps done
         self.previews = 0  # wanted over the whole way
         self.answers: dict[int, Tensor] = {}
@@ -78,12 +81,12 @@ class Row:
         self._signal: list[float] = way.alphas_cumprod.sqrt().tolist()
         self._noise: list[float] = (1 - way.alphas_cumprod).sqrt().tolist()
         self._generator = row_generator(spec.seed)
-        # Rows of one lane have equal shapes, so that one call of the network takes them.
-        self.lane = (spec.shape, *(tuple(part.shape) for part in spec.context))
+        # Rows of one lane have equal shapes and one network, so that one call of it takes them.
+        self.lane = (id(denoiser), spec.shape, *(tuple(part.shape) for part in spec.context))
 
-    def anew(self) -> "Row":
+    def anew(self, denoiser: Callable[..., Tensor] | None = None) -> "Row":
         """The same row before its first step, holding no memory of the device."""
-        row = Row(self.spec, self._way)
+        row = Row(self.spec, self._way, denoiser or self.denoiser)
         row.previews = self.previews
         return row
 

@@ -29,6 +29,7 @@ from worker.intake import Intake
 from worker.ledger import Ledger
 from worker.listener import Listener
 from worker.mail import (
+    Built,
     Letter,
     LoadModel,
     Mail,
@@ -176,7 +177,7 @@ class Runner(RegisteredWorker):
         self._listener.start()
         for resident in self._roster.residents.values():
             resident.loras.start()
-            resident.loop.start()
+            resident.start()
         _log.info("worker ready", name=self.name, model=self.model)
         try:
             self._serve(burst)
@@ -223,6 +224,8 @@ class Runner(RegisteredWorker):
                 self._roster.ask_load(model)
             case UnloadModel(model):
                 self._roster.ask_unload(model)
+            case Built():
+                self._switch(letter)
             case ModelLoaded(resident):
                 self._roster.loaded(resident)
                 self._announced = False
@@ -287,7 +290,15 @@ class Runner(RegisteredWorker):
         resident = self._roster.residents[letter.model]
         self.metrics.resized(letter.slots)
         if resident.shrink(letter):
+            self._control.begun_anew(resident)
             self._announced = False
+
+    def _switch(self, letter: Built) -> None:
+        """A model has a faster runtime, unless it was unloaded or runs in smaller batches now."""
+        resident = self._roster.residents.get(letter.card.name)
+        if resident is not None and resident.switch(letter):
+            self._announced = False
+            _log.info("runtime switched", model=resident.name, runtime=letter.card.runtime)
 
     def _take(self, now: float) -> None:
         control, due = self._control, self._look_now or self._looks.due(now)

@@ -6,18 +6,21 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import structlog
 import torch
 from redis import Redis
 
+from app.jobs.models import ModelCard
 from app.settings import Settings
 from app.storage.opening import open_storage
 from models.bundle import Bundle
 from models.description import describe_model
 from models.loading import load_model
 from models.model import Model
+from worker.background import Background
 from worker.capacity import streams, with_capacity
 from worker.card import Smaller, model_card
 from worker.catalogue import Catalogue, Entry
@@ -25,7 +28,7 @@ from worker.loras import Loras
 from worker.memory import check_fits, free_bytes, ran_out
 from worker.resident import Prepared
 from worker.runner import Runner
-from worker.runtimes.choice import with_runtime
+from worker.runtimes.choice import is_ready, with_runtime
 from worker.streams import Streams
 
 __all__ = ["make_runner", "resolve_device"]
@@ -101,9 +104,9 @@ def _prepared(
         count = streams(device, settings.micro_batch, threads)
         torch.set_num_threads(threads // count)
         calls = Streams(count, threads // count)
-        model, runtime = _executed(loaded, settings, calls)
-    card = model_card(model, settings.micro_batch, runtime, exact=settings.exact)
-    eager = runtime.startswith("eager ")
+    background = _later(loaded, settings, calls)
+    model, card = _executed(loaded, settings, calls, at_once=background is not None)
+    eager = card.runtime.startswith("eager ")
     smaller = Smaller(model if eager else loaded, f"eager {torch.__version__}")
     _log.info(
         "model loaded",
@@ -119,22 +122,58 @@ def _prepared(
     return Prepared(
         *(model, card, smaller, settings.slots, settings.micro_batch, settings.exact, calls),
         loras=loras,
+        background=background,
         weights_bytes=describe_model(path, preset).weights_bytes,
     )
 
 
-def _executed(model: Model, settings: Settings, streams: Streams) -> tuple[Model, str]:
-    """The model with its network executed as the settings say, and the name of what does it."""
-    if not isinstance(model, Bundle):
-        return model, f"eager {torch.__version__}"
-    executed, runtime = with_runtime(
-        model,
-        wanted=settings.runtime if settings.exact else _of_any_size(settings.runtime),
-        rows=settings.micro_batch,
-        streams=streams,
-        cache=settings.runtimes_dir,
-    )
-    return executed, f"{runtime.name} {runtime.version}"
+def _later(model: Model, settings: Settings, calls: Streams) -> Background | None:
+    """What builds the runtime beside the work, where that takes long; so that work can begin.
+
+    A runtime that is named is waited for, so that what is drawn first has its fingerprint already;
+    but not for minutes.
+
+    Raises:
+        ValueError: there is no such runtime here.
+    """
+    wanted = settings.runtime
+    if not isinstance(model, Bundle) or not settings.exact or wanted not in ("auto", "compile"):
+        return None
+    place = {"rows": settings.micro_batch, "cache": settings.runtimes_dir}
+    if is_ready(model, wanted=wanted, streams=calls, **place):
+        return None
+
+    def build() -> tuple[Model, ModelCard]:
+        torch.set_num_threads(calls.threads)  # each thread has a number of its own
+        own = Streams(calls.count, calls.threads)  # the engine uses the others meanwhile
+        try:
+            return _executed(model, settings, own)
+        finally:
+            own.close()
+
+    return Background(build)
+
+
+def _executed(
+    model: Model, settings: Settings, calls: Streams, *, at_once: bool = False
+) -> tuple[Model, ModelCard]:
+    """The model with its network executed as the settings say, and the card of that.
+
+    `at_once`: by plain torch instead, which takes no time to build.
+    """
+    card = partial(model_card, micro_batch=settings.micro_batch, exact=settings.exact)
+    if at_once or not isinstance(model, Bundle):
+        return model, card(model, runtime=f"eager {torch.__version__}")
+    with _undisturbed(settings.runtimes_dir):
+        executed, measured = with_runtime(
+            model,
+            wanted=settings.runtime if settings.exact else _of_any_size(settings.runtime),
+            rows=settings.micro_batch,
+            streams=calls,
+            cache=settings.runtimes_dir,
+        )
+    runtime = f"{measured.name} {measured.version}"
+    return executed, card(executed, runtime=runtime, measured=measured)
 
 
 def _of_any_size(wanted: str) -> str:

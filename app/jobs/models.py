@@ -49,6 +49,9 @@ class ModelCard(BaseModel):
     bundle_sha256: str
     fingerprint: str = ""  # bundle, batch shape, dtype, runtime, device class
     runtime: str = ""  # what executes the network, with its version
+    dtype: str = "float32"  # that it computes in
+    forward_ms: float | None = None  # of one round of calls, as measured where it was chosen
+    difference: float | None = None  # largest, absolute, of an output to plain torch in float32
     exact: bool = True  # a picture's bytes do not depend on who is drawn beside it
     native_size: tuple[int, int]  # width, height in pixels
     sizes: tuple[str, ...]  # "WxH", native one first

@@ -29,7 +29,15 @@ class ModelObject(BaseModel):
     license: str
     bundle_sha256: str
     fingerprint: str
-    runtime: str
+    runtime: str = Field(description="What executes the network, with its version")
+    dtype: str = Field("float32", description="The number format that it computes in")
+    forward_ms: float | None = Field(
+        None, description="Milliseconds of one round of its calls, as measured when it was chosen"
+    )
+    difference: float | None = Field(
+        None,
+        description="Largest difference to plain torch in float32, of an output of order 1",
+    )
     native_size: str
     sizes: list[str]
     free_sizes: FreeSizes | None = Field(None, description="Further ones; null: none but `sizes`")

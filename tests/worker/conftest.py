@@ -27,6 +27,7 @@ from app.settings import Settings
 from models.bundle import Bundle, load_bundle
 from tests.models.tiny import build_tiny_bundle
 from tests.worker.parts import slowed
+from worker.background import Background
 from worker.runner import Runner
 from worker.runtimes.choice import Measured
 
@@ -167,7 +168,12 @@ def start_worker(
 
     started: list[WorkerThread] = []
 
-    def start(bundle: Bundle = shared_bundle, storage: Any = None, **changes: Any) -> WorkerThread:
+    def start(
+        bundle: Bundle = shared_bundle,
+        storage: Any = None,
+        background: Background | None = None,
+        **changes: Any,
+    ) -> WorkerThread:
         chosen = settings.model_copy(update=changes)
         card = model_card(bundle, chosen.micro_batch, "eager 1")
         place = storage or FolderStorage(chosen.images_dir)
@@ -175,6 +181,7 @@ def start_worker(
         first = Prepared(
             *(bundle, card, Smaller(bundle, "eager 1"), chosen.slots, chosen.micro_batch),
             *(chosen.exact, Streams(1, torch.get_num_threads())),
+            background=background,
         )
         worker = WorkerThread(Runner(connect(redis_url), first, place, chosen, name))
         started.append(worker)

@@ -24,15 +24,18 @@ from models.unet import Denoiser, UNet
 from worker.runtimes.networks import BUILDERS, Plan, available, example
 from worker.streams import Streams
 
-__all__ = ["Measured", "with_runtime"]
+__all__ = ["Measured", "dtype_of", "is_ready", "with_runtime"]
 
 _log = structlog.get_logger()
 
-_TOLERANCE = 1e-3  # largest difference to eager, of an output of order 1
+# Largest difference to eager in float32, of an output of order 1. `auto` takes only what stays in
+# float32's. In bfloat16 pictures do not survive with samplers that draw no noise
+# (docs/performance.md): it is for those who name it, and only has to be no worse than the format.
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 _ROUNDS = 15
 _PREFERRED = ("onnxruntime", "openvino", "eager")  # while no other is clearly faster
 _CLEARLY = 1.15  # times as fast; a closer race would be decided by chance
-_MINUTES_TO_BUILD = {"compile"}  # only by name
+_ONLY_BY_NAME = {"compile", "eager-bf16"}  # takes minutes to build; slower on CPU, other pictures
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,7 @@ def with_runtime(
     network, device = bundle.denoiser.network, bundle.context.device
     if not isinstance(network, UNet):
         raise TypeError(f"the network is a {type(network).__name__}: it has a runtime already")
-    names = available(device)
-    if wanted not in ("auto", *names):
-        raise ValueError(f"runtime {wanted!r} cannot run here; these can: auto, {', '.join(names)}")
-    if wanted == "auto":
-        names = [name for name in names if name not in _MINUTES_TO_BUILD]
-    else:
-        names = ["eager", wanted] if wanted != "eager" else ["eager"]
+    names = _candidates(wanted, device)
     cache = _writable(cache)
     known = cache / f"{_key(bundle, names, rows, streams)}.json"
     file = cache / f"{bundle.sha256[:32]}-{rows}.onnx"
@@ -77,6 +74,32 @@ def with_runtime(
     executed = BUILDERS[chosen.name](plan)
     denoiser = Denoiser(executed, bundle.schedule, bundle.denoiser.parameterisation).eval()
     return replace(bundle, denoiser=denoiser.to(device)), chosen
+
+
+def is_ready(bundle: Bundle, *, wanted: str, rows: int, streams: Streams, cache: Path) -> bool:
+    """Whether `with_runtime` takes no more than a moment.
+
+    Raises:
+        ValueError: there is no such runtime here.
+    """
+    names = _candidates(wanted, bundle.context.device)
+    quick = names == ["eager"] or (cache / f"{_key(bundle, names, rows, streams)}.json").exists()
+    return quick and wanted != "compile"
+
+
+def _candidates(wanted: str, device: torch.device) -> list[str]:
+    """What is measured where `wanted` is wanted; eager always is."""
+    names = available(device)
+    if wanted not in ("auto", *names):
+        raise ValueError(f"runtime {wanted!r} cannot run here; these can: auto, {', '.join(names)}")
+    if wanted == "auto":
+        return [name for name in names if name not in _ONLY_BY_NAME]
+    return ["eager", wanted] if wanted != "eager" else ["eager"]
+
+
+def dtype_of(runtime: str) -> str:
+    """The number format that a runtime of that name computes in."""
+    return "bfloat16" if runtime.split(" ")[0].endswith("-bf16") else "float32"
 
 
 @torch.inference_mode()
@@ -112,7 +135,7 @@ def _wait(tensor: Tensor) -> None:
 
 
 def _best(measured: Sequence[Measured]) -> Measured:
-    same = {one.name: one for one in measured if one.difference <= _TOLERANCE}
+    same = {one.name: one for one in measured if one.difference <= _TOLERANCE["float32"]}
     fastest = min(same.values(), key=lambda one: one.seconds)
     near = [
         same[name]
@@ -124,15 +147,17 @@ def _best(measured: Sequence[Measured]) -> Measured:
 
 def _named(measured: Sequence[Measured], name: str) -> Measured:
     [found] = [one for one in measured if one.name == name]
-    if not found.difference <= _TOLERANCE:
+    most = _TOLERANCE[dtype_of(name)]
+    if not found.difference <= most:
         raise ValueError(
-            f"runtime {name!r} differs from eager by {found.difference:.3g}, more than {_TOLERANCE}"
+            f"runtime {name!r} differs from eager by {found.difference:.3g}, more than {most}"
         )
     return found
 
 
 def _version(name: str) -> str:
-    return metadata.version({"eager": "torch", "compile": "torch"}.get(name, name))
+    package = name.removesuffix("-bf16")
+    return metadata.version({"eager": "torch", "compile": "torch"}.get(package, package))
 
 
 def _key(bundle: Bundle, names: Sequence[str], rows: int, streams: Streams) -> str:

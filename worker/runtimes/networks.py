@@ -3,6 +3,7 @@
 All take one batch shape, `rows`, for that is what keeps a row's result apart from its neighbours'.
 """
 
+import copy
 import importlib.util
 import os
 import shutil
@@ -85,9 +86,9 @@ class _OnnxRuntime(nn.Module):
 
 
 class _OpenVino(nn.Module):
-    """The network in OpenVINO requests on CPU, in float32, one for each thread that calls."""
+    """The network in OpenVINO requests on CPU, one for each thread that calls."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, precision: str = "f32") -> None:
         super().__init__()
         import openvino
 
@@ -95,7 +96,7 @@ class _OpenVino(nn.Module):
         # From ONNX and not by its own converter, which has crashed beside torch.
         model = core.read_model(_onnx(plan))
         options: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": plan.threads * plan.streams,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": plan.streams,
@@ -108,6 +109,18 @@ class _OpenVino(nn.Module):
         request.infer([x.numpy(), timestep.numpy(), context.numpy()], share_inputs=True)
         # A copy: the request writes its next answer into the same memory.
         return torch.from_numpy(request.get_output_tensor(0).data.copy())
+
+
+class _EagerBf16(nn.Module):
+    """The network in plain torch, weights and features in bfloat16."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self._network = channels_last(copy.deepcopy(plan.network).to(torch.bfloat16))
+
+    def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        out: Tensor = self._network(x.bfloat16(), timestep, context.bfloat16())
+        return out.float()
 
 
 def _eager(plan: Plan) -> nn.Module:
@@ -123,8 +136,14 @@ BUILDERS: Final[Mapping[str, Builder]] = {
     "compile": _compiled,
     "onnxruntime": _OnnxRuntime,
     "openvino": _OpenVino,
+    "openvino-bf16": partial(_OpenVino, precision="bf16"),
+    "eager-bf16": _EagerBf16,
 }
-_NEEDS = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
+_NEEDS = {
+    "onnxruntime": ("onnx", "onnxruntime"),
+    "openvino": ("onnx", "openvino"),
+    "openvino-bf16": ("onnx", "openvino"),
+}
 
 
 def available(device: torch.device) -> list[str]:
@@ -132,9 +151,20 @@ def available(device: torch.device) -> list[str]:
     return [
         name
         for name in BUILDERS
-        if name not in _NEEDS
-        or (device.type == "cpu" and all(importlib.util.find_spec(one) for one in _NEEDS[name]))
+        if (not name.endswith("-bf16") or _has_bf16(device))
+        and (
+            name not in _NEEDS
+            or (device.type == "cpu" and all(importlib.util.find_spec(one) for one in _NEEDS[name]))
+        )
     ]
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 itself; elsewhere it would only be slower."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
 
 
 def example(network: UNet, rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,7 +187,7 @@ def _onnx(plan: Plan) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about tracing; the result is checked against eager
             torch.onnx.export(
-                plan.network,
+                copy.deepcopy(plan.network),  # it may draw meanwhile
                 example(plan.network, plan.rows, torch.device("cpu")),
                 part.name,
                 input_names=["x", "timestep", "context"],

@@ -25,8 +25,10 @@ from worker.background import Background
 from worker.card import model_card
 from worker.engine import Engine
 from worker.start import _later
+from worker.streams import Streams
 
 Start = Callable[..., Any]
+_CALLS = Streams(1, torch.get_num_threads())
 
 
 def other(bundle: Bundle) -> Bundle:
@@ -50,6 +52,11 @@ def test_rows_end_as_they_began(shared_bundle: Bundle) -> None:
         assert torch.equal(pictures[f"{one.job}/0"], alone(drawn_by, one, 2))
 
 
+def _runtime(worker: Any) -> str:
+    [resident] = worker.runner._roster.residents.values()
+    return str(resident.card.runtime)
+
+
 def _fingerprint(settings: Settings, name: str) -> str:
     picture = Image.open(BytesIO(FolderStorage(settings.images_dir).read(name)))
     text = picture.text["avocat"]  # type: ignore[attr-defined]
@@ -70,7 +77,7 @@ def test_a_worker_serves_before_its_runtime_is_built(
     first = jobs.submit(steps=40, seed=1)
     jobs.running(first)
     built.set()
-    wait_for(lambda: worker.runner._card.runtime == "other 1")
+    wait_for(lambda: _runtime(worker) == "other 1")
     second = jobs.submit(steps=6, seed=1)
     prints = [_fingerprint(settings, jobs.ended(job).images[0].name) for job in (first, second)]
     usual = model_card(shared_bundle, settings.micro_batch, "eager 1")
@@ -83,7 +90,7 @@ def test_what_cannot_be_built_disturbs_nobody(jobs: Any, start_worker: Start) ->
 
     worker = start_worker(background=Background(build))
     assert jobs.ended(jobs.submit()).images
-    assert worker.runner._card.runtime == "eager 1"
+    assert _runtime(worker) == "eager 1"
 
 
 @pytest.mark.parametrize(
@@ -99,18 +106,18 @@ def test_only_what_takes_long_is_built_later(
     shared_bundle: Bundle, settings: Settings, changes: dict[str, Any], waits: bool
 ) -> None:
     chosen = settings.model_copy(update=changes)
-    assert (_later(shared_bundle, chosen, 1) is not None) == waits
+    assert (_later(shared_bundle, chosen, _CALLS) is not None) == waits
 
 
 def test_what_was_measured_before_is_there_at_once(
     shared_bundle: Bundle, settings: Settings, tmp_path: Path
 ) -> None:
     settings = settings.model_copy(update={"runtime": "auto", "micro_batch": 1})
-    later = _later(shared_bundle, settings, 1)
+    later = _later(shared_bundle, settings, _CALLS)
     assert later is not None
     model, card = later._build()
     assert isinstance(model, Bundle)
     assert card.forward_ms is not None
     assert card.difference is not None
     assert card.difference < 1e-3
-    assert _later(shared_bundle, settings, 1) is None
+    assert _later(shared_bundle, settings, _CALLS) is None

@@ -1,6 +1,7 @@
 """Prompt → token ids → CLIP's text tower → context vector, through open_clip."""
 
 import json
+import logging
 import math
 import os
 from collections import OrderedDict
@@ -143,11 +144,20 @@ def _names(entry: dict[str, Any] | list[Any]) -> Iterator[str]:
             yield from _names(inner)
 
 
+def _is_silent(_: logging.LogRecord) -> bool:
+    return False
+
+
 def _check_size(library: Any, name: str) -> None:
     """Raise ValueError if the configuration asks for more memory than the file's weights have."""
     folder = Path(name.removeprefix(LOCAL_PREFIX))
-    with torch.device("meta"):
-        described = library.create_model(name, device="meta", load_weights=False)
+    root = logging.getLogger()
+    root.addFilter(_is_silent)  # open_clip warns that there are no weights: that is the point
+    try:
+        with torch.device("meta"):
+            described = library.create_model(name, device="meta", load_weights=False)
+    finally:
+        root.removeFilter(_is_silent)
     needs = sum(tensor.numel() for tensor in described.state_dict().values())
     with safe_open(folder / _WEIGHTS, "pt") as file:
         has = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118

@@ -61,6 +61,9 @@ class Target:
         """
         raise NotImplementedError
 
+    def close(self) -> None:
+        """Give back what it holds."""
+
 
 class BundleTarget(Target):
     """A bundle with one file replaced; it is loaded, or refused with a BundleError."""
@@ -195,6 +198,10 @@ class UrlTarget(Target):
         assert name == self._name, target
         assert given.get("signature") == self._signature(name, expires), target
         assert int(expires) > time.time(), target
+
+    def close(self) -> None:
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
 
     async def _get(self, target: bytes, lines: list[bytes]) -> tuple[int, list[Any], bytes]:
         raw, _, query = target.partition(b"?")

@@ -1,5 +1,6 @@
 """The fuzzer's targets take their seeds, and a few hundred changes of them, in every test run."""
 
+from contextlib import closing
 from random import Random
 
 import pytest
@@ -21,23 +22,24 @@ def blindly(chance: Random, data: bytes) -> bytes:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "times"), [("bundle", 4), ("picture", 60), ("url", 12)])
 def test_no_input_does_what_it_should_not(name: str, times: int) -> None:
-    target, chance = TARGETS[name](), Random(6)
-    for seed in target.seeds():
-        target.one(seed)
-        data = seed
-        for _ in range(times):
-            is_json = data[0] in target.json_kinds
-            number = chance.randrange(2**31)
-            data = mutate(data, 16384, number, is_json, lambda old, _: blindly(chance, old))
-            target.one(data)
+    with closing(TARGETS[name]()) as target:
+        chance = Random(6)
+        for seed in target.seeds():
+            target.one(seed)
+            data = seed
+            for _ in range(times):
+                is_json = data[0] in target.json_kinds
+                number = chance.randrange(2**31)
+                data = mutate(data, 16384, number, is_json, lambda old, _: blindly(chance, old))
+                target.one(data)
 
 
 def test_a_forged_url_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The harness can fail: with a signature that fits everything, it does."""
-    target = TARGETS["url"]()
-    good = next(seed for seed in target.seeds() if b"signature=" in seed)
-    forged = good.replace(b"signature=", b"signature=0")
-    target.one(forged)
-    monkeypatch.setattr("app.signing.hmac.compare_digest", lambda *_: True)
-    with pytest.raises(AssertionError):
+    with closing(TARGETS["url"]()) as target:
+        good = next(seed for seed in target.seeds() if b"signature=" in seed)
+        forged = good.replace(b"signature=", b"signature=0")
         target.one(forged)
+        monkeypatch.setattr("app.signing.hmac.compare_digest", lambda *_: True)
+        with pytest.raises(AssertionError):
+            target.one(forged)

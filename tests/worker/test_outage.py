@@ -1,5 +1,6 @@
 """Redis goes away and comes back."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,10 @@ def test_jobs_survive_a_redis_that_dies_and_returns(
         engine = next(iter(worker.runner._roster.residents.values())).loop
         wait_for(lambda: engine.steps_done.keys() and len(engine.steps_done) == 1)  # short is drawn
         server.start()
-        records = [jobs.ended(job) for job in (long, short)]
+        back = time.monotonic()
         wait_for(lambda: any(entry["event"] == "Redis is back" for entry in logs))
+        assert time.monotonic() - back < 5
+        records = [jobs.ended(job) for job in (long, short)]
     assert {(record.status, record.attempts) for record in records} == {(JobStatus.SUCCEEDED, 1)}
     assert len(logs) < 10
     jobs.ended(jobs.submit())

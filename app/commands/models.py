@@ -25,7 +25,7 @@ def evaluate(context: typer.Context) -> None:
 
 
 def import_model(context: typer.Context) -> None:
-    """Serve a local Stable Diffusion folder or file under a name; its weights stay where they are."""
+    """Serve a local Stable Diffusion folder or file; its weights stay where they are."""
     into = read_settings().models_dir
     _hand_on("models.stable_diffusion", ["--into", str(into), *context.args])
 

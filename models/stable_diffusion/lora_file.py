@@ -126,12 +126,10 @@ def _renamed(
     """Kohya's names, of either of the U-Net's layouts, to those of diffusers."""
     if not all(key.startswith(_KOHYA) for key in state):
         return dict(state)
-    from diffusers.loaders import StableDiffusionXLLoraLoaderMixin as Theirs
+    from diffusers.loaders.lora_pipeline import StableDiffusionXLLoraLoaderMixin as Theirs
 
     try:
-        weights, alphas = Theirs.lora_state_dict(  # type: ignore[no-untyped-call]
-            dict(state), unet_config=networks["unet"].config
-        )
+        weights, alphas = Theirs.lora_state_dict(dict(state), unet_config=networks["unet"].config)
     except (ValueError, KeyError, IndexError) as fault:
         said = " ".join(str(fault).split())
         raise LoraError(f"LoRA {name!r} has names that are not known: {said[:200]}") from None
@@ -185,7 +183,7 @@ def _check_shapes(
         if factor not in weights:
             raise LoraError(f"LoRA {name!r} has no {factor} weight for {layer} of the {part}")
     down, up = weights["down"].shape, weights["up"].shape
-    shape: torch.Size = network.get_submodule(layer).weight.shape  # type: ignore[union-attr, assignment]
+    shape: torch.Size = network.get_submodule(layer).weight.shape  # type: ignore[assignment]
     fits = down[1:2] == shape[1:2] and up[:1] == shape[:1] and down[:1] == up[1:2]
     kernels = [tuple(one) for one in (down[2:], shape[2:]) if tuple(one) not in ((), (1, 1))]
     if not fits or len(set(kernels)) > 1 or len(kernels) == 1:

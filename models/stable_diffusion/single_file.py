@@ -69,7 +69,8 @@ def generation_of(shapes: Shapes, name: str) -> str:
             f"{name} is no checkpoint of Stable Diffusion 1, 2 or XL: it has no {_STEM} "
             f"(the first of its {len(shapes)} weights: {first})"
         )
-    for generation, prefixes in reversed(PREFIXES.items()):
+    for generation in GENERATIONS:
+        prefixes = PREFIXES[generation]
         if any(key.startswith(prefixes["text_encoder"]) for key in shapes):
             for part, prefix in prefixes.items():
                 if not any(key.startswith(prefix) for key in shapes):

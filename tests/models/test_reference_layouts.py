@@ -114,12 +114,16 @@ HABITS: dict[str, tuple[dict[str, Any], NoiseSchedule, Parameterisation]] = {
 def test_other_noise_predictions_and_offsets_equal_the_reference(
     sampler: str, habit: str, offset: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if (sampler, habit) == ("euler_ancestral", "picture"):
+        pytest.skip("the reference has no such prediction there")
     said, schedule, predicts = HABITS[habit]
     names = {"eps": "epsilon", "v": "v_prediction", "denoised": "sample"}
     more = {"prediction_type": names[predicts], "timestep_spacing": "leading"}
     config = {**OLD, **said, **more, "steps_offset": offset}
     last = float(schedule.alphas_cumprod[0])
-    layout = Layout("leading", offset=offset, last=last, fixed_stride=True, between=True)
+    layout = Layout(
+        *("leading", offset, last), fixed_stride=True, between=True, whole=habit != "cosine"
+    )
     way = trajectory(schedule, sampler, 7, layout, parameterisation=predicts)  # type: ignore[arg-type]
     found = difference(sampler, 7, scheduler_of(sampler, config), way, monkeypatch)
     assert found <= 1e-3, found

@@ -48,5 +48,5 @@ class Announcements:
         self._told[resident.name] = resident.model.sha256
 
     def was_forgotten(self) -> None:
-        """Redis has lost what was told."""
-        self._told.clear()
+        """Redis may have lost what was told, and may not: all is told again."""
+        self._told = dict.fromkeys(self._told, "")

@@ -21,8 +21,7 @@ from redis import Redis
 from app import keys
 from app.jobs.fleet import Fleet, ModelState, Placement, Standing
 from app.jobs.fleet_reader import read_fleet
-from app.jobs.models import ModelCard
-from worker.card import announce, announce_available, forget
+from worker.announcements import Announcements
 from worker.catalogue import Catalogue, Entry
 from worker.eviction import Tenant, to_leave
 from worker.mail import Mail, ModelLoaded, ModelNotLoaded
@@ -35,7 +34,6 @@ _log = structlog.get_logger()
 _AGAIN_S = 60.0  # before a model that could not be loaded is tried again
 _HELP_S = 2.0  # before an idle worker loads what a busy one has
 _ROOM = 1.2  # of the weights: what else a model takes while it is loaded and draws
-_HAD: tuple[ModelState, ...] = (ModelState.LOADED, ModelState.LOADING)
 
 
 class Workshop(Protocol):
@@ -81,22 +79,17 @@ class Roster:
         self._own = first.name
         self._waiting: dict[str, float] = {}  # models of waiting jobs, and since when they wait
         self._unserved: dict[str, float] = {}  # those that no worker has, and since when
+        self._served: dict[str, float] = {}  # those that another worker has, and since when
         self._asked: set[str] = set()  # loads that an operator asked for
         self._failed: dict[str, _Failure] = {}
         self._target = ""  # what room is made for, or what is being loaded
         self._loading = False
-        self._told: dict[str, ModelCard] = {}  # of those that are loaded
-        self._announced: dict[str, str] = {}  # model -> sha256, of those that are not loaded
+        self.announcements = Announcements(redis, worker)
         self.look()
 
     @property
     def _entries(self) -> dict[str, Entry]:
         return {} if self._workshop is None else self._workshop.catalogue.entries
-
-    @property
-    def has_news(self) -> bool:
-        """Whether a loaded model has another card than was announced, as when a LoRA was added."""
-        return any(self._told.get(name) != one.card for name, one in self.residents.items())
 
     @property
     def could_load_more(self) -> bool:
@@ -129,7 +122,9 @@ class Roster:
             self._waiting.setdefault(model, now)
         if whole:
             self._waiting = {name: at for name, at in self._waiting.items() if name in models}
-            self._unserved = {name: at for name, at in self._unserved.items() if name in models}
+            for known in (self._unserved, self._served):
+                for name in known.keys() - set(models):
+                    del known[name]
 
     def ask_load(self, model: str) -> None:
         """An operator wants it here, whatever has to leave."""
@@ -153,10 +148,6 @@ class Roster:
     def expects_work(self) -> bool:
         """Whether jobs wait for a model that will be loaded here."""
         return bool(self._target) or any(map(self.knows, self._waiting.keys() - self.residents))
-
-    def was_forgotten(self) -> None:
-        """Redis has lost what was announced."""
-        self._announced.clear()
 
     def close(self) -> None:
         """The worker stops: others need not count on what it has loaded."""
@@ -217,10 +208,14 @@ class Roster:
             return False
         if name in self._asked:
             return True
-        if fleet.has(name, *_HAD, but=self._worker):
+        if fleet.has(name, ModelState.LOADED, but=self._worker):
             self._unserved.pop(name, None)
+            waited_s = now - self._served.setdefault(name, now)
             idle = not any(map(flying, self.residents.values()))
-            return idle and not leaving and now - self._waiting[name] >= _HELP_S
+            return idle and not leaving and waited_s >= _HELP_S
+        self._served.pop(name, None)
+        if fleet.has(name, ModelState.LOADING, but=self._worker):
+            return False
         late = now - self._unserved.setdefault(name, now) >= self._patience_s
         return late or not any(self._is_wanted(one, now, flying) for one in leaving)
 
@@ -295,7 +290,6 @@ class Roster:
         if resident.name not in self._entries:  # it was removed meanwhile
             resident.leaving = "changed"
         resident.start()
-        self._announced.pop(resident.name, None)
         self._done(resident.name)
 
     def _fail(self, model: str, reason: str) -> None:
@@ -338,34 +332,20 @@ class Roster:
         resident.speed.forget()
         resident.close()
         del self.residents[resident.name]
-        self._announced[resident.name] = resident.model.sha256  # its card says more than a new one
+        self.announcements.unloaded(resident)
         for known in (self._waiting, self._unserved):  # what was seen before it left
             known.pop(resident.name, None)
         gc.collect()  # a model is a knot of modules that name each other
         give_back(self._device)
 
+    @property
+    def has_news(self) -> bool:
+        """Whether the API knows an older state of a loaded model."""
+        return self.announcements.is_old(self.residents)
+
     def announce(self) -> None:
-        """Tell the API of all models, loaded or not, and that some are gone."""
-        for resident in self.residents.values():
-            card = resident.card
-            announce(self._redis, card)
-            self._told[resident.name] = card
-        here = {
-            name: entry.description
-            for name, entry in self._entries.items()
-            if entry.description is not None and name not in self.residents
-        }
-        fleet = read_fleet(self._redis)
-        for name, description in here.items():
-            if self._announced.get(name) != description.sha256:
-                loaded = fleet.has(name, *_HAD, but=self._worker)
-                with suppress(OSError):  # it is being removed
-                    announce_available(self._redis, description, loaded=loaded)
-                    self._announced[name] = description.sha256
-        for name in self._announced.keys() - self._entries.keys():
-            del self._announced[name]
-            if name not in self.residents and not fleet.serves(name, but=self._worker):
-                forget(self._redis, name)
+        """Tell the API of all models."""
+        self.announcements.tell(self.residents, self._entries)
 
     def standing(self) -> Standing:
         """What others may know of this worker."""

@@ -273,7 +273,7 @@ class Runner(RegisteredWorker):
         if self._beats.due(now):
             if not self.beat(self._ledger, held, self._roster.standing()):
                 self._announced = False  # Redis came back without its data
-                self._roster.was_forgotten()
+                self._roster.announcements.was_forgotten()
             self._beats.done(now)
         else:
             self.show_state(held)

@@ -66,3 +66,12 @@ def test_the_scaled_shape_is_the_architecture_of_sd_15() -> None:
     assert counts["unet"] == 859_520_964  # of the public one
     assert counts["vae"] == 83_653_863
     assert counts["text_encoder"] == 123_060_480
+
+
+@torch.inference_mode()
+def test_it_gives_its_lines(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stable_diffusion, "FIRST_JOBS", 1)
+    monkeypatch.setattr(stable_diffusion, "LEAST_ROUNDS", 1)
+    found = stable_diffusion.lines(studio, 0.1, (2.0, 1.5))
+    assert [least for _, _, _, least in found] == [2.0, 1.5, None, None, None, None]
+    assert all(len(rounds) == 1 and rounds[0] > 0 for _, rounds, _, _ in found)

@@ -103,9 +103,9 @@ def _later(model: Model, settings: Settings, count: int) -> Background | None:
     wanted = settings.runtime
     if not isinstance(model, Bundle) or not settings.exact or wanted not in ("auto", "compile"):
         return None
-    threads = torch.get_num_threads()
-    place = {"rows": settings.micro_batch, "cache": settings.runtimes_dir}
-    if is_ready(model, wanted=wanted, streams=Streams(count, threads), **place):
+    rows, threads = settings.micro_batch, torch.get_num_threads()
+    streams, cache = Streams(count, threads), settings.runtimes_dir
+    if is_ready(model, wanted=wanted, rows=rows, streams=streams, cache=cache):
         return None
 
     def build() -> tuple[Model, ModelCard]:

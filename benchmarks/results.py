@@ -10,7 +10,16 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["Result", "busy_share", "interleaved", "machine", "ratios", "result", "spread"]
+__all__ = [
+    "LEAST_ROUNDS",
+    "Result",
+    "busy_share",
+    "interleaved",
+    "machine",
+    "ratios",
+    "result",
+    "spread",
+]
 
 LEAST_ROUNDS = 3
 _RUNTIMES = ("torch", "onnxruntime", "openvino")

@@ -139,8 +139,8 @@ def _later(model: Model, settings: Settings, calls: Streams) -> Background | Non
     wanted = settings.runtime
     if not isinstance(model, Bundle) or not settings.exact or wanted not in ("auto", "compile"):
         return None
-    place = {"rows": settings.micro_batch, "cache": settings.runtimes_dir}
-    if is_ready(model, wanted=wanted, streams=calls, **place):
+    rows, cache = settings.micro_batch, settings.runtimes_dir
+    if is_ready(model, wanted=wanted, rows=rows, streams=calls, cache=cache):
         return None
 
     def build() -> tuple[Model, ModelCard]:

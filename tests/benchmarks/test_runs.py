@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from benchmarks import bookkeeping, forward, gemm, gpu, page, submission
+from benchmarks import bookkeeping, cold_start, forward, gemm, gpu, page, submission
 from benchmarks.__main__ import BENCHMARKS, REPOSITORY
 from benchmarks.arrivals import Arrival, at_once
 from benchmarks.forward import network_of
@@ -37,6 +37,16 @@ def test_it_gives_its_lines(
     assert [one.at_least for one in found] == at_least
     assert all(one.low <= one.value <= one.high for one in found)
     assert all(one.value > 0 for one in found if module is not bookkeeping)
+
+
+@pytest.mark.slow
+def test_starts_are_timed(plan: Plan) -> None:
+    found = {one.name: one.value for one in cold_start.measure(plan)}
+    assert [one.rpartition(", ")[2] for one in found] == [
+        *("empty data folder", "empty data folder"),
+        *("as left by an earlier start", "as left by an earlier start"),
+    ]
+    assert all(value > 0 for value in found.values())
 
 
 def test_plain_torch_is_a_copy_in_its_own_layout(plan: Plan) -> None:

@@ -13,8 +13,8 @@ from models.unet import Denoiser
 from tests.worker.test_engine import alone, drain, random_spec
 from worker.engine import Engine
 from worker.runtimes import choice
-from worker.runtimes.choice import Measured, with_runtime
-from worker.runtimes.networks import BUILDERS, Plan, available
+from worker.runtimes.choice import Measured, dtype_of, with_runtime
+from worker.runtimes.networks import BUILDERS, Plan, available, example
 from worker.streams import Streams
 
 RUNTIMES = ["eager", "onnxruntime", "openvino"]
@@ -52,6 +52,22 @@ def test_rows_are_exact_in_every_runtime(lively: Bundle, wanted: str, tmp_path: 
         assert torch.equal(pictures[f"{one.job}/0"], alone(bundle, one, ROWS))
         eager = alone(lively, one, ROWS)
         assert torch.allclose(pictures[f"{one.job}/0"], eager, atol=1e-3)
+
+
+@pytest.mark.parametrize("wanted", [*RUNTIMES[1:], "openvino-bf16", "eager-bf16"])
+def test_a_later_start_draws_the_same_bits(lively: Bundle, wanted: str, tmp_path: Path) -> None:
+    arguments = example(lively.denoiser.network, ROWS, torch.device("cpu"))
+    first, later = (
+        executed(lively, wanted, tmp_path)[0].denoiser.network(*arguments) for _ in range(2)
+    )
+    assert torch.equal(first, later)
+
+
+def test_bfloat16_is_only_for_those_who_name_it(lively: Bundle, tmp_path: Path) -> None:
+    _, named = executed(lively, "openvino-bf16", tmp_path)
+    assert 1e-5 < named.difference < 0.1
+    assert executed(lively, "auto", tmp_path)[1].name in ("eager", "onnxruntime", "openvino")
+    assert (dtype_of("openvino-bf16 1.0"), dtype_of("openvino 1.0")) == ("bfloat16", "float32")
 
 
 def fake(difference: float) -> type[nn.Module]:

@@ -100,6 +100,7 @@ class _OpenVino(nn.Module):
             "INFERENCE_NUM_THREADS": plan.threads * plan.streams,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": plan.streams,
+            "CACHE_DIR": str(plan.onnx.parent / "openvino"),  # half the time of a later start
         }
         compiled = core.compile_model(model, "CPU", options)
         self._of_thread = _PerThread(compiled.create_infer_request)
@@ -128,6 +129,8 @@ def _eager(plan: Plan) -> nn.Module:
 
 
 def _compiled(plan: Plan) -> nn.Module:
+    # Else in the system's folder for what need not last.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(plan.onnx.parent / "inductor"))
     return torch.compile(plan.network, dynamic=False)  # type: ignore[return-value]
 
 

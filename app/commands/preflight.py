@@ -16,7 +16,14 @@ from app.settings import Settings
 from app.storage.base import StorageError
 from app.storage.opening import open_storage
 
-__all__ = ["check_bundle", "check_redis", "check_storage", "listen", "lock_data_folder"]
+__all__ = [
+    "check_bundle",
+    "check_redis",
+    "check_storage",
+    "listen",
+    "lock_data_folder",
+    "take_address",
+]
 
 LOCK_WAIT_S = 3.0  # a Redis whose supervisor was killed needs a moment to write down and leave
 
@@ -75,8 +82,16 @@ def lock_data_folder(folder: Path) -> int:
 
 
 def listen(settings: Settings) -> socket.socket:
-    """The listening socket, which outlives a restart of the API.
+    """The listening socket, which outlives a restart of the API; ends as `take_address` does."""
+    listener = take_address(settings)
+    listener.listen(2048)
+    return listener
 
+
+def take_address(settings: Settings) -> socket.socket:
+    """A socket at the address that does not listen yet.
+
+    Connections are refused until it does, so that a gateway asks another replica at once.
     Ends with one sentence if it cannot be had, or if strangers could reach a service without keys.
     """
     listener = _bound(settings.host, settings.port)
@@ -96,11 +111,16 @@ def listen(settings: Settings) -> socket.socket:
 
 def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
     try:
-        made = socket.create_server((host, port), family=family, backlog=2048)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind((host, port))
         # Read back, it knows its protocol; of others asyncio does not switch Nagle's delay off.
         return socket.socket(fileno=made.detach())
     except OSError as fault:
+        made.close()
         if fault.errno is None or fault.errno < 0 or fault.errno == errno.EADDRNOTAVAIL:
             fail(f"AVOCAT_HOST={host!r} is not an address of this machine", ExitCode.BAD_INPUT)
         if fault.errno == errno.EADDRINUSE:

@@ -17,6 +17,7 @@ from app.commands.preflight import (
     check_storage,
     listen,
     lock_data_folder,
+    take_address,
 )
 from app.commands.programs import environment, program
 from app.embedded_redis import EmbeddedRedis, EmbeddedRedisError, redis_executable
@@ -171,7 +172,7 @@ def api(
     """
     apply_overrides(host=host, port=port)
     settings = read_settings()
-    listener = socket.socket(fileno=fd) if fd is not None else listen(settings)
+    listener = socket.socket(fileno=fd) if fd is not None else take_address(settings)
     # Here, so that the other commands start faster.
     from app.audit import AuditError
     from app.main import create_app

@@ -8,6 +8,8 @@ import time
 from collections.abc import Awaitable
 from typing import cast
 
+from redis.exceptions import RedisError
+
 from app import errors, keys
 from app.api_keys import ALL_DAY_S
 from app.deps import Services
@@ -26,18 +28,25 @@ async def refused(services: Services, owner: str, why: submit.Refusal) -> errors
         case submit.QueueFull(waiting):
             return errors.QueueFull(
                 f"{waiting} jobs wait already; try again soon",
-                headers=_after(await services.outlooks.room_s()),
+                headers=_after(await _foreseen(services.outlooks.room_s())),
             )
         case submit.TooManyActive(active):
             return errors.QuotaExceeded(
                 f"{active} of your jobs are queued or running, which is the most; let some end",
-                headers=_after(await _next_end_s(services, owner)),
+                headers=_after(await _foreseen(_next_end_s(services, owner))),
                 extra={"violated-policies": ["concurrency"]},
             )
         case submit.StorageFull(room_at):
             return _storage_full(services.settings.storage_quota_bytes, room_at)
         case submit.DaySpent(pictures):
             return _day_spent(pictures)
+
+
+async def _foreseen(asked: Awaitable[float | None]) -> float | None:
+    try:
+        return await asked
+    except RedisError:  # the refusal stands all the same
+        return None
 
 
 async def _next_end_s(services: Services, owner: str) -> float | None:

@@ -1,5 +1,6 @@
 """Whole trajectories as the public weights are sampled: the habits of their configurations."""
 
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -121,9 +122,8 @@ def test_other_noise_predictions_and_offsets_equal_the_reference(
     more = {"prediction_type": names[predicts], "timestep_spacing": "leading"}
     config = {**OLD, **said, **more, "steps_offset": offset}
     last = float(schedule.alphas_cumprod[0])
-    layout = Layout(
-        *("leading", offset, last), fixed_stride=True, between=True, whole=habit != "cosine"
-    )
+    layout = Layout("leading", offset=offset, last=last, fixed_stride=True, between=True)
+    layout = replace(layout, whole=habit != "cosine")
     way = trajectory(schedule, sampler, 7, layout, parameterisation=predicts)  # type: ignore[arg-type]
     found = difference(sampler, 7, scheduler_of(sampler, config), way, monkeypatch)
     assert found <= 1e-3, found

@@ -36,8 +36,7 @@ class Layout:
     the ᾱ that `ddim` ends on, 1 = the picture itself. `fixed_stride`: `ddim` steps back by
     T // steps and not to the next timestep visited. `between`: Euler's linspace asks between
     timesteps, and Karras' noise levels are not moved to those of whole timesteps. `lcm_steps` are
-    those of the distillation, `lcm_scale` its timestep scaling. `whole`: also then the network is
-    asked about whole timesteps, as diffusers does but for the cosine.
+    those of the distillation, `lcm_scale` its timestep scaling.
     """
 
     spacing: Spacing | None = "trailing"
@@ -45,7 +44,6 @@ class Layout:
     last: float = 1.0
     fixed_stride: bool = False
     between: bool = False
-    whole: bool = True
     lcm_steps: int = 50
     lcm_scale: float = 10.0
 
@@ -153,8 +151,7 @@ def _karras(schedule: NoiseSchedule, steps: int, layout: Layout) -> Knots:
     low, high = sigmas[0] ** (1 / _RHO), sigmas[-1] ** (1 / _RHO)
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     sigma = (high + ramp * (low - high)) ** _RHO
-    t = _interpolate_inverse(sigma.log(), sigmas.log())
-    t = t.round().long() if layout.whole or not layout.between else t
+    t = _interpolate_inverse(sigma.log(), sigmas.log()).round().long()
     if layout.between:
         return Knots(t, now := 1 / (1 + sigma**2), _following(now), t.double())
     t = _apart(t.flip(0), schedule.training_length).flip(0)

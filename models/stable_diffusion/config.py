@@ -46,7 +46,6 @@ class LayoutConfig(_Strict):
     spacing: Spacing | None = None
     offset: int = Field(default=0, ge=0)
     ends_clean: bool = True  # ddim: on the picture, not on ᾱ_0
-    whole: bool = True  # Karras' timesteps
     lcm_steps: int = Field(default=50, ge=1)
     lcm_scale: float = Field(default=10.0, gt=0)
 
@@ -58,7 +57,6 @@ class LayoutConfig(_Strict):
             last=1.0 if self.ends_clean else float(schedule.alphas_cumprod[0]),
             fixed_stride=True,
             between=True,
-            whole=self.whole,
             lcm_steps=self.lcm_steps,
             lcm_scale=self.lcm_scale,
         )

@@ -138,7 +138,6 @@ def _layout(scheduler: Mapping[str, Any], family: str) -> LayoutConfig:
         spacing=scheduler.get("timestep_spacing"),
         offset=offset,
         ends_clean=bool(scheduler.get("set_alpha_to_one", True)),
-        whole=scheduler.get("beta_schedule") != "squaredcos_cap_v2",
         lcm_steps=scheduler.get("original_inference_steps", 50),
         lcm_scale=scheduler.get("timestep_scaling", 10.0),
     )

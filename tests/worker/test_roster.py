@@ -275,3 +275,21 @@ def test_operators_load_and_unload(client: redis.Redis, jobs: Any, work: Start) 
     tell("load-model", "nothing")
     tell("unload-model", "nothing")
     assert jobs.ended(jobs.submit()).status is JobStatus.SUCCEEDED
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_imported_pipeline_is_drawn_with_beside_the_bundle(
+    client: redis.Redis, jobs: Any, work: Start, settings: Settings, tmp_path: Path
+) -> None:
+    from models.stable_diffusion.loading import import_folder
+    from tests.models.tiny_diffusers import build_pipeline
+
+    source = build_pipeline(tmp_path / "stable-diffusion", "sd1")
+    import_folder(source, settings.models_dir / "sd", "sd")
+    work()
+    before = wait_for(lambda: placed(client, "sd"))
+    assert (before.state, before.source) == (ModelState.AVAILABLE, str(source))
+    asked = {"model": "sd", "size": "64x64", "background": "white", "steps": 3}
+    ids = [jobs.submit(**asked), jobs.submit(), jobs.submit(**asked, sampler="euler")]
+    assert [jobs.ended(job, 300).status for job in ids] == [JobStatus.SUCCEEDED] * 3
+    assert {state(client, model) for model in ("sd", "tiny")} == {ModelState.LOADED}

@@ -353,8 +353,6 @@ class Runner(RegisteredWorker):
     def _leave(self) -> None:
         """Stop the threads, give back what is left, and let RQ forget this worker."""
         self._engine_loop.stop(_GIVE_UP_S)
-        if self._background is not None:
-            self._background.wait(_GIVE_UP_S)
         self._listener.stop()
         self._control.close()
         with suppress(RedisError):
@@ -362,4 +360,6 @@ class Runner(RegisteredWorker):
             self._settle(time.monotonic())
             self.register_death()  # type: ignore[no-untyped-call]
         self._tracing.close()
+        if self._background is not None:
+            self._background.wait(_GIVE_UP_S)
         _log.info("worker stopped", name=self.name)

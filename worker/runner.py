@@ -149,6 +149,11 @@ class Runner(RegisteredWorker):
         """What ended the engine, if something did: the process should end in error."""
         return self._control.fault
 
+    @property
+    def building(self) -> bool:
+        """Whether a runtime is still being built."""
+        return self._background is not None and self._background.running
+
     def improve(self, background: Background) -> None:
         """Once it works, build a faster runtime beside it, and switch to that."""
         self._background = background

@@ -111,7 +111,11 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
         raise StartError(str(fault)) from None
     except OSError as fault:
         raise StartError(f"metrics cannot be served at {host}:{port}: {fault}") from None
-    return 1 if runner.fault is not None else 0
+    code = 1 if runner.fault is not None else 0
+    if runner.building:  # seen: a library aborts a process that ends in the midst of its work
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _profile(file: Path) -> "NoProfile":

@@ -27,6 +27,11 @@ class Background:
         self._thread = threading.Thread(target=self._run, args=(mail,), name="build", daemon=True)
         self._thread.start()
 
+    @property
+    def running(self) -> bool:
+        """Whether it is at work."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self, timeout_s: float) -> None:
         """Let it end: the libraries bear no end of the process in their midst."""
         if self._thread is not None:

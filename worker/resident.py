@@ -78,6 +78,7 @@ class Resident:
         self.leaving = ""
         self._smaller, self._streams = prepared.smaller, prepared.streams
         self._background, self._mail = prepared.background, place.mail
+        self._shrunk = False
         self._exact, self._micro_batch = prepared.exact, prepared.micro_batch
         engine = Engine(
             *(prepared.model, prepared.slots, prepared.micro_batch),
@@ -117,11 +118,21 @@ class Resident:
 
         False where batches are smaller now than what it was built for.
         """
-        if self._background is None:
+        if self._shrunk:
             return False
         self._card = letter.card
         self.loop.switch(letter.model)
         return True
+
+    @property
+    def building(self) -> bool:
+        """Whether a faster runtime is still being built."""
+        return self._background is not None and self._background.running
+
+    def wait_for_runtime(self, timeout_s: float) -> None:
+        """Let what builds one end, if it does in time."""
+        if self._background is not None:
+            self._background.wait(timeout_s)
 
     def share(self, rows: int) -> Fraction:
         """What so many of its rows take of the device."""
@@ -133,14 +144,12 @@ class Resident:
         self.speed.reshape(letter.slots, letter.at_once)
         if letter.micro_batch == self._micro_batch:
             return False
-        self._micro_batch, self._background = letter.micro_batch, None
+        self._micro_batch, self._shrunk = letter.micro_batch, True
         self._card = self._smaller.card(letter.micro_batch, exact=self._exact)
         return True
 
     def close(self) -> None:
         """End its threads."""
         self.loop.stop(_GIVE_UP_S)
-        if self._background is not None:
-            self._background.wait(_GIVE_UP_S)
         self.loras.close()
         self._streams.close()

@@ -147,6 +147,11 @@ class Runner(RegisteredWorker):
         """What ended the engine, if something did: the process should end in error."""
         return self._control.fault
 
+    @property
+    def building(self) -> bool:
+        """Whether a runtime is still being built."""
+        return any(resident.building for resident in self._roster.residents.values())
+
     def stop(self) -> None:
         """Ask the worker to drain; asked again, to hand everything back at once."""
         self._mail.put(StopRequested())
@@ -387,4 +392,6 @@ class Runner(RegisteredWorker):
             self._settle(time.monotonic())
             self.register_death()  # type: ignore[no-untyped-call]
         self._tracing.close()
+        for resident in self._roster.residents.values():
+            resident.wait_for_runtime(_GIVE_UP_S)
         _log.info("worker stopped", name=self.name)

@@ -39,7 +39,8 @@ draw() { # PROMPT: a picture by the gateway alone, as a client whose TLS ended b
         --header 'Content-Type: application/json' --header 'X-Forwarded-Proto: https' \
         --data "{\"prompt\": \"$1\", \"response_format\": \"url\"}")" || { echo "$answer" >&2; return 1; }
     link="$(grep --only-matching '"url":"https://[^"]*' <<<"$answer" | cut --delimiter '"' --fields 4)"
-    curl --silent --show-error --fail --max-time 30 "$url/${link#https://*/}" | head --bytes 4 | grep --quiet PNG
+    curl --silent --show-error --fail --max-time 30 "$url/${link#https://*/}" |
+        { head --bytes 4; cat >/dev/null; } | grep --quiet PNG # read to its end, or curl complains
     echo "containers-test: drew '$1'"
 }
 

@@ -41,7 +41,7 @@ def _job_object(record: JobRecord, outlook: Outlook, urls: Sequence[str]) -> Job
         started_at=_optional_time(record.started_at),
         finished_at=_optional_time(record.finished_at),
         expires_at=_rfc3339(record.expires_at),
-        request=vars(record.request),  # type: ignore[arg-type]  # read as the model it is of
+        request=vars(record.request),  # read as the model it is of
         progress=Progress.of(record.step, record.total_steps),
         queue_position=outlook.queue_position,
         eta_seconds=outlook.eta_s,

@@ -17,6 +17,7 @@ import redis as blocking
 from redis import asyncio as asynchronous
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import ConstantBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
@@ -75,13 +76,27 @@ def connect_async(url: str, *, max_connections: int = 64) -> asynchronous.Redis:
             place.addresses, sentinel_kwargs=place.for_sentinels
         )
         found = sentinel.master_for(
-            place.service, max_connections=16 * max_connections, **place.for_redis, **options
+            place.service,
+            redis_class=_Master,
+            max_connections=16 * max_connections,
+            **place.for_redis,
+            **options,
         )
         return cast(asynchronous.Redis, found)
     pool = asynchronous.BlockingConnectionPool.from_url(
         url, max_connections=max_connections, timeout=2.0, **options
     )
     return asynchronous.Redis.from_pool(pool)
+
+
+class _Master(asynchronous.Redis):
+    """The client of a master, which closes those of the sentinels that it was found by, too."""
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        await super().aclose(close_connection_pool)
+        pool = cast(SentinelConnectionPool, self.connection_pool)
+        for sentinel in pool.sentinel_manager.sentinels:
+            await sentinel.aclose()
 
 
 class _Sentinels(NamedTuple):

@@ -18,6 +18,7 @@ from redis import asyncio as asynchronous
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import ConstantBackoff
 from redis.connection import HiredisRespSerializer
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -77,7 +78,11 @@ def connect_async(url: str, *, max_connections: int = 64) -> asynchronous.Redis:
             place.addresses, sentinel_kwargs=place.for_sentinels
         )
         found = sentinel.master_for(
-            place.service, max_connections=16 * max_connections, **place.for_redis, **options
+            place.service,
+            redis_class=_Master,
+            max_connections=16 * max_connections,
+            **place.for_redis,
+            **options,
         )
         return cast(asynchronous.Redis, found)
     pool = asynchronous.BlockingConnectionPool.from_url(
@@ -114,6 +119,16 @@ _PACKING_IN_C: dict[type, type] = {
     SSLConnection: _Tls,
     UnixDomainSocketConnection: _Unix,
 }
+
+
+class _Master(asynchronous.Redis):
+    """The client of a master, which closes those of the sentinels that it was found by, too."""
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        await super().aclose(close_connection_pool)
+        pool = cast(SentinelConnectionPool, self.connection_pool)
+        for sentinel in pool.sentinel_manager.sentinels:
+            await sentinel.aclose()
 
 
 class _Sentinels(NamedTuple):

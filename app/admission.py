@@ -73,12 +73,12 @@ async def admit(
         await store_inputs(services, stored, inputs)
     # Where Redis is lost on the way, the job may be there: its inputs are then left to `avocat gc`.
     outcome, record = await submit_or_answer(services, record, unique, repeats, quota)
+    if stored and outcome != submit.Accepted(record.id):
+        await discard_inputs(services, stored)
     if isinstance(outcome, submit.Refusal):
         raise await refused(services, caller.owner, outcome)
     if isinstance(outcome, submit.Repeats):
         raise TypeError(f"{outcome!r} was to be answered or submitted")
-    if stored and outcome != submit.Accepted(record.id):
-        await discard_inputs(services, stored)
     ahead = outcome.ahead if isinstance(outcome, submit.Accepted) else 0
     admission = Admission(_admitted(outcome), record, ahead)
     _note(services, admission)

@@ -154,7 +154,7 @@ def _check_size(library: Any, name: str) -> None:
     root = logging.getLogger()
     root.addFilter(_is_silent)  # open_clip warns that there are no weights: that is the point
     try:
-        with torch.device("meta"):
+        with unfilled(), torch.device("meta"):
             described = library.create_model(name, device="meta", load_weights=False)
     finally:
         root.removeFilter(_is_silent)

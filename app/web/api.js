@@ -157,6 +157,7 @@ const WORDS = {
   "invalid-job": ["This model cannot draw that.", "Other options may help."],
   "queue-entry-invalid": ["The job was damaged in the queue.", "Generate again."],
   "model-not-served": ["No worker serves this model now.", "Try again in a moment."],
+  "model-not-loaded": ["This model could not be loaded.", "Choose another one in the options."],
 };
 
 // A title and a sentence for people, for every problem there is and for those to come.

@@ -110,8 +110,9 @@ def _samples(source: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def _tar_samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The files of a sample follow one another, as in WebDataset's shards."""
-    key, parts = "", dict[str, bytes]()
+    """Each sample once it is whole: files of one follow one another, as in WebDataset, mostly."""
+    begun: dict[str, dict[str, bytes]] = {}
+    last = ""
     try:
         with tarfile.open(shard) as tar:
             for member in tar:
@@ -119,15 +120,20 @@ def _tar_samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
                 if handle is None:
                     continue
                 path = PurePosixPath(member.name)
-                if str(path.with_suffix("")) != key and parts:
-                    yield f"{shard.name}:{key}", parts
-                    parts = {}
                 key = str(path.with_suffix(""))
-                parts[path.suffix.lower()] = handle.read()
+                if key != last and _is_whole(begun.get(last, {})):
+                    yield f"{shard.name}:{last}", begun.pop(last)
+                begun.setdefault(key, {})[path.suffix.lower()] = handle.read()
+                last = key
     except (tarfile.TarError, EOFError, OSError) as fault:
         raise DatasetError(f"{str(shard)!r} is no tar file, or is cut short: {fault}") from None
-    if parts:
+    for key, parts in begun.items():
         yield f"{shard.name}:{key}", parts
+
+
+def _is_whole(parts: dict[str, bytes]) -> bool:
+    kinds = (PICTURE_SUFFIXES, CAPTION_SUFFIXES)
+    return all(any(suffix in parts for suffix in kind) for kind in kinds)
 
 
 def _picture(parts: dict[str, bytes]) -> bytes:

@@ -33,7 +33,7 @@ def sweep(service: Service) -> Recovery:
     """The upkeep of a worker."""
     redis: Any = service.redis
     ledger = Ledger(redis, "sweeper", 15)
-    return Recovery(redis, JobStore(redis), ledger, None, service.storage)  # type: ignore[arg-type]
+    return Recovery(redis, JobStore(redis), ledger, service.storage)
 
 
 def expire(service: Service, name: str) -> None:

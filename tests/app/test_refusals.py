@@ -14,7 +14,7 @@ SPEED = {"slots": 1, "micro_batch": 2, "seconds_per_call": 0.1}
 
 def worker(service: Service) -> None:
     service.redis.sadd(keys.RQ_WORKERS, "rq:worker:w")
-    fields = {keys.WORKER_MODEL: "tiny", keys.WORKER_SPEED: json.dumps(SPEED)}
+    fields = {keys.WORKER_MODEL: "tiny", keys.worker_speed("tiny"): json.dumps(SPEED)}
     service.redis.hset("rq:worker:w", mapping=fields)
 
 

@@ -308,7 +308,7 @@ def _use(text: str | None) -> None:
 def _judge(recipe: Recipe) -> None:
     """What becomes of a stranger's recipe: a draft that is drawn or refused, and an answer."""
     try:
-        resolve(_draft(recipe, CARD), CARD)
+        resolve(_draft(recipe, CARD, {}), CARD)
     except InvalidRequest as refused:
         _says_why(refused)
     answer = Verification(

@@ -91,7 +91,7 @@ def test_rows_that_ran_on_their_way_lose_nothing(shared_bundle: Bundle) -> None:
         return now_and_then
 
     dice = random.Random(3)
-    specs = [random_spec(shared_bundle, str(i), dice) for i in range(12)]
+    specs = [random_spec(shared_bundle, str(i), dice) for i in range(24)]
     engine = Engine(with_denoiser(shared_bundle, change), slots=8, micro_batch=2)
     engine.admit(specs)
     pictures = drain(engine)

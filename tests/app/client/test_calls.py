@@ -156,7 +156,7 @@ def test_bytes_are_compared_with_the_sha256() -> None:
     [
         (b"\x89PNG\r\n\x1a\n...", "image/png"),
         (b"RIFF\0\0\0\0WEBPVP8L", "image/webp"),
-        (b"\xff\xd8\xff", "application/octet-stream"),
+        (b"\xff\xd8\xff", "image/jpeg"),
     ],
 )
 def test_a_picture_is_sent_as_what_it_is(data: bytes, kind: str) -> None:

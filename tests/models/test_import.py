@@ -51,6 +51,12 @@ def test_an_import_points_to_the_files_and_copies_none(source: Path, tmp_path: P
             model.shape(size)
 
 
+def test_components_that_are_null_are_not_missed(source: Path, tmp_path: Path) -> None:
+    """Also where the index has no pair of nulls, which diffusers itself does not read."""
+    change(source / "model_index.json", safety_checker=None, text_encoder_2=None, tokenizer_2=None)
+    assert import_folder(source, tmp_path / "m", "mine").family == "sd"
+
+
 def test_half_precision_files_and_parts_are_read(source: Path, tmp_path: Path) -> None:
     import_folder(source, tmp_path / "whole", "whole")
     state = load_file(source / UNET)

@@ -17,6 +17,7 @@ from app import keys
 from app.jobs.models import ModelCard
 from app.jobs.record import JobRecord, JobStatus
 from app.settings import Settings
+from app.storage.folder import FolderStorage
 from models.loading import load_model
 from models.pictures import to_picture
 from models.stable_diffusion.loading import import_folder
@@ -93,7 +94,7 @@ def test_jobs_are_drawn_with_what_they_name(
 
 def _picture(settings: Settings, record: JobRecord) -> Image.Image:
     assert record.status is JobStatus.SUCCEEDED, record.error
-    picture = Image.open(BytesIO((settings.images_dir / record.images[0].name).read_bytes()))
+    picture = Image.open(BytesIO(FolderStorage(settings.images_dir).read(record.images[0].name)))
     picture.load()
     return picture
 

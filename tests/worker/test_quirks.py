@@ -24,7 +24,7 @@ HABITS: dict[str, tuple[str, dict[str, dict[str, Any]], dict[str, Any]]] = {
     "null components": (
         "sd1",
         {
-            "model_index.json": {"safety_checker": None, "image_encoder": [None, None]},
+            "model_index.json": {"image_encoder": [None, None]},
             "unet/config.json": {"upcast_attention": True},
             "vae/config.json": {"shift_factor": None, "scaling_factor": 0.2},
             "scheduler/scheduler_config.json": {"set_alpha_to_one": True, "skip_prk_steps": None},

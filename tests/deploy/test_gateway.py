@@ -87,7 +87,7 @@ def test_a_large_body_is_refused_with_a_problem(http: httpx.Client, path: str, m
     below = http.post(
         path, content=b"x" * (most - (1 << 20)), headers={"Content-Type": "image/png"}
     )
-    assert below.status_code in (413, 415, 422)
+    assert below.status_code in (413, 415, 422, 503)  # 503: where many large ones wait
     assert "the gateway's limit" not in below.text  # the API's own word
 
 

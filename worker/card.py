@@ -57,32 +57,16 @@ def model_card(
     `runtime` names what executes the network, with its version; `exact`: whether it only sees
     batches of `micro_batch` rows; `measured`: how it did on this machine.
     """
-    config, free = model.config, model.free_sizes
-    return ModelCard(
-        name=config.name,
-        description=config.description,
-        license=config.license,
-        bundle_sha256=model.sha256,
-        fingerprint=fingerprint(model, micro_batch, runtime, exact=exact),
-        exact=exact,
-        runtime=runtime,
-        dtype=dtype_of(runtime),
-        forward_ms=None if measured is None else round(1000 * measured.seconds, 3),
-        difference=None if measured is None else measured.difference,
-        native_size=model.sizes[0],
-        sizes=tuple(f"{width}x{height}" for width, height in model.sizes),
-        free_sizes=free and FreeSizes(**free.model_dump()),
-        channels=4 if model.channels == 4 else 3,
-        samplers=config.samplers,
-        default_sampler=config.default_sampler,
-        default_steps=config.default_steps,
-        default_guidance_scale=config.default_guidance_scale,
-        default_guidance_interval=config.default_guidance_interval,
-        default_background=config.default_background,
-        max_steps=model.schedule.training_length,
-        context_length=model.context.context_length,
-        created_at=(model.path / "bundle.json").stat().st_mtime,
-    )
+    drawn = {
+        "fingerprint": fingerprint(model, micro_batch, runtime, exact=exact),
+        "exact": exact,
+        "runtime": runtime,
+        "dtype": dtype_of(runtime),
+        "forward_ms": None if measured is None else round(1000 * measured.seconds, 3),
+        "difference": None if measured is None else measured.difference,
+    }
+    known = _card(model, model.schedule.training_length, model.context.context_length)
+    return known.model_copy(update=drawn)
 
 
 def available_card(model: Description) -> ModelCard:
@@ -90,6 +74,11 @@ def available_card(model: Description) -> ModelCard:
 
     Without a fingerprint no earlier picture answers for it.
     """
+    return _card(model, model.training_length, model.context_length)
+
+
+def _card(model: Model | Description, max_steps: int, context_length: int) -> ModelCard:
+    """What is known of a model whether it is loaded or not."""
     config, free = model.config, model.free_sizes
     return ModelCard(
         name=config.name,
@@ -106,8 +95,8 @@ def available_card(model: Description) -> ModelCard:
         default_guidance_scale=config.default_guidance_scale,
         default_guidance_interval=config.default_guidance_interval,
         default_background=config.default_background,
-        max_steps=model.training_length,
-        context_length=model.context_length,
+        max_steps=max_steps,
+        context_length=context_length,
         created_at=(model.path / "bundle.json").stat().st_mtime,
     )
 

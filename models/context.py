@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models.clip_library import open_clip
 from models.errors import ContextError
-from models.layers import unfilled
+from models.layers import shapes_only, unfilled
 from models.model import Adapters, Conditioning, Context, Size
 
 LOCAL_PREFIX = "local-dir:"
@@ -154,7 +154,7 @@ def _check_size(library: Any, name: str) -> None:
     root = logging.getLogger()
     root.addFilter(_is_silent)  # open_clip warns that there are no weights: that is the point
     try:
-        with unfilled(), torch.device("meta"):
+        with shapes_only(), torch.device("meta"):
             described = library.create_model(name, device="meta", load_weights=False)
     finally:
         root.removeFilter(_is_silent)

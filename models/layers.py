@@ -34,6 +34,24 @@ class unfilled(TorchFunctionMode):  # a context manager
         return func(*args, **kwargs)
 
 
+class shapes_only(unfilled):  # a context manager
+    """Within, modules are made on the meta device, quickly: for some operations of open_clip's
+    modules that change no shape, torch would import sympy and dynamo, a second's work."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func in (Tensor.mul, Tensor.triu_):
+            return args[0]
+        if func is torch.randn:
+            func = torch.empty
+        return super().__torch_function__(func, types, args, kwargs)
+
+
 def timestep_embedding(timestep: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
     """Sinusoids of the timestep (Vaswani et al. 2017, section 3.5). int64 `[B]` → `[B, width]`."""
     half = width // 2

@@ -22,7 +22,8 @@ from app.settings import Settings
 
 __all__ = ["job_body", "picture_form", "read_job", "uploads"]
 
-# A client that sends too much gets its answer only once it has been listened to, up to here.
+# A client that sends too much gets its answer only once it has been listened to, up to this much
+# more than any body may have: a gateway that cannot send all it has says that we are unavailable.
 _DRAINED_BYTES = 1 << 20
 _MOST_FILES, _MOST_FIELDS = 17, 64  # OpenAI's API takes 16 pictures and a mask
 # A member with a data URL, whose slashes may be escaped; a short one may stay in the text.
@@ -49,7 +50,7 @@ async def job_body(request: Request, services: Services) -> AsyncIterator[bytes]
         most = largest(services.settings)
     async with AsyncExitStack() as stack:
         chunks, size, waits = list[bytes](), 0, True
-        async for chunk in _counted(request, most):
+        async for chunk in _counted(request, most, largest(services.settings)):
             size += len(chunk)
             chunks.append(chunk)
             if size > small and waits:
@@ -58,15 +59,15 @@ async def job_body(request: Request, services: Services) -> AsyncIterator[bytes]
         yield b"".join(chunks)
 
 
-async def _counted(request: Request, most: int) -> AsyncIterator[bytes]:
-    """The body's chunks, up to `most` bytes of them."""
+async def _counted(request: Request, most: int, drained: int) -> AsyncIterator[bytes]:
+    """The body's chunks, up to `most` bytes of them; listens to somewhat more than `drained`."""
     size = 0
     try:
         async for chunk in request.stream():
             size += len(chunk)
             if size <= most:
                 yield chunk
-            elif size > most + _DRAINED_BYTES:
+            elif size > drained + _DRAINED_BYTES:
                 break
     except ClientDisconnect:
         raise ClientGone from None
@@ -120,10 +121,11 @@ async def picture_form(request: Request, services: Services) -> AsyncIterator[Fo
         MalformedForm: it is no such body, or has too many parts.
         ClientGone: its sender has.
     """
+    most = largest(services.settings)
     async with services.uploads:
         parser = MultiPartParser(
             request.headers,
-            _counted(request, largest(services.settings)),  # type: ignore[arg-type]
+            _counted(request, most, most),  # type: ignore[arg-type]
             max_files=_MOST_FILES,
             max_fields=_MOST_FIELDS,
             max_part_size=services.settings.max_body_bytes,

@@ -220,8 +220,8 @@ def test_a_job_that_waits_for_storage_can_be_canceled(
 def test_priorities_come_first(jobs: Any, start_worker: Start) -> None:
     low, normal, high = [jobs.submit(priority=name) for name in ("low", "normal", "high")]
     start_worker(slots=1)
-    ended = [jobs.ended(job).finished_at for job in (high, normal, low)]
-    assert ended == sorted(ended)
+    started = [jobs.ended(job).started_at for job in (high, normal, low)]
+    assert started == sorted(started)
 
 
 def test_an_idle_worker_hears_of_a_job_at_once(jobs: Any, start_worker: Start) -> None:

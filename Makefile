@@ -48,7 +48,8 @@ demo: $(VENV)/.run ## Draw PROMPT="…" into demo.png
 	@exec $(BIN)/avocat generate --serve --best-of 4 --output demo.png $(ARGS) -- "$$DEMO_PROMPT"
 
 test: $(VENV)/.dev ## Run the tests (ARGS="tests/app -x" for some of them)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	@# A test process that dies is a fault, and pytest-xdist may wait for ever for its tests.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart 0 $(ARGS)
 
 test-load: $(VENV)/.dev ## Run the tests that load the machine, and show what they measure
 	$(BIN)/python -m pytest -m load -s $(ARGS)

@@ -1,6 +1,8 @@
 """Ways to execute the network: the same pictures, the fastest chosen, the choice kept."""
 
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,3 +132,27 @@ def test_a_read_only_or_damaged_cache_does_no_harm(lively: Bundle, tmp_path: Pat
     [kept] = tmp_path.glob("*.json")
     kept.write_text('[{"name": "eager"')
     assert executed(lively, "eager", tmp_path)[1].name == first.name
+
+
+def test_signals_are_heard_after_another_thread_let_openvino_go(
+    bundle_path: Path, tmp_path: Path
+) -> None:
+    """Its plugin changes the stack that signals use, in a way that outlives the plugin."""
+    code = f"""
+import os, signal, threading
+from pathlib import Path
+from models.bundle import load_bundle
+from worker.runtimes.networks import BUILDERS, Plan
+network = load_bundle({str(bundle_path)!r}).denoiser.network
+held = [BUILDERS["openvino"](Plan(network, 1, 1, Path({str(tmp_path)!r}, "network.onnx")))]
+thread = threading.Thread(target=held.clear)
+thread.start(), thread.join()
+signal.signal(signal.SIGTERM, lambda *_: print("heard"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    if "openvino" not in available(torch.device("cpu")):
+        pytest.skip("openvino is not installed")
+    # As the interpreter's own handler of faults, signal handlers run on the other stack.
+    command = [sys.executable, "-X", "faulthandler", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr

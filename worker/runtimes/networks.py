@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -85,14 +85,24 @@ class _OnnxRuntime(nn.Module):
         return torch.from_numpy(out)
 
 
+@cache
+def _openvino_core() -> Any:
+    """The one of this process, never let go.
+
+    Its CPU plugin gives the thread that first uses it another stack for signals, and unmaps that
+    with itself: once let go by another thread, the next signal would be the end of the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class _OpenVino(nn.Module):
     """The network in OpenVINO requests on CPU, one for each thread that calls."""
 
     def __init__(self, plan: Plan, precision: str = "f32") -> None:
         super().__init__()
-        import openvino
-
-        core = openvino.Core()
+        core = _openvino_core()
         # From ONNX and not by its own converter, which has crashed beside torch.
         model = core.read_model(_onnx(plan))
         options: dict[str, Any] = {

@@ -31,7 +31,7 @@ def test_one_call_draws(service: Service) -> None:
 
 def test_a_job_is_followed_listed_and_canceled(service: Service) -> None:
     with Avocat(service.url) as client:
-        job = client.submit("a fox", steps=50, metadata={"of": "test_client"})
+        job = client.submit("a fox", steps=200, n=4, metadata={"of": "test_client"})
         events = list(client.stream(job, previews=2))
         assert any(isinstance(event, Progressed) for event in events)
         assert isinstance(events[-1], Ended)

@@ -1,9 +1,10 @@
 """How many GPUs a load needs: `python -m benchmarks.capacity --gpus 8 --rate 30 …`.
 
 A simulation of queueing: jobs come as a Poisson process, wait in one line, and enter any engine
-that has room (`benchmarks.playing`). What a call of the network
-costs is measured (`/metrics`, `docs/performance.md`) and given. Assumed: which of several engines
-with room takes a job is chance; Redis and storage keep up; nothing fails.
+that has room, first those that do not compute all they could at once; there they are drawn as
+`app.jobs.forecast` plays it. What a call of the network costs is measured (`/metrics`,
+`docs/performance.md`) and given. Assumed: which of several such engines takes a job is chance;
+Redis and storage keep up; nothing fails.
 """
 
 import argparse
@@ -14,10 +15,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from app.jobs.forecast import Engine, Load
+from app.jobs.forecast import Engine, Load, Playing
 from app.jobs.outlook import load_of
 from benchmarks.arrivals import Arrival, arrivals
-from benchmarks.playing import Playing
 from benchmarks.results import spread
 
 __all__ = ["Outcome", "capacity", "predict", "simulate"]
@@ -35,13 +35,30 @@ class Outcome:
     p95: float
 
 
+class _Bag:
+    """Numbers, one of which is drawn by chance."""
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self.numbers = list(numbers)
+        self._at = {number: place for place, number in enumerate(numbers)}
+
+    def hold(self, number: int, held: bool) -> None:
+        if held and number not in self._at:
+            self._at[number] = len(self.numbers)
+            self.numbers.append(number)
+        elif not held and number in self._at:
+            place, last = self._at.pop(number), self.numbers.pop()
+            if last != number:
+                self.numbers[place], self._at[last] = last, place
+
+
 class _Fleet:
     """Engines, and when the next job ends in each."""
 
     def __init__(self, engine: Engine, count: int, dice: random.Random) -> None:
         self.engines = [Playing(engine) for _ in range(count)]
-        self._open = list(range(count))  # those with a free slot, in no order
-        self._at = {number: number for number in range(count)}  # where each is in there
+        self._hungry = _Bag(range(count))  # those that compute less at once than they could
+        self._open = _Bag(range(count))  # those with a free slot
         self._ends: list[tuple[float, int, int]] = []
         self._versions = [0] * count
         self._dice = dice
@@ -64,31 +81,27 @@ class _Fleet:
 
         None where none has room.
         """
-        for _ in range(len(self._open)):
-            number = self._dice.choice(self._open)
+        bag = (self._hungry if self._hungry.numbers else self._open).numbers
+        for _ in range(len(bag)):
+            number = self._dice.choice(bag)
             engine = self.engines[number]
-            if engine.free >= load.rows or not engine.loads:
+            if engine.free >= load.rows or not engine.rows:
                 break
         else:
             return None
-        waits = self._dice.random() * engine.step_s if engine.loads else 0.0
+        waits = self._dice.random() * engine.engine.seconds_per_call if engine.rows else 0.0
         engine.advance(now)
-        engine.admit(load)
+        engine.admit(load, now)
         self._changed(number)
         return waits
 
     def _changed(self, number: int) -> None:
         self._versions[number] += 1
         engine = self.engines[number]
-        if engine.left:
+        if engine.rows:
             heapq.heappush(self._ends, (engine.next_end(), number, self._versions[number]))
-        if engine.free > 0 and number not in self._at:
-            self._at[number] = len(self._open)
-            self._open.append(number)
-        elif engine.free <= 0 and number in self._at:
-            place, last = self._at.pop(number), self._open.pop()
-            if last != number:
-                self._open[place], self._at[last] = last, place
+        self._open.hold(number, engine.free > 0)
+        self._hungry.hold(number, len(engine.rows) < engine.engine.micro_batch)
 
 
 def simulate(

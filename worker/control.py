@@ -72,8 +72,18 @@ class Control:
             return Fraction(0)
         if any(flight.alone and flight.rows_in_engine for flight in self.flights.values()):
             return Fraction(0)
+        return max(Fraction(0), 1 - self._taken)
+
+    @property
+    def hungry(self) -> Fraction:
+        """Share of the device for rows that would be computed at once with those that are here."""
+        at_once = [one.resident.share(one.resident.at_once) for one in self.flights.values()]
+        return max(Fraction(0), max(at_once, default=Fraction(1)) - self._taken)
+
+    @property
+    def _taken(self) -> Fraction:
         taken = [f.resident.share(f.rows_in_engine) for f in self.flights.values()]
-        return max(Fraction(0), 1 - sum(taken, Fraction(0)))
+        return sum(taken, Fraction(0))
 
     @property
     def idle(self) -> bool:

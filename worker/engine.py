@@ -11,11 +11,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from app.jobs.order import in_turn, tag
 from models.guidance import guide
 from models.model import Adapters, Model
 from models.samplers import step
@@ -59,8 +61,10 @@ class StepReport:
     """What one step brought."""
 
     advanced: int = 0  # rows in the step
-    calls: int = 0  # of the network
-    rounds: int = 0  # of calls side by side
+    calls: int = 0  # of the network, side by side
+    asked: int = 0  # rows in those calls
+    room: int = 0  # for rows, the rest was padding
+    flying: int = 0  # rows that are on their way after it
     shrunk: bool = False  # memory ran out: there are fewer slots now, and all rows began anew
     finished: list[Finished] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
@@ -69,6 +73,9 @@ class StepReport:
 
 class Engine:
     """Holds up to `slots` rows on the device; rows beyond that wait their turn in order.
+
+    Each step is one round of calls of the network: for the rows whose turn it is by
+    app/jobs/order.py, and as many more of their shape as there is room for.
 
     When memory runs out, it halves its slots and lets all rows begin anew from their seeds, which
     gives the same pictures; so the batches get smaller, too, once there are fewer slots than that.
@@ -112,6 +119,7 @@ class Engine:
         self._streams = streams or Streams()
         self._rows: list[Row] = []  # with a slot
         self._waiting: deque[Row] = deque()
+        self._forwards = 0  # so far, padding left out
 
     @property
     def free(self) -> int:
@@ -134,6 +142,7 @@ class Engine:
         Raises:
             ValueError: a context of the wrong shape, or a trajectory that does not exist.
         """
+        rows: list[Row] = []
         for spec in specs:
             self._model.context.check(spec.context)
             self._model.context.check(spec.unconditional)
@@ -143,13 +152,11 @@ class Engine:
                 raise ValueError(
                     f"a row of shape {spec.shape} cannot start from {tuple(spec.origin.mean.shape)}"
                 )
-        model = self._model
-        self._waiting.extend(
-            [
-                Row(spec, model.trajectory(spec.sampler, spec.steps, spec.skipped), model.denoiser)
-                for spec in specs
-            ]
-        )
+        for spec in specs:
+            way = self._model.trajectory(spec.sampler, spec.steps, spec.skipped)
+            rows.append(Row(spec, way, self._model.denoiser))
+            rows[-1].tag = tag(self._forwards, spec.priority)
+        self._waiting.extend(rows)
 
     def switch(self, model: Model) -> None:
         """Draw rows that are admitted from now on with the same model in another runtime.
@@ -198,26 +205,32 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> StepReport:
-        """Advance the rows one step; those that are done or broken leave.
-
-        A row for which the last calls had no room goes first in the next step.
-        """
+        """One round of calls; rows that know enough then move, those that are done leave."""
         report = StepReport()
         try:
             self._fill_slots()
-            lanes: dict[object, list[Row]] = {}
-            for row in self._rows:
-                lanes.setdefault(row.lane, []).append(row)
-            for lane in lanes.values():
-                self._advance(lane, report)
-            self._rows.sort(key=lambda row: not row.waits)
+            asked = self._next_calls()
+            if asked:
+                self._ask(asked, report)
+                self._advance([row for row in _distinct(asked) if not row.missing], report)
         except Exception as fault:
             if not ran_out(fault) or self.slots == self.micro_batch == 1:
                 raise
             report.shrunk = True
+        report.room, report.flying = self.at_once, len(self._rows)
         if report.shrunk:  # not while the error is handled, which keeps what was allocated
             self._shrink()
         return report
+
+    def _next_calls(self) -> list[tuple[Row, int]]:
+        """Rows, and about which of their contexts the network is asked: a round at most.
+
+        Conditional and unconditional predictions are just rows of the same micro-batches.
+        """
+        self._rows = in_turn(self._rows, self._waiting)
+        lane = (row for row in self._rows if row.lane == self._rows[0].lane)
+        calls = ((row, which) for row in lane for which in row.missing)
+        return list(islice(calls, self.at_once))
 
     def _fill_slots(self) -> None:
         while self._waiting and len(self._rows) < self.slots:
@@ -236,12 +249,8 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _advance(self, rows: Sequence[Row], report: StepReport) -> None:
-        """Take rows of one lane one step on, but for those that still wait for an answer."""
-        self._ask(rows, report)
-        for row in rows:
-            row.waits = bool(row.missing)
-        ready = [row for row in rows if not row.waits]
+    def _advance(self, ready: Sequence[Row], report: StepReport) -> None:
+        """Take rows of one lane, for which all answers are there, one step on."""
         if not ready:
             return
         x, denoised = step(
@@ -264,23 +273,15 @@ class Engine:
             row.draw_noise(into)
         return noise.to(self.device)
 
-    def _ask(self, rows: Sequence[Row], report: StepReport) -> None:
-        """Ask the network what rows still have to know for their step, all or in full rounds.
-
-        Conditional and unconditional predictions are just rows of the same micro-batches.
-        """
-        asked = [(row, which) for row in rows for which in row.missing]
-        batches = list(asked)
+    def _ask(self, asked: Sequence[tuple[Row, int]], report: StepReport) -> None:
+        """Ask the network about rows of one lane."""
+        size, batches = self.micro_batch, list(asked)
         if self._exact:
-            over = len(asked) % self.at_once
-            if len(asked) > over > 0:  # they wait for partners in the next step
-                asked = batches = asked[:-over]
-            batches = batches + [batches[-1]] * (-len(batches) % self.micro_batch)  # padding
-        size = self.micro_batch
+            batches += [batches[-1]] * (-len(batches) % size)  # padding
         calls = [self._batch(batches[at : at + size]) for at in range(0, len(batches), size)]
-        parts = self._streams.map(partial(_call, rows[0].denoiser), calls)
-        report.calls += len(parts)
-        report.rounds += -(-len(parts) // self._streams.count)
+        parts = self._streams.map(partial(_call, asked[0][0].denoiser), calls)
+        report.calls, report.asked = len(parts), len(asked)
+        self._forwards += len(asked)
         answers = (answer for part in parts for answer in part.unbind())
         for (row, which), answer in zip(asked, answers, strict=False):
             row.answers[which] = answer
@@ -324,6 +325,10 @@ class Engine:
         gone = {id(row) for i, row in enumerate(rows) if row.done or not sound[i]}
         if gone:
             self._rows = [row for row in self._rows if id(row) not in gone]
+
+
+def _distinct(asked: Sequence[tuple[Row, int]]) -> list[Row]:
+    return list({id(row): row for row, _ in asked}.values())
 
 
 def _call(

@@ -54,9 +54,15 @@ class Intake:
         self._left = False  # whether some of them are of a later release
 
     def take(
-        self, *, free: Fraction, idle: bool, clock: Callable[[], float], survey: bool = False
+        self,
+        *,
+        free: Fraction,
+        hungry: Fraction,
+        idle: bool,
+        clock: Callable[[], float],
+        survey: bool = False,
     ) -> Iterator[Flight]:
-        """Claim what fits into the `free` share, or one job of any size if no engine has a row.
+        """Claim what fits into the `free` share (see `choose`), or one job of any size if `idle`.
 
         Each is claimed when asked for, so that the one before is already being drawn. `clock`:
         monotonic seconds, from which deadlines are counted. With `survey` the look goes deeper
@@ -75,7 +81,7 @@ class Intake:
             beyond=heads.beyond,
             impatient=self._impatient,
         )
-        chosen = choose(line, now=time.time(), free=free, idle=idle)
+        chosen = choose(line, now=time.time(), free=free, hungry=hungry, idle=idle)
         self._impatient = line.impatient
         for one in chosen:
             flight = self._claim(by_id[one.job_id], clock)
@@ -163,4 +169,5 @@ class Intake:
     def _candidate(self, entry: Waiting) -> Candidate:
         rows = min(MOST_PICTURES, entry.record.request.rows)
         resident = self._roster.residents[entry.record.request.model]
-        return Candidate(entry.job.id, resident.share(rows), alone=entry.job.retries_left == 0)
+        last = entry.job.retries_left == 0
+        return Candidate(entry.job.id, resident.share(rows), last, made_at(entry.job.id))

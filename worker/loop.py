@@ -43,7 +43,7 @@ class EngineLoop:
         """
         self.slots = engine.slots
         self.steps_done: dict[str, int] = {}  # by job; replaced whole after each step
-        self.rounds = 0  # of calls of the network that follow each other, since the start
+        self.rounds = 0  # of calls of the network, since the start
         self._engine = engine
         self._mail = mail
         self._threads = threads
@@ -108,7 +108,7 @@ class EngineLoop:
             report = self._engine.step()
             took_s = time.perf_counter() - began
         self._stepped(report, took_s)
-        self.rounds += report.rounds
+        self.rounds += bool(report.calls)
         self.steps_done = self._engine.steps_done()
         for snapshot in report.snapshots:
             self._mail.put(snapshot)

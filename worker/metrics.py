@@ -36,13 +36,12 @@ class Metrics:
     """Counts what one worker does; may be called from any thread."""
 
     def __init__(self, slots: int, device: torch.device, threads: int) -> None:
-        """`slots`: rows that the engine advances at once; `threads`: all of its threads on CPU."""
+        """`slots`: rows that may be in flight; `threads`: all of its threads on CPU."""
         self.registry = registry = CollectorRegistry(auto_describe=True)
         self._job_metrics(registry)
         self._engine_metrics(registry)
         self._device_metrics(registry)
         ProcessCollector(registry=registry)
-        self._slots = slots
         self._all_slots.set(slots)
         self._flying: dict[str, int] = {}  # rows of each model
         self._use = DeviceUse(device, threads)
@@ -51,7 +50,6 @@ class Metrics:
 
     def resized(self, slots: int) -> None:
         """The engine has another number of slots now."""
-        self._slots = slots
         self._all_slots.set(slots)
 
     def _job_metrics(self, registry: CollectorRegistry) -> None:
@@ -99,13 +97,13 @@ class Metrics:
     def _engine_metrics(self, registry: CollectorRegistry) -> None:
         self._steps = Histogram(
             "avocat_engine_step_seconds",
-            "A denoising step of all rows in flight.",
+            "A step of the engine: one round of calls of the network.",
             buckets=_STEP_BUCKETS,
             registry=registry,
         )
         self._occupancy = Histogram(
             "avocat_engine_occupancy_ratio",
-            "Rows advanced by a step, of the slots.",
+            "Rows in a step's calls of the network, of those that there is room for.",
             buckets=_SHARES,
             registry=registry,
         )
@@ -143,10 +141,10 @@ class Metrics:
     def stepped(self, report: StepReport, seconds: float, model: str = "") -> None:
         """The engine of a model made a step."""
         self._steps.observe(seconds)
-        self._occupancy.observe(report.advanced / self._slots)
+        self._occupancy.observe(report.asked / report.room)
         self._advanced.inc(report.advanced)
         self._calls.inc(report.calls)
-        self._flying[model] = report.advanced - len(report.finished) - len(report.faults)
+        self._flying[model] = report.flying
         self._in_flight.set(sum(self._flying.values()))
 
     def taken(self, flight: Flight) -> None:

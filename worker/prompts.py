@@ -57,7 +57,7 @@ class Prompts:
                 steps=request.steps, guidance_scale=given.guidance_scale,
                 guidance_interval=request.guidance_interval,
                 context=given.context, unconditional=given.unconditional, shape=shape,
-                adapters=adapters,
+                adapters=adapters, priority=request.priority,
             )
             for i in range(count)
         )  # fmt: skip

@@ -86,7 +86,7 @@ class Resident:
             smaller=prepared.smaller.model,
             streams=prepared.streams,
         )
-        self.slots, self.device = engine.slots, engine.device
+        self.slots, self.at_once, self.device = engine.slots, engine.at_once, engine.device
         self.loop = EngineLoop(
             *(engine, place.mail, prepared.streams.threads),
             stepped=lambda report, seconds: place.stepped(self.name, report, seconds),
@@ -140,7 +140,7 @@ class Resident:
 
     def shrink(self, letter: Shrunk) -> bool:
         """Memory ran out; whether what it draws from now on has another card."""
-        self.slots = letter.slots
+        self.slots, self.at_once = letter.slots, letter.at_once
         self.speed.reshape(letter.slots, letter.at_once)
         if letter.micro_batch == self._micro_batch:
             return False

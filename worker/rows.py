@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ class RowSpec:
     adapters: Adapters | None = None  # LoRAs
     origin: Origin | None = None
     skipped: int = 0
+    priority: str = "normal"
 
     @property
     def contexts_match(self) -> bool:
@@ -73,7 +75,8 @@ class Row:
         self.position = 0  # steps done
         self.previews = 0  # wanted over the whole way
         self.answers: dict[int, Tensor] = {}
-        self.waits = False  # for calls that the last step had no room for
+        self.job = spec.job
+        self.tag = 0.0  # for the order of rows (app/jobs/order.py)
         self._start = way.start
         self._coefficients = way.coefficients.unbind()
         self._timesteps: list[float] = way.timesteps.tolist()
@@ -81,13 +84,16 @@ class Row:
         self._signal: list[float] = way.alphas_cumprod.sqrt().tolist()
         self._noise: list[float] = (1 - way.alphas_cumprod).sqrt().tolist()
         self._generator = row_generator(spec.seed)
+        steps = range(spec.skipped, spec.skipped + len(self._timesteps))
+        # Forwards of all steps from each one on.
+        self._forwards = [*accumulate(1 + spec.guided(step) for step in reversed(steps))][::-1]
         # Rows of one lane have equal shapes and one network, so that one call of it takes them.
         self.lane = (id(denoiser), spec.shape, *(tuple(part.shape) for part in spec.context))
 
     def anew(self, denoiser: Callable[..., Tensor] | None = None) -> "Row":
         """The same row before its first step, holding no memory of the device."""
         row = Row(self.spec, self._way, denoiser or self.denoiser)
-        row.previews = self.previews
+        row.previews, row.tag = self.previews, self.tag
         return row
 
     def begin(self, device: torch.device) -> None:
@@ -139,6 +145,11 @@ class Row:
     def guided(self) -> bool:
         """Whether the next step is guided."""
         return self.spec.guided(self.spec.skipped + self.position)
+
+    @property
+    def left(self) -> int:
+        """Forwards until it is done."""
+        return 0 if self.done else self._forwards[self.position] - len(self.answers)
 
     @property
     def missing(self) -> list[int]:

@@ -22,6 +22,7 @@ from app.jobs.store import JobStore
 from app.jobs.tracing import Tracing
 from app.settings import Settings
 from app.storage.base import ImageStorage
+from worker.admission import SPARE_S
 from worker.control import Control
 from worker.engine import StepReport
 from worker.flights import Ending
@@ -75,8 +76,8 @@ class _Every:
         self._interval_s = interval_s
         self._done_at = float("-inf")
 
-    def due(self, now: float) -> bool:
-        return now - self._done_at >= self._interval_s
+    def due(self, now: float, interval_s: float | None = None) -> bool:
+        return now - self._done_at >= (interval_s or self._interval_s)
 
     def done(self, now: float) -> None:
         self._done_at = now
@@ -306,7 +307,8 @@ class Runner(RegisteredWorker):
             _log.info("runtime switched", model=resident.name, runtime=letter.card.runtime)
 
     def _take(self, now: float) -> None:
-        control, due = self._control, self._look_now or self._looks.due(now)
+        control = self._control
+        due = self._look_now or self._looks.due(now, SPARE_S if control.hungry <= 0 else _LOOK_S)
         survey = self._surveys.due(now) and self._roster.could_load_more
         self._look_now = False  # else the loop would not wait
         if self._stop_asked_at is not None or not (survey or (due and control.free > 0)):
@@ -315,8 +317,9 @@ class Runner(RegisteredWorker):
         if survey:
             self._surveys.done(now)
         for flight in self._intake.take(
-            free=control.free, idle=control.idle, clock=time.monotonic, survey=survey
-        ):
+            free=control.free, hungry=control.hungry, idle=control.idle,
+            clock=time.monotonic, survey=survey,
+        ):  # fmt: skip
             control.board(flight)
             self.metrics.taken(flight)
             self._served += 1

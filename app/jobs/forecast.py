@@ -1,7 +1,8 @@
 """When jobs will be done: the engines' own rules, played forward. Pure.
 
-An engine advances all rows in flight one step at a time, so a job's end depends on who shares the
-batch with it and on who comes in when somebody leaves. What arrives later is not foreseen.
+An engine draws the rows in flight in the order of app/jobs/order.py, as many at a time as it
+computes at once, so a job's end depends on who is before it and on who comes in when somebody
+leaves. What arrives later is not foreseen.
 """
 
 import math
@@ -9,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from app.jobs.line import Line
+from app.jobs.order import in_turn, tag
 
-__all__ = ["Engine", "Load", "forecast"]
+__all__ = ["Engine", "Load", "Playing", "forecast"]
 
 
 @dataclass(frozen=True)
@@ -35,56 +37,75 @@ class Load:
     steps: float  # left, for each row
     forwards: float  # per row and step: 2 with guidance, 1 without, between where it acts in part
     since: float = math.inf  # unix seconds it waits from
+    priority: str = "normal"
+    started: float = 0.0  # unix seconds an engine has it from
 
 
 @dataclass
 class _Row:
     load: Load
-    left: float  # steps
+    steps: float  # left
+    tag: float
+
+    @property
+    def job(self) -> str:
+        return self.load.job_id
+
+    @property
+    def left(self) -> float:
+        return self.steps * self.load.forwards
 
 
-class _Playing:
+class Playing:
     """One engine as time goes on. Rows of a job for which there is no slot wait in it."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.rows: list[_Row] = []
         self.now = 0.0
+        self._shares: list[tuple[_Row, float]] | None = None  # steps of a round
 
     @property
     def free(self) -> int:
+        """Slots without a row; below 0 where rows wait."""
         return self.engine.slots - len(self.rows)
 
-    def admit(self, load: Load) -> None:
-        self.rows += [_Row(load, load.steps) for _ in range(load.rows)]
+    def admit(self, load: Load, at: float) -> None:
+        """`at`: from when the engine has it, seconds on the clock of `now`."""
+        forwards = at * self.engine.micro_batch / self.engine.seconds_per_call
+        turn = tag(forwards, load.priority)
+        self.rows += [_Row(load, load.steps, turn) for _ in range(load.rows)]
+        self._shares = None
 
     def next_end(self) -> float:
         """When the first row in flight ends."""
-        flying = self._flying
-        return self.now + min(row.left for row in flying) * self._step_s if flying else math.inf
+        rounds = min((row.steps / share for row, share in self._in_turn()), default=math.inf)
+        return self.now + rounds * self.engine.seconds_per_call
 
     def advance(self, to: float) -> list[str]:
         """Let time pass until `to`, at most until the next end; the jobs that ended by then."""
-        if not self.rows:
-            self.now = to
-            return []
-        done = (to - self.now) / self._step_s
+        rounds = (to - self.now) / self.engine.seconds_per_call
         self.now = to
-        for row in self._flying:
-            row.left -= done
-        ended = {row.load.job_id for row in self.rows if row.left <= 1e-9}
-        self.rows = [row for row in self.rows if row.left > 1e-9]
-        return list(ended - {row.load.job_id for row in self.rows})
+        for row, share in self._in_turn():
+            row.steps -= rounds * share
+        ended = {row.job for row in self.rows if row.steps <= 1e-9}
+        if ended:
+            self.rows = [row for row in self.rows if row.steps > 1e-9]
+            self._shares = None
+        return list(ended - {row.job for row in self.rows})
 
-    @property
-    def _flying(self) -> list[_Row]:
-        return self.rows[: self.engine.slots]
-
-    @property
-    def _step_s(self) -> float:
-        """Seconds of a step with the rows in flight: what fills no call waits for the next step."""
-        forwards = sum(row.load.forwards for row in self._flying)
-        return max(1.0, forwards / self.engine.micro_batch) * self.engine.seconds_per_call
+    def _in_turn(self) -> list[tuple[_Row, float]]:
+        """Rows that advance, with their share of each round: one step of it at most."""
+        if self._shares is None:
+            self._shares, room = [], float(self.engine.micro_batch)
+            slots = self.engine.slots
+            for row in in_turn(self.rows[:slots], self.rows[slots:]):
+                if room <= 0:
+                    break
+                share = min(1.0, room / row.load.forwards)
+                room -= share * row.load.forwards
+                self._shares.append((row, share))
+        return self._shares
 
 
 def forecast(
@@ -97,19 +118,19 @@ def forecast(
     """Seconds from `at`, unix seconds, until each job is done.
 
     `running`: by index of the engine that has them; `waiting`: by queue, as `Line` has them. A job
-    is taken when an engine has a slot free, and none overtakes it.
+    is taken when an engine has a slot free, by the one with the fewest rows, and none overtakes it.
     """
-    playing = [_Playing(engine) for engine in engines]
+    playing = [Playing(engine) for engine in engines]
     for index, loads in running.items():
         for load in loads:
-            playing[index].admit(load)
+            playing[index].admit(load, load.started - at)
     line = Line(waiting, lambda load: load.since, patience_s=patience_s)
     now = 0.0
     ends: dict[str, float] = {}
     while (head := line.head(at + now)) is not None:
-        taker = next((one for one in playing if one.free > 0), None)
-        if taker is not None:
-            taker.admit(head)
+        taker = min(playing, key=lambda one: len(one.rows))
+        if taker.free > 0:
+            taker.admit(head, now)
             line.take(at + now)
             continue
         now = min(one.next_end() for one in playing)

@@ -90,9 +90,12 @@ def _jobs_per_s(models: Iterable[_Model]) -> float:
     return found
 
 
-def load_of(job_id: str, request: JobRequest, steps_left: float, since: float = 0.0) -> Load:
+def load_of(
+    job_id: str, request: JobRequest, steps_left: float, since: float = 0.0, started: float = 0.0
+) -> Load:
     """What a job still asks of an engine."""
-    return Load(job_id, request.rows, steps_left, request.forwards / request.taken, since)
+    forwards = request.forwards / request.taken
+    return Load(job_id, request.rows, steps_left, forwards, since, request.priority, started)
 
 
 def _work(load: Load) -> float:
@@ -254,7 +257,7 @@ class Outlooks:
     async def _read_jobs(self, job_ids: Sequence[str]) -> dict[str, list[Any]]:
         pipe = self._redis.pipeline(transaction=False)
         for job_id in job_ids:
-            pipe.hmget(keys.job(job_id), "request", "step", "worker", "status")
+            pipe.hmget(keys.job(job_id), "request", "step", "worker", "status", "started_at")
         replies = await cast(Awaitable[list[Any]], pipe.execute()) if job_ids else []
         return dict(zip(job_ids, replies, strict=True))
 
@@ -280,13 +283,14 @@ def _add_engine(models: dict[str, _Model], name: str, worker: str, speed: bytes)
 
 def _place_running(models: dict[str, _Model], job_id: str, fields: Sequence[Any] | None) -> None:
     with suppress(ValueError, TypeError, AttributeError):  # over, or its worker is gone
-        text, step, worker, status = fields  # type: ignore[misc]
+        text, step, worker, status, started = fields  # type: ignore[misc]
         request = JobRequest.model_validate_json(text)
         model = models.get(request.model)
         if model is None or JobStatus(_text(status)) is not JobStatus.RUNNING:
             return
         index = model.workers.index(_text(worker))
-        load = load_of(job_id, request, max(0, request.taken - int(step)))
+        left = max(0, request.taken - int(step))
+        load = load_of(job_id, request, left, started=float(started))
         model.running.setdefault(index, []).append(load)
 
 

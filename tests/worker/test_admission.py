@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.jobs.line import Line
-from worker.admission import Candidate, choose
+from worker.admission import SPARE_S, Candidate, choose
 
 
 def names(*rows: int) -> list[Candidate]:
@@ -37,14 +37,25 @@ def test_what_fits_is_taken_in_order(
     rows: tuple[int, ...], free: int, idle: bool, taken: int
 ) -> None:
     candidates = names(*rows)
-    assert choose(line(candidates), now=0, free=free, idle=idle) == candidates[:taken]
+    assert choose(line(candidates), now=0, free=free, hungry=free, idle=idle) == candidates[:taken]
+
+
+@pytest.mark.parametrize(
+    ("hungry", "waited", "taken"), [(2, 0.0, 2), (0, 0.0, 0), (0, SPARE_S, 4), (1, 9.0, 4)]
+)
+def test_beyond_what_is_computed_at_once_other_workers_go_first(
+    hungry: int, waited: float, taken: int
+) -> None:
+    candidates = [Candidate(str(i), 1, since=100.0) for i in range(6)]
+    chosen = choose(line(candidates), now=100 + waited, free=4, hungry=hungry, idle=True)
+    assert chosen == candidates[:taken]
 
 
 def test_a_last_chance_has_the_engine_to_itself() -> None:
     suspect = Candidate("suspect", 1, alone=True)
-    assert choose(line([suspect, *names(1, 1)]), now=0, free=9, idle=True) == [suspect]
-    assert choose(line([*names(1), suspect]), now=0, free=9, idle=True) == names(1)
-    assert choose(line([suspect]), now=0, free=9, idle=False) == []
+    assert choose(line([suspect, *names(1, 1)]), now=0, free=9, hungry=9, idle=True) == [suspect]
+    assert choose(line([*names(1), suspect]), now=0, free=9, hungry=9, idle=True) == names(1)
+    assert choose(line([suspect]), now=0, free=9, hungry=9, idle=False) == []
 
 
 def test_big_jobs_are_not_starved_by_small_ones() -> None:
@@ -56,7 +67,7 @@ def test_big_jobs_are_not_starved_by_small_ones() -> None:
     for now in range(2000):
         flying = [(end, one) for end, one in flying if end > now]
         free = 16 - sum(one.share for _, one in flying)
-        chosen = choose(line(waiting[:16]), now=0, free=free, idle=not flying)
+        chosen = choose(line(waiting[:16]), now=0, free=free, hungry=free, idle=not flying)
         waiting = waiting[len(chosen) :]
         flying += [(now + dice.randint(5, 50), one) for one in chosen]
         order += [one.job_id for one in chosen]
@@ -88,7 +99,7 @@ def test_all_are_taken_each_queue_in_its_order(queues: list[list[int]], impatien
 
 def test_without_impatience_the_highest_priority_goes_first() -> None:
     queues = [names(1, 1), names(1), names(1, 1)]
-    order = choose(line(*queues), now=1e9, free=9, idle=True)
+    order = choose(line(*queues), now=1e9, free=9, hungry=9, idle=True)
     assert order == [one for queue in queues for one in queue]
 
 

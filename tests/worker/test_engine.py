@@ -123,7 +123,7 @@ def test_a_guided_row_and_its_twin_share_a_forward(shared_bundle: Bundle) -> Non
     assert sizes == [2] * 5
 
 
-def test_rows_of_several_shapes_are_lanes_of_one_step(shared_bundle: Bundle) -> None:
+def test_rows_of_several_shapes_have_calls_of_their_own(shared_bundle: Bundle) -> None:
     seen: list[tuple[int, ...]] = []
 
     def denoiser(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
@@ -135,10 +135,9 @@ def test_rows_of_several_shapes_are_lanes_of_one_step(shared_bundle: Bundle) -> 
     specs = [spec(bundle, str(i), shape=shapes[i % 3], seed=i, steps=2 + i) for i in range(7)]
     engine = Engine(bundle, slots=7, micro_batch=2)
     engine.admit(specs)
-    assert engine.step().advanced == 7
+    pictures = drain(engine)
     assert {shape[1:] for shape in seen} == set(shapes)
     assert {shape[0] for shape in seen} == {2}
-    pictures = drain(engine)
     assert all(torch.equal(pictures[f"{one.job}/0"], alone(bundle, one, 2)) for one in specs)
 
 
@@ -166,14 +165,36 @@ def test_rows_beyond_the_slots_wait_in_order(shared_bundle: Bundle) -> None:
     batches = []
     while not engine.idle:
         batches.append([one.index for one in engine.step().finished])
-    assert batches == [[0, 1], [2, 3], [4]]
+    assert batches == [[0], [1], [2], [3], [4]]  # a guided row fills the two of a call
     assert engine.free == 2
+
+
+def test_the_job_with_the_least_work_left_goes_first(shared_bundle: Bundle) -> None:
+    engine = Engine(shared_bundle, slots=8, micro_batch=2)
+    for job, rows, steps in (("long", 1, 9), ("pair", 2, 3), ("middle", 1, 5)):
+        engine.admit([spec(shared_bundle, job, index=i, steps=steps) for i in range(rows)])
+    engine.step()
+    engine.admit([spec(shared_bundle, "short", steps=1, guidance_scale=1.0)])
+    ended = []
+    while not engine.idle:
+        ended += [one.job for one in engine.step().finished]
+    assert ended == ["short", "middle", "pair", "pair", "long"]
+
+
+def test_priority_counts_for_more_than_work(shared_bundle: Bundle) -> None:
+    engine = Engine(shared_bundle, slots=3, micro_batch=2)
+    for steps, priority in enumerate(("low", "normal", "high"), start=1):
+        engine.admit([spec(shared_bundle, priority, steps=9 * steps, priority=priority)])
+    ended = []
+    while not engine.idle:
+        ended += [one.job for one in engine.step().finished]
+    assert ended == ["high", "normal", "low"]
 
 
 def test_evicted_rows_are_gone_before_the_next_step(shared_bundle: Bundle) -> None:
     engine = Engine(shared_bundle, slots=2, micro_batch=2)
     for job in ("one", "two", "three"):
-        engine.admit([spec(shared_bundle, job, steps=3)])
+        engine.admit([spec(shared_bundle, job, steps=3, guidance_scale=1.0)])
     engine.step()
     engine.evict("one")
     engine.evict("nobody")
@@ -237,7 +258,7 @@ def test_a_preview_shows_what_is_kept(shared_bundle: Bundle) -> None:
     engine = Engine(shared_bundle, slots=1, micro_batch=1)
     engine.admit([spec(shared_bundle, "job", steps=4, origin=start, skipped=1)])
     engine.preview("job", 1)
-    snapshots = [seen for _ in range(3) for seen in engine.step().snapshots]
+    snapshots = [seen for _ in range(6) for seen in engine.step().snapshots]
     kept = ~start.mask.expand(4, -1, -1)
     assert torch.equal(snapshots[0].denoised[kept], start.mean[kept])
     assert not torch.equal(snapshots[0].denoised[~kept], start.mean[~kept])

@@ -219,8 +219,8 @@ class Settings(BaseSettings):
     slots: int = Field(
         0,
         ge=0,
-        description="Rows a worker advances at once; a picture is one row. 0: as many as bring "
-        "throughput on its device",
+        description="Rows a worker has in flight, those with the least work left first; a picture "
+        "is one row. 0: as many as help on its device",
     )
     micro_batch: int = Field(
         0,

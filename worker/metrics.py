@@ -117,7 +117,7 @@ class Metrics:
         )
         self._all_slots = Gauge(
             "avocat_engine_slots",
-            "Rows that can be advanced at once.",
+            "Rows that may be on their way.",
             multiprocess_mode="livesum",
             registry=registry,
         )

@@ -4,9 +4,8 @@ Least work left first, which no other order beats in mean latency (Schrage 1968)
 of the job, for it has ended only with its last row. So that nothing is passed over for ever, what
 comes in after c forwards of the network counts as having `AGEING` · c more of them left: a job of W
 forwards is overtaken only by what comes in during the next W / `AGEING` of them. Priorities are
-such handicaps, too. In simulations
-(tests/app/test_order.py) less ageing gives a lower mean and longer waits for long jobs; with 0.1
-the longest wait is about twice that of first come, first served.
+such handicaps, too. In simulations (tests/app/test_order.py) less ageing gives a lower mean and
+longer waits for long jobs; with 0.1 the longest is about twice that of first come, first served.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

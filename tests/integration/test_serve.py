@@ -64,7 +64,7 @@ def test_metrics_of_the_worker_come_through_the_api(again: Service) -> None:
     images = "avocat_images_total 2.0"  # those of the run before are not among them
     wait_until(lambda: told(images), 20, "the images are counted")
     assert told('avocat_jobs_ended_total{status="succeeded"} 1.0')
-    assert told("avocat_engine_slots 3.0")
+    assert told("avocat_engine_slots 8.0")
     assert told("avocat_workers 1.0")
 
 
@@ -82,7 +82,7 @@ def test_killed_worker_is_started_again_and_its_job_ends(again: Service) -> None
     ended = again.finished(job["id"], deadline_s=120)
     assert ended["status"] == "succeeded"
     assert ended["attempts"] == 2
-    assert "avocat_engine_slots 3.0\n" in again.http.get("/metrics").text  # the dead one's are gone
+    assert "avocat_engine_slots 8.0\n" in again.http.get("/metrics").text  # the dead one's are gone
 
 
 def test_killed_api_is_started_again(again: Service) -> None:

@@ -187,9 +187,9 @@ def test_a_given_number_wins(shared_bundle: Bundle, tmp_path: Path) -> None:
         settings = with_capacity(Settings(data_dir=tmp_path, **given), shared_bundle)
         return settings.slots, settings.micro_batch
 
-    assert found() == (3, 1)
+    assert found() == (8, 1)
     assert found(slots=16) == (16, 1)
-    assert found(micro_batch=2) == (3, 2)
-    assert found(micro_batch=8) == (8, 8)
+    assert found(micro_batch=2) == (8, 2)
+    assert found(micro_batch=16) == (16, 16)
     assert found(slots=3, micro_batch=4) == (3, 4)
     assert json.dumps(found())  # numbers

@@ -57,7 +57,7 @@ def test_snapshots_are_spread_evenly(
 
 
 def test_a_broken_row_is_not_shown(shared_bundle: Bundle) -> None:
-    engine = Engine(broken_for(shared_bundle, "a red apple"), slots=1, micro_batch=1)
+    engine = Engine(broken_for(shared_bundle, "a red apple"), slots=1, micro_batch=2)
     engine.admit([spec(shared_bundle, "job", steps=2)])
     engine.preview("job", 1)
     report = engine.step()

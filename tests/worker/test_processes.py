@@ -83,7 +83,7 @@ def test_after_the_grace_jobs_go_back_in_order_with_no_retry_spent(
     worker = spawn_worker("--name", "worker", drain_grace_s=0)
     ids = [jobs.submit(**{**LONG, "steps": 900}) for _ in range(3)]
     for job in ids:
-        jobs.running(job)
+        jobs.running(job, step=0)
     ids.append(jobs.submit(n=8, **LONG))
     os.kill(worker.pid, signal.SIGTERM)
     assert exit_code(worker) == 0

@@ -280,7 +280,7 @@ def test_rq_info_shows_queues_worker_and_executing_jobs(
     start_worker(slowed(shared_bundle, 0.02))
     running = [jobs.submit(steps=900) for _ in range(2)]
     for job in running:
-        jobs.running(job)
+        jobs.running(job, step=0)
     command = [sys.executable, "-m", "rq.cli", "info", "-u", redis_url, "-S", "json"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "thread-0" in shown

@@ -9,6 +9,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -71,11 +72,22 @@ class StepReport:
     snapshots: list[Snapshot] = field(default_factory=list)
 
 
+@dataclass(frozen=True, eq=False)
+class _Round:
+    """Calls that are being made: about which context of which rows, and what waits for answers."""
+
+    asked: list[tuple[Row, int]]
+    calls: int
+    wait: Callable[[], list[Tensor]]
+
+
 class Engine:
     """Holds up to `slots` rows on the device; rows beyond that wait their turn in order.
 
     Each step is one round of calls of the network: for the rows whose turn it is by
-    app/jobs/order.py, and as many more of their shape as there is room for.
+    app/jobs/order.py, and as many more of their shape as there is room for. Where calls are made
+    in other threads, the next round is begun before the answers of the last one are looked at, so
+    that no stream waits for Python.
 
     When memory runs out, it halves its slots and lets all rows begin anew from their seeds, which
     gives the same pictures; so the batches get smaller, too, once there are fewer slots than that.
@@ -120,6 +132,7 @@ class Engine:
         self._rows: list[Row] = []  # with a slot
         self._waiting: deque[Row] = deque()
         self._forwards = 0  # so far, padding left out
+        self._rounds: deque[_Round] = deque()  # under way
 
     @property
     def free(self) -> int:
@@ -205,14 +218,16 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> StepReport:
-        """One round of calls; rows that know enough then move, those that are done leave."""
+        """The answers to one round of calls; rows that know enough move, the done ones leave."""
         report = StepReport()
         try:
             self._fill_slots()
-            asked = self._next_calls()
-            if asked:
-                self._ask(asked, report)
-                self._advance([row for row in _distinct(asked) if not row.missing], report)
+            rounds = self._next_rounds()
+            alone = len(self._rounds) + len(rounds) == 1
+            for asked in rounds:
+                self._rounds.append(self._begin(asked, here=alone))
+            if self._rounds:
+                self._end(self._rounds.popleft(), report)
         except Exception as fault:
             if not ran_out(fault) or self.slots == self.micro_batch == 1:
                 raise
@@ -222,15 +237,44 @@ class Engine:
             self._shrink()
         return report
 
-    def _next_calls(self) -> list[tuple[Row, int]]:
-        """Rows, and about which of their contexts the network is asked: a round at most.
+    def _next_rounds(self) -> list[list[tuple[Row, int]]]:
+        """Rows, and about which of their contexts the network is asked, for each round to begin.
 
         Conditional and unconditional predictions are just rows of the same micro-batches.
         """
         self._rows = in_turn(self._rows, self._waiting)
-        lane = (row for row in self._rows if row.lane == self._rows[0].lane)
-        calls = ((row, which) for row in lane for which in row.missing)
-        return list(islice(calls, self.at_once))
+        busy = {id(row) for one in self._rounds for row, _ in one.asked}
+        rounds: list[list[tuple[Row, int]]] = []
+        while len(self._rounds) + len(rounds) < (2 if self._streams.count > 1 else 1):
+            ready = [row for row in self._rows if id(row) not in busy]
+            lane = (row for row in ready if row.lane == ready[0].lane)
+            calls = ((row, which) for row in lane for which in row.missing)
+            asked = list(islice(calls, self.at_once))
+            if not asked:
+                break
+            busy |= {id(row) for row, _ in asked}
+            rounds.append(asked)
+        return rounds
+
+    def _begin(self, asked: list[tuple[Row, int]], *, here: bool) -> _Round:
+        """Ask the network about rows of one lane; `here`: with this thread's help."""
+        size, batches = self.micro_batch, list(asked)
+        if self._exact:
+            batches += [batches[-1]] * (-len(batches) % size)  # padding
+        calls = [self._batch(batches[at : at + size]) for at in range(0, len(batches), size)]
+        self._forwards += len(asked)
+        wait = self._streams.start(partial(_call, asked[0][0].denoiser), calls, here=here)
+        return _Round(asked, len(calls), wait)
+
+    def _end(self, one: _Round, report: StepReport) -> None:
+        """Give rows their answers, and move those that have all; others were evicted meanwhile."""
+        report.calls, report.asked = one.calls, len(one.asked)
+        answers = (answer for part in one.wait() for answer in part.unbind())
+        for (row, which), answer in zip(one.asked, answers, strict=False):
+            row.answers[which] = answer
+        here = {id(row) for row in self._rows}
+        rows = {id(row): row for row, _ in one.asked}
+        self._advance([row for at, row in rows.items() if at in here and not row.missing], report)
 
     def _fill_slots(self) -> None:
         while self._waiting and len(self._rows) < self.slots:
@@ -238,6 +282,10 @@ class Engine:
             self._rows[-1].begin(self.device)
 
     def _shrink(self) -> None:
+        for one in self._rounds:
+            with suppress(Exception):  # they may have had no room either
+                one.wait()
+        self._rounds.clear()
         self.slots = max(1, self.slots // 2)
         other = None
         if self.slots < self.micro_batch:
@@ -272,19 +320,6 @@ class Engine:
         for row, into in zip(rows, noise.unbind(), strict=True):
             row.draw_noise(into)
         return noise.to(self.device)
-
-    def _ask(self, asked: Sequence[tuple[Row, int]], report: StepReport) -> None:
-        """Ask the network about rows of one lane."""
-        size, batches = self.micro_batch, list(asked)
-        if self._exact:
-            batches += [batches[-1]] * (-len(batches) % size)  # padding
-        calls = [self._batch(batches[at : at + size]) for at in range(0, len(batches), size)]
-        parts = self._streams.map(partial(_call, asked[0][0].denoiser), calls)
-        report.calls, report.asked = len(parts), len(asked)
-        self._forwards += len(asked)
-        answers = (answer for part in parts for answer in part.unbind())
-        for (row, which), answer in zip(asked, answers, strict=False):
-            row.answers[which] = answer
 
     def _predicted(self, rows: Sequence[Row]) -> Tensor:
         """What the network said of rows, guided where they are to be: `[B, C, H, W]`."""
@@ -325,10 +360,6 @@ class Engine:
         gone = {id(row) for i, row in enumerate(rows) if row.done or not sound[i]}
         if gone:
             self._rows = [row for row in self._rows if id(row) not in gone]
-
-
-def _distinct(asked: Sequence[tuple[Row, int]]) -> list[Row]:
-    return list({id(row): row for row, _ in asked}.values())
 
 
 def _call(

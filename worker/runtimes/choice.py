@@ -32,7 +32,8 @@ _log = structlog.get_logger()
 # float32's. In bfloat16 pictures do not survive with samplers that draw no noise
 # (docs/performance.md): it is for those who name it, and only has to be no worse than the format.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
-_ROUNDS = 15
+_ROUNDS = 8
+_CALLS = 3  # of a runtime in a round, the first of which meets the last one's threads still spinning
 _PREFERRED = ("onnxruntime", "openvino", "eager")  # while no other is clearly faster
 _CLEARLY = 1.15  # times as fast; a closer race would be decided by chance
 _ONLY_BY_NAME = {"compile", "eager-bf16"}  # takes minutes to build; slower on CPU, other pictures
@@ -113,11 +114,12 @@ def _measure(
     every = [arguments] * streams.count
     for _ in range(_ROUNDS):
         for name, one in built.items():
-            _wait(arguments[0])
-            began = time.perf_counter()
-            streams.map(one, every)
-            _wait(arguments[0])
-            times[name].append(time.perf_counter() - began)
+            for _ in range(_CALLS):
+                _wait(arguments[0])
+                began = time.perf_counter()
+                streams.map(one, every)
+                _wait(arguments[0])
+                times[name].append(time.perf_counter() - began)
     return [
         Measured(
             name,

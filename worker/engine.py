@@ -302,11 +302,11 @@ class Engine:
         if not ready:
             return
         x, denoised = step(
-            torch.stack([row.x for row in ready]),
+            _together([row.x for row in ready]),
             self._predicted(ready),
-            torch.stack([row.denoised for row in ready]),
+            _together([row.denoised for row in ready]),
             self._noise(ready),
-            torch.stack([row.coefficients for row in ready]).to(self.device),
+            _together([row.coefficients for row in ready]).to(self.device),
             self._model.clip,
         )
         for row, moved, seen in zip(ready, x.unbind(), denoised.unbind(), strict=True):
@@ -315,7 +315,9 @@ class Engine:
         self._release(ready, x, report)
 
     def _noise(self, rows: Sequence[Row]) -> Tensor:
-        """Each row's own fresh noise `[B, C, H, W]`, zeros where it needs none."""
+        """Each row's own fresh noise `[B, C, H, W]`, zeros where it needs none, or `[1]`."""
+        if not any(row.noisy for row in rows):
+            return torch.zeros(1, device=self.device)
         noise = torch.zeros(len(rows), *rows[0].spec.shape)
         for row, into in zip(rows, noise.unbind(), strict=True):
             row.draw_noise(into)
@@ -323,14 +325,16 @@ class Engine:
 
     def _predicted(self, rows: Sequence[Row]) -> Tensor:
         """What the network said of rows, guided where they are to be: `[B, C, H, W]`."""
-        out = torch.stack([row.answers[0] for row in rows])
+        out = _together([row.answers[0] for row in rows])
         guided = [i for i, row in enumerate(rows) if row.guided]
-        if guided:
-            scale = torch.tensor([rows[i].spec.guidance_scale for i in guided], device=self.device)
-            unconditional = torch.stack([rows[i].answers[1] for i in guided])
-            at = torch.tensor(guided, device=self.device)
-            out.index_copy_(0, at, guide(out.index_select(0, at), unconditional, scale))
-        return out
+        if not guided:
+            return out
+        scale = torch.tensor([rows[i].spec.guidance_scale for i in guided], device=self.device)
+        unconditional = _together([rows[i].answers[1] for i in guided])
+        if len(guided) == len(rows):
+            return guide(out, unconditional, scale)
+        at = torch.tensor(guided, device=self.device)
+        return out.index_copy_(0, at, guide(out.index_select(0, at), unconditional, scale))
 
     def _batch(self, asked: Sequence[tuple[Row, int]]) -> tuple[Any, ...]:
         """The arguments of one call of the network with these (row, which context) pairs."""
@@ -360,6 +364,11 @@ class Engine:
         gone = {id(row) for i, row in enumerate(rows) if row.done or not sound[i]}
         if gone:
             self._rows = [row for row in self._rows if id(row) not in gone]
+
+
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    """Stacked; a lone one is not copied."""
+    return parts[0][None] if len(parts) == 1 else torch.stack(list(parts))
 
 
 def _call(

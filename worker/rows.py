@@ -85,8 +85,9 @@ class Row:
         self._noise: list[float] = (1 - way.alphas_cumprod).sqrt().tolist()
         self._generator = row_generator(spec.seed)
         steps = range(spec.skipped, spec.skipped + len(self._timesteps))
+        self._guided = [spec.guided(step) for step in steps]
         # Forwards of all steps from each one on.
-        self._forwards = [*accumulate(1 + spec.guided(step) for step in reversed(steps))][::-1]
+        self._forwards = [*accumulate([0, *(1 + one for one in reversed(self._guided))])][::-1]
         # Rows of one lane have equal shapes and one network, so that one call of it takes them.
         self.lane = (id(denoiser), spec.shape, *(tuple(part.shape) for part in spec.context))
 
@@ -144,12 +145,12 @@ class Row:
     @property
     def guided(self) -> bool:
         """Whether the next step is guided."""
-        return self.spec.guided(self.spec.skipped + self.position)
+        return self._guided[self.position]
 
     @property
     def left(self) -> int:
         """Forwards until it is done."""
-        return 0 if self.done else self._forwards[self.position] - len(self.answers)
+        return self._forwards[self.position] - len(self.answers)
 
     @property
     def missing(self) -> list[int]:
@@ -186,7 +187,12 @@ class Row:
         """Standard normal noise `[C, H, W]`, on CPU: the same on every device."""
         return torch.randn(self.spec.shape, generator=self._generator)
 
+    @property
+    def noisy(self) -> bool:
+        """Whether the next step adds fresh noise."""
+        return self._noisy[self.position]
+
     def draw_noise(self, into: Tensor) -> None:
         """Fresh noise for the next step; nothing is drawn where the sampler adds none."""
-        if self._noisy[self.position]:
+        if self.noisy:
             torch.randn(self.spec.shape, generator=self._generator, out=into)

@@ -33,7 +33,7 @@ _log = structlog.get_logger()
 # (docs/performance.md): it is for those who name it, and only has to be no worse than the format.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 _ROUNDS = 8
-_CALLS = 3  # of a runtime in a round, the first of which meets the last one's threads still spinning
+_CALLS = 3  # of each in a round: the first may meet threads of the one before
 _PREFERRED = ("onnxruntime", "openvino", "eager")  # while no other is clearly faster
 _CLEARLY = 1.15  # times as fast; a closer race would be decided by chance
 _ONLY_BY_NAME = {"compile", "eager-bf16"}  # takes minutes to build; slower on CPU, other pictures

@@ -3,6 +3,7 @@
 import random
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,52 @@ def test_what_is_computed_at_once_is_counted(shared_bundle: Bundle) -> None:
     report = engine.step()
     assert engine.at_once == report.room == 2
     assert report.calls == report.asked <= 2
+
+
+def test_the_next_round_is_under_way_before_the_last_is_looked_at(shared_bundle: Bundle) -> None:
+    begun: list[float] = []
+
+    def change(denoise: Denoise) -> Denoise:
+        def counted(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+            begun.append(float(timestep))
+            return denoise(x, timestep, context)
+
+        return counted
+
+    bundle = with_denoiser(shared_bundle, change)
+    dice = random.Random(14)
+    first, second, third = [
+        replace(
+            random_spec(bundle, name, dice), steps=5, guidance_scale=3.0, origin=None, skipped=0
+        )
+        for name in "abc"
+    ]
+    engine = Engine(bundle, slots=3, micro_batch=1, streams=Streams(2))
+    engine.admit([first])
+    assert engine.step().asked <= 2
+    assert len(begun) <= 2  # a lone job has one round at a time
+    engine.admit([second, third])
+    engine.step()
+    engine.evict("b")  # its calls may be under way
+    pictures = drain(engine)
+    assert pictures.keys() == {"a/0", "c/0"}
+    assert torch.equal(pictures["a/0"], alone(shared_bundle, first, 1))
+    assert torch.equal(pictures["c/0"], alone(shared_bundle, third, 1))
+
+
+def test_what_is_begun_is_answered_in_its_order() -> None:
+    gate, calls = threading.Event(), list[int]()
+
+    def call(part: Tensor) -> Tensor:
+        if int(part) == 0:
+            gate.wait(30)
+        calls.append(int(part))
+        return part
+
+    streams = Streams(2)
+    one, two = (streams.start(call, [(torch.tensor(i),), (torch.tensor(i + 1),)]) for i in (0, 2))
+    gate.set()
+    assert [int(part) for part in two()] == [2, 3]
+    assert [int(part) for part in one()] == [0, 1]
+    assert sorted(calls) == [0, 1, 2, 3]
+    assert calls.index(0) < calls.index(2)  # of one stream

@@ -1,9 +1,10 @@
 """How much of what the machine can multiply the forward uses."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -11,7 +12,7 @@ from benchmarks.forward import forwards, network_of
 from benchmarks.results import Result, interleaved, result
 from benchmarks.subject import Plan, executed, loaded, seconds_of
 from models.unet import UNet
-from worker.runtimes.networks import example
+from worker.runtimes.networks import available, example
 
 __all__ = ["flops_of", "measure"]
 
@@ -26,13 +27,15 @@ def measure(plan: Plan) -> list[Result]:
     network = network_of(loaded(plan.settings).denoiser.network)
     call = forwards(plan, ROWS, {"forward": bundle.denoiser.network})["forward"]
     sides = {"forward": partial(seconds_of, call, plan)}
+    work: dict[str, int] = {}
     for side in SIDES:
-        product = partial(torch.mm, *_squares(side, plan.device))
-        sides[f"{side}"] = partial(seconds_of, product, plan)
+        for library, product in _products(side, plan).items():
+            name = f"{library}, {side}"
+            sides[name], work[name] = partial(seconds_of, product, plan), 2 * side**3
     found = interleaved(sides, plan.seconds)
     flops = flops_of(network, ROWS)
     peaks = [
-        max(2 * side**3 / found[f"{side}"][turn] for side in SIDES)
+        max(operations / found[name][turn] for name, operations in work.items())
         for turn in range(len(found["forward"]))
     ]
     shares = [flops / seconds / peak for seconds, peak in zip(found["forward"], peaks, strict=True)]
@@ -65,7 +68,31 @@ def flops_of(network: UNet, rows: int) -> int:
     return int(counter.get_total_flops())
 
 
-def _squares(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _products(side: int, plan: Plan) -> dict[str, Callable[[], object]]:
+    """The product of two squares by each library that multiplies here."""
     dice = torch.Generator().manual_seed(side)
-    first, second = torch.randn(2, side, side, generator=dice).to(device)
-    return first, second
+    first, second = torch.randn(2, side, side, generator=dice).to(plan.device)
+    found: dict[str, Callable[[], object]] = {"torch": partial(torch.mm, first, second)}
+    if plan.device.type == "cpu" and "onnxruntime" in available(plan.device):
+        # On some processors it multiplies twice as fast as what torch was built with.
+        found["onnxruntime"] = partial(
+            _onnx_product(side, plan.threads).run, None, {"a": first.numpy(), "b": second.numpy()}
+        )
+    return found
+
+
+def _onnx_product(side: int, threads: int) -> Any:
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    a, b, c = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [side, side]) for name in "abc"
+    )
+    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "mm", [a, b], [c])
+    version = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, opset_imports=version, ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )

@@ -39,16 +39,16 @@ class _Times(NamedTuple):
 
 
 BENCHMARKS: Final = {
-    "forward": _Times(30, 4),
-    "gemm": _Times(30, 4),
-    "diffusers_loop": _Times(60, 6),
+    "forward": _Times(25, 4),
+    "gemm": _Times(25, 4),
+    "diffusers_loop": _Times(40, 6),
     "bookkeeping": _Times(30, 3),
-    "service": _Times(120, 10),
-    "load": _Times(300, 20),
-    "submission": _Times(50, 6),
-    "eta": _Times(60, 10),
-    "stable_diffusion": _Times(240, 20),
-    "cold_start": _Times(60, 15),
+    "service": _Times(90, 10),
+    "load": _Times(250, 20),
+    "submission": _Times(40, 6),
+    "eta": _Times(50, 10),
+    "stable_diffusion": _Times(130, 20),
+    "cold_start": _Times(40, 15),
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.results import Result, interleaved, result
-from benchmarks.subject import Plan, engine_of, executed, mixed, row_specs
+from benchmarks.subject import Plan, engine_of, engine_threads, executed, mixed, row_specs
 from models.bundle import Bundle
 from models.unet import Denoiser
 
@@ -51,6 +51,7 @@ def _steps(plan: Plan, bundle: Bundle) -> Callable[[], float]:
     """Seconds of some steps of a full engine, with other jobs each time: as many as there are."""
     dice = random.Random(4)
 
+    @engine_threads(plan)
     def run() -> float:
         jobs = [(f"{job}", mixed(dice)) for job in range(plan.settings.slots)]
         specs = [spec for job, request in jobs for spec in row_specs(bundle, request, job)]

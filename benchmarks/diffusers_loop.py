@@ -18,7 +18,7 @@ from app.jobs.record import JobRequest
 from benchmarks.forward import network_of
 from benchmarks.gemm import flops_of
 from benchmarks.results import Result, interleaved, ratios, result
-from benchmarks.subject import PROMPTS, Plan, engine_of, executed, loaded, row_specs
+from benchmarks.subject import PROMPTS, Plan, engine_of, engine_threads, executed, loaded, row_specs
 from models.bundle import Bundle
 from models.torchvision_ops import declare_missing_operators
 from models.unet import UNetConfig
@@ -112,6 +112,7 @@ def _peer_flops(config: UNetConfig, peer: Any, rows: int) -> int:
 
 
 def _ours(plan: Plan, bundle: Bundle) -> Callable[[], float]:
+    @engine_threads(plan)
     def draw() -> float:
         began = time.perf_counter()
         engine = engine_of(plan, bundle, len(PROMPTS))

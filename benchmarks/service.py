@@ -13,7 +13,7 @@ import httpx
 from app.commands.own_service import own_service
 from app.jobs.record import JobRequest
 from benchmarks.results import Result, interleaved, ratios, result
-from benchmarks.subject import Plan, engine_of, executed, mixed, row_specs
+from benchmarks.subject import Plan, engine_of, engine_threads, executed, mixed, row_specs
 from models.bundle import Bundle
 
 __all__ = ["bodies", "measure", "service_settings"]
@@ -69,6 +69,7 @@ def _requests(plan: Plan, bundle: Bundle) -> list[JobRequest]:
 
 
 def _bare(plan: Plan, bundle: Bundle, requests: Sequence[JobRequest]) -> Callable[[], float]:
+    @engine_threads(plan)
     def run() -> float:
         began = time.perf_counter()
         engine = engine_of(plan, bundle)

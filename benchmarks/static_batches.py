@@ -109,7 +109,7 @@ class _Transport:
 def serve(plan: Plan, asked: "Queue[Any]", answers: Answers, folder: Path) -> None:
     """Load everything and work until `STOP` is asked for."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))
-    torch.set_num_threads(plan.threads)
+    torch.set_num_threads(plan.streams.threads)  # as the engine's own thread has them
     run(executed(plan)[0], plan, asked, answers, folder)
 
 

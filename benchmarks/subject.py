@@ -3,7 +3,8 @@
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ __all__ = [
     "PROMPTS",
     "Plan",
     "engine_of",
+    "engine_threads",
     "executed",
     "loaded",
     "mixed",
@@ -122,6 +124,17 @@ def executed(
         rows or settings.micro_batch,
         wanted or settings.runtime,
     )
+
+
+@contextmanager
+def engine_threads(plan: Plan) -> Iterator[None]:
+    """Torch's threads as the engine's own thread has them: more would spin beside its streams."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(plan.streams.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def engine_of(plan: Plan, bundle: Bundle, slots: int | None = None) -> Engine:

@@ -11,7 +11,7 @@ from models.stable_diffusion.__main__ import main as import_main
 from tests.integration.service import Service, avocat, wait_until
 from tests.models.tiny_diffusers import build_pipeline
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.load]
+pytestmark = pytest.mark.filterwarnings("ignore")
 DEADLINE_S = 300.0
 
 

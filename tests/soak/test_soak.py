@@ -2,12 +2,8 @@
 
 from pathlib import Path
 
-import pytest
-
 from tests.models.tiny import build_tiny_bundle
 from tests.soak.run import soak
-
-pytestmark = pytest.mark.load
 
 
 def test_faults_under_load_lose_nothing(tmp_path: Path) -> None:

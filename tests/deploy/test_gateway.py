@@ -2,6 +2,7 @@
 
 import json
 import signal
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
@@ -106,6 +107,45 @@ def test_links_are_https_where_tls_ends_before_the_gateway(
     answer = http.post("/v1/images/generations", json=asked, headers=proto)
     (image,) = answer.json()["data"]
     assert image["url"].startswith(f"{scheme}://127.0.0.1:{gateway.port}/")
+
+
+def test_tls_ends_in_the_gateway_as_the_documents_have_it(gateway: Gateway, tmp_path: Path) -> None:
+    key, certificate, port = tmp_path / "privkey.pem", tmp_path / "fullchain.pem", free_port()
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    made += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*made, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    block = (
+        (Path(__file__).parents[2] / "docs/deployment.md")
+        .read_text()
+        .split("```nginx\n")[1]
+        .split("```")[0]
+    )
+    block = block.replace("8443", f"127.0.0.1:{port}").replace("/etc/avocat/tls", str(tmp_path))
+    configuration = configure(tmp_path / "nginx", free_port(), gateway.ports)
+    text = configuration.read_text()
+    configuration.write_text(
+        text.replace("        listen ", f"        {block}\n        listen ", 1)
+    )
+    nginx = subprocess.Popen(nginx_command(configuration))
+    try:
+        url = f"https://127.0.0.1:{port}"
+        context = ssl.create_default_context(cafile=str(certificate))
+        with httpx.Client(base_url=url, verify=context, timeout=60) as http:
+            wait_until(lambda: _answers(http), 30, "the gateway's start")
+            asked = {"prompt": "a plum", "steps": 1, "response_format": "url"}
+            answer = http.post("/v1/images/generations", json=asked)
+            (image,) = answer.json()["data"]
+            assert image["url"].startswith(f"{url}/")
+            assert http.get(image["url"]).content.startswith(b"\x89PNG")
+    finally:
+        end(nginx, signal.SIGQUIT)
+
+
+def _answers(http: httpx.Client) -> bool:
+    try:
+        return http.get("/gateway/healthz").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def test_where_no_replica_answers_the_gateway_says_so(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -81,7 +81,7 @@ def _first_picture(plan: Plan, url: str, *, new: bool) -> float:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="avocat-cold-")))
             settings = plan.settings.model_copy(update={"data_dir": folder})
             plan = Plan(plan.seconds, settings, plan.command)
-        side = Avocat(url, plan)
+        side = stack.enter_context(closing(Avocat(url, plan)))
         request = mixed(random.Random(1)).model_copy(update={"steps": STEPS})
         job = side.ask(request, time.time())
         began = time.time()

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
@@ -69,7 +69,7 @@ def measure_workers(number: int, seconds: float, engine: Engine = ENGINE) -> dic
         for _ in range(number):
             _start_worker(stack, plan, server.url, engine)
         _wait_for_workers(redis, number)
-        side = Avocat(server.url, plan)
+        side = stack.enter_context(closing(Avocat(server.url, plan)))
         lone = at_once(dice, 1)
         overhead_s = statistics.median(
             latencies(side, lone)[0] - simulate(engine, 1, lone)[0] for _ in range(3)

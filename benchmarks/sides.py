@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from queue import Empty
 from typing import Any, Protocol
@@ -49,8 +49,15 @@ class Avocat:
         self._loop = asyncio.Runner()
         self._bundle = loaded(plan.settings)
         settings = plan.settings.model_copy(update=limits)
-        self._submitter = Submitter(connect_async(url), settings)
-        self._store = JobStore(connect(url))
+        self._asking, self._reading = connect_async(url), connect(url)
+        self._submitter = Submitter(self._asking, settings)
+        self._store = JobStore(self._reading)
+
+    def close(self) -> None:
+        """Let its connections go."""
+        self._loop.run(self._asking.aclose())
+        self._loop.close()
+        self._reading.close()
 
     def ask(self, request: JobRequest, due: float) -> str:
         """Submit a job."""
@@ -132,7 +139,8 @@ def running(plan: Plan) -> Iterator[tuple[Avocat, OneByOne, StaticBatches]]:
             stack, static_batches.serve, plan, asked, answers, data_dir / "static-batches"
         )
         start_worker(stack, plan, server.url)
-        yield Avocat(server.url, plan), OneByOne(server.url), StaticBatches(asked, answers, batches)
+        avocat = stack.enter_context(closing(Avocat(server.url, plan)))
+        yield avocat, OneByOne(server.url), StaticBatches(asked, answers, batches)
 
 
 def _spawn(stack: ExitStack, target: Any, *arguments: Any) -> BaseProcess:

@@ -39,7 +39,6 @@ def test_it_gives_its_lines(
     assert all(one.value > 0 for one in found if module is not bookkeeping)
 
 
-@pytest.mark.load
 @pytest.mark.slow
 def test_starts_are_timed(plan: Plan) -> None:
     found = {one.name: one.value for one in cold_start.measure(plan)}

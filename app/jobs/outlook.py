@@ -172,7 +172,8 @@ class Outlooks:
             return None
         since = time.monotonic() - self._looked_at
         if record.id not in model.ends:  # it came after the look
-            load = load_of(record.id, record.request, record.total_steps - record.step)
+            left, started = record.total_steps - record.step, record.started_at or 0.0
+            load = load_of(record.id, record.request, left, started=started)
             model.ends[record.id] = since + model.end_of(load, record, ahead)
         return max(0.0, model.ends[record.id] - since)
 

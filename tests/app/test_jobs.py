@@ -96,6 +96,23 @@ async def test_between_two_looks_later_jobs_are_put_behind(
     assert etas == pytest.approx([2.0, 4.0, 6.0, 8.0], abs=0.5)
 
 
+async def test_a_job_begun_after_a_look_is_put_behind_those_that_run(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outlook, "_FRESH_S", 3600.0)
+    worker_with(service, "w", slots=2, micro_batch=2, seconds_per_call=0.05)
+    first = service.store.get((await service.submit())["id"])
+    service.redis.delete(keys.rq_queue("normal"))
+    service.take(first.id)
+    service.redis.zadd(keys.rq_running("normal"), {f"{first.id}:e1": 1e12})
+    looks = outlook.Outlooks(service.app.state.services.redis, 60)  # of another process
+    [seen] = await looks.of([service.store.get(first.id)])
+    assert seen.eta_s == pytest.approx(1.0, abs=0.1)
+    second = service.take((await service.submit())["id"])
+    [seen] = await looks.of([second])
+    assert seen.eta_s == pytest.approx(2.0, abs=0.1)
+
+
 async def test_jobs_of_others_are_not_there(serve: Serve) -> None:
     async with serve(api_keys="ann:a,bob:b") as service:
         ann, bob = {"authorization": "Bearer a"}, {"authorization": "Bearer b"}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from models.bundle import Bundle
+from tests.worker.conftest import wait_for
 from tests.worker.parts import with_denoiser
 from tests.worker.test_engine import alone, drain, random_spec
 from worker.capacity import streams
@@ -141,6 +142,7 @@ def test_the_next_round_is_under_way_before_the_last_is_looked_at(shared_bundle:
     assert len(begun) <= 2  # a lone job has one round at a time
     engine.admit([second, third])
     engine.step()
+    wait_for(lambda: len(begun) == 2 + 2 + 2)  # a round that no step has asked the end of
     engine.evict("b")  # its calls may be under way
     pictures = drain(engine)
     assert pictures.keys() == {"a/0", "c/0"}

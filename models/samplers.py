@@ -25,6 +25,8 @@ from models.knots import Knots, Layout, Sampler, knots
 from models.schedule import NoiseSchedule
 
 __all__ = [
+    "NOISE",
+    "PREVIOUS",
     "SAMPLERS",
     "UNDISTILLED",
     "Layout",
@@ -40,6 +42,9 @@ SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 UNDISTILLED: tuple[Sampler, ...] = tuple(name for name in SAMPLERS if name != "lcm")
 Variance = Literal["small", "large"]
 Parameterisation = Literal["eps", "v", "denoised"]
+# Terms of the update, bit j for that of k_j.
+_X, _DENOISED, PREVIOUS, _PREDICTED, NOISE, _READ, _, _DIVIDED = (1 << j for j in range(8))
+_ALL = (1 << 8) - 1
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,15 @@ class Trajectory:
     @property
     def needs_noise(self) -> Tensor:
         return self.coefficients[:, 4] != 0
+
+    @property
+    def terms(self) -> list[int]:
+        """Of each step, the terms that change something: bit j is set where k_j does."""
+        idle = torch.zeros(8)
+        idle[7] = 1.0  # a factor
+        bits = torch.tensor([1 << j for j in range(8)])
+        found: list[int] = ((self.coefficients != idle) * bits).sum(1).tolist()
+        return found
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -191,20 +205,35 @@ def _lcm(at: Knots) -> Tensor:
 def step(
     x_t: Tensor,
     predicted: Tensor,
-    previous_denoised: Tensor,
-    noise: Tensor,
+    previous_denoised: Tensor | None,
+    noise: Tensor | None,
     coefficients: Tensor,
     clip: float | None = 1.0,
+    terms: int = _ALL,
 ) -> tuple[Tensor, Tensor]:
     """Move every row one step, each by its own coefficients.
 
     All pictures are `[B, C, H, W]`; `coefficients` is `[B, 8]`, one row of each `Trajectory`;
     `previous_denoised` and `noise` are zeros where a row has none. `clip` bounds `denoised` to
-    [-clip, clip]; None leaves it. Returns `(x_prev, denoised)`.
+    [-clip, clip]; None leaves it. `terms` are those that any row has (`Trajectory.terms`): without
+    `PREVIOUS` and `NOISE`, `previous_denoised` and `noise` may be None. As long as all numbers are
+    finite, a row's result does not depend on the terms of others. Returns `(x_prev, denoised)`.
     """
     k = coefficients.reshape(*coefficients.shape, *([1] * (x_t.ndim - 1))).unbind(1)
-    denoised = (k[5] * x_t).addcmul_(k[6], predicted).mul_(k[7])
+    if terms & _READ:
+        denoised = (k[5] * x_t).addcmul_(k[6], predicted)
+    else:
+        denoised = k[6] * predicted
+    if terms & _DIVIDED:
+        denoised.mul_(k[7])
     if clip is not None:
         denoised.clamp_(-clip, clip)
-    x_prev = (k[0] * x_t).addcmul_(k[1], denoised).addcmul_(k[2], previous_denoised)
-    return x_prev.addcmul_(k[3], predicted).addcmul_(k[4], noise), denoised
+    x_prev = (k[0] * x_t).addcmul_(k[1], denoised) if terms & _X else k[1] * denoised
+    for term, factor, of in (
+        (PREVIOUS, k[2], previous_denoised),
+        (_PREDICTED, k[3], predicted),
+        (NOISE, k[4], noise),
+    ):
+        if terms & term and of is not None:
+            x_prev.addcmul_(factor, of)
+    return x_prev, denoised

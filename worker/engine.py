@@ -21,12 +21,14 @@ from torch import Tensor
 from app.jobs.order import in_turn, tag
 from models.guidance import guide
 from models.model import Adapters, Model
-from models.samplers import step
+from models.samplers import NOISE, PREVIOUS, step
 from worker.memory import ran_out
 from worker.rows import Row, RowSpec
 from worker.streams import Streams
 
 __all__ = ["Engine", "Fault", "Finished", "Snapshot", "StepReport"]
+
+_ALIGNED = 64  # bytes, as torch's own memory on CPU; at others, sums may have other last bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,7 +271,7 @@ class Engine:
     def _end(self, one: _Round, report: StepReport) -> None:
         """Give rows their answers, and move those that have all; others were evicted meanwhile."""
         report.calls, report.asked = one.calls, len(one.asked)
-        answers = (answer for part in one.wait() for answer in part.unbind())
+        answers = (answer for part in one.wait() for answer in part.split(1))
         for (row, which), answer in zip(one.asked, answers, strict=False):
             row.answers[which] = answer
         here = {id(row) for row in self._rows}
@@ -301,27 +303,29 @@ class Engine:
         """Take rows of one lane, for which all answers are there, one step on."""
         if not ready:
             return
+        predicted = self._predicted(ready)
+        terms = 0
+        for row in ready:
+            terms |= row.terms
         x, denoised = step(
             _together([row.x for row in ready]),
-            self._predicted(ready),
-            _together([row.denoised for row in ready]),
-            self._noise(ready),
-            _together([row.coefficients for row in ready]).to(self.device),
+            predicted,
+            _together([row.denoised for row in ready]) if terms & PREVIOUS else None,
+            self._noise(ready) if terms & NOISE else None,
+            _together([row.coefficients for row in ready]),
             self._model.clip,
+            terms,
         )
-        for row, moved, seen in zip(ready, x.unbind(), denoised.unbind(), strict=True):
+        for row, moved, seen in zip(ready, x.split(1), denoised.split(1), strict=True):
             row.move(moved, seen)
         report.advanced += len(ready)
-        self._release(ready, x, report)
+        self._release(ready, predicted, report)
 
     def _noise(self, rows: Sequence[Row]) -> Tensor:
-        """Each row's own fresh noise `[B, C, H, W]`, zeros where it needs none, or `[1]`."""
-        if not any(row.noisy for row in rows):
-            return torch.zeros(1, device=self.device)
-        noise = torch.zeros(len(rows), *rows[0].spec.shape)
-        for row, into in zip(rows, noise.unbind(), strict=True):
-            row.draw_noise(into)
-        return noise.to(self.device)
+        """Each row's own fresh noise `[B, C, H, W]`, zeros where it needs none."""
+        none = torch.zeros(rows[0].spec.shape)
+        drawn = [row.draw() if row.terms & NOISE else none for row in rows]
+        return (drawn[0][None] if len(rows) == 1 else torch.stack(drawn)).to(self.device)
 
     def _predicted(self, rows: Sequence[Row]) -> Tensor:
         """What the network said of rows, guided where they are to be: `[B, C, H, W]`."""
@@ -329,7 +333,7 @@ class Engine:
         guided = [i for i, row in enumerate(rows) if row.guided]
         if not guided:
             return out
-        scale = torch.tensor([rows[i].spec.guidance_scale for i in guided], device=self.device)
+        scale = _together([rows[i].scale for i in guided])
         unconditional = _together([rows[i].answers[1] for i in guided])
         if len(guided) == len(rows):
             return guide(out, unconditional, scale)
@@ -340,16 +344,15 @@ class Engine:
         """The arguments of one call of the network with these (row, which context) pairs."""
         adapters = [row.spec.adapters for row, _ in asked]
         adapters = adapters if any(adapters) else []
-        # Stacking copies into fresh memory: alignment, too, is the same for every micro-batch.
-        x = torch.stack([row.x for row, _ in asked])
-        timesteps = torch.tensor([row.timestep for row, _ in asked], device=self.device)
+        x = _together([row.x for row, _ in asked])
+        timesteps = _together([row.timestep for row, _ in asked])
         contexts = zip(*(row.contexts[which] for row, which in asked), strict=True)
-        return adapters, x, timesteps, *(torch.stack(parts) for parts in contexts)
+        return adapters, x, timesteps, *(_together(parts) for parts in contexts)
 
-    def _release(self, rows: Sequence[Row], x: Tensor, report: StepReport) -> None:
+    def _release(self, rows: Sequence[Row], predicted: Tensor, report: StepReport) -> None:
         """Let go of the rows that are done or broken; show those that are to be shown."""
         # One number that is none makes the sum none.
-        sound = [math.isfinite(total) for total in x.flatten(1).sum(1).tolist()]
+        sound = [math.isfinite(total) for total in predicted.flatten(1).sum(1).tolist()]
         for i, row in enumerate(rows):
             job, index = row.spec.job, row.spec.index
             if not sound[i]:
@@ -357,9 +360,9 @@ class Engine:
                 reason = f"step {at} of {row.spec.steps} gave values that are no numbers"
                 report.faults.append(Fault(job, index, reason))
             elif row.done:
-                report.finished.append(Finished(job, index, row.x.clone()))
+                report.finished.append(Finished(job, index, row.x[0].clone()))
             elif row.preview_due:
-                seen = Snapshot(job, index, row.position, row.seen.clone())
+                seen = Snapshot(job, index, row.position, row.seen[0].clone())
                 report.snapshots.append(seen)
         gone = {id(row) for i, row in enumerate(rows) if row.done or not sound[i]}
         if gone:
@@ -367,8 +370,10 @@ class Engine:
 
 
 def _together(parts: Sequence[Tensor]) -> Tensor:
-    """Stacked; a lone one is not copied."""
-    return parts[0][None] if len(parts) == 1 else torch.stack(list(parts))
+    """One batch of batches, in memory that is aligned alike for every batch of that size."""
+    if len(parts) == 1 and parts[0].data_ptr() % _ALIGNED == 0:
+        return parts[0]
+    return torch.cat(list(parts))
 
 
 def _call(

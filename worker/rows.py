@@ -58,12 +58,14 @@ class Row:
 
     `answers` is what the network said for the next step so far, by which of the two contexts.
     Before `begin` it holds no memory of the device. Then `x` is x_t and `denoised` what its last
-    step predicted, both `[C, H, W]`, and `contexts` are its two contexts. `known` is what a mask
-    keeps: x_0, its noise, and where it is not kept.
+    step predicted, both `[1, C, H, W]`, and `contexts` are its two contexts; these and all that is
+    of the next step are batches of one, so that a lone row is a batch as it stands. `known` is what
+    a mask keeps: x_0, its noise, and where it is not kept.
     """
 
     x: Tensor
     denoised: Tensor
+    scale: Tensor  # of guidance, `[1]`
     known: tuple[Tensor, Tensor, Tensor] | None
     contexts: tuple[Context, Context]
 
@@ -78,13 +80,12 @@ class Row:
         self.job = spec.job
         self.tag = 0.0  # for the order of rows (app/jobs/order.py)
         self._start = way.start
-        self._coefficients = way.coefficients.unbind()
-        self._timesteps: list[float] = way.timesteps.tolist()
-        self._noisy: list[bool] = way.needs_noise.tolist()
+        self._terms = way.terms
+        self._length = len(way)
         self._signal: list[float] = way.alphas_cumprod.sqrt().tolist()
         self._noise: list[float] = (1 - way.alphas_cumprod).sqrt().tolist()
         self._generator = row_generator(spec.seed)
-        steps = range(spec.skipped, spec.skipped + len(self._timesteps))
+        steps = range(spec.skipped, spec.skipped + self._length)
         self._guided = [spec.guided(step) for step in steps]
         # Forwards of all steps from each one on.
         self._forwards = [*accumulate([0, *(1 + one for one in reversed(self._guided))])][::-1]
@@ -99,12 +100,17 @@ class Row:
 
     def begin(self, device: torch.device) -> None:
         """Take a slot: draw the starting noise, bring everything to the device."""
-        self.x = self._first(device).to(device)
+        self.x = self._first(device).to(device)[None]
         self.denoised = torch.zeros_like(self.x)
+        self.scale = torch.tensor([self.spec.guidance_scale], device=device)
         self.contexts = tuple(  # type: ignore[assignment]  # of two
-            tuple(part.to(device) for part in context)
+            tuple(part.to(device)[None] for part in context)
             for context in (self.spec.context, self.spec.unconditional)
         )
+        times = self._way.timesteps
+        times = times.float() if times.is_floating_point() else times
+        self._timesteps = times.to(device).split(1)
+        self._coefficients = self._way.coefficients.to(device).split(1)
 
     def _first(self, device: torch.device) -> Tensor:
         """x_t of the first step; the order of draws is that of diffusers' pipelines."""
@@ -133,14 +139,19 @@ class Row:
         return torch.where(anew, drawn, self._noised(x_0, eps))
 
     @property
-    def timestep(self) -> float:
-        """The timestep that the network is asked about next."""
+    def timestep(self) -> Tensor:
+        """The timestep that the network is asked about next, `[1]`."""
         return self._timesteps[self.position]
 
     @property
     def coefficients(self) -> Tensor:
-        """The sampler's numbers for the next step, float32 `[8]`."""
+        """The sampler's numbers for the next step, float32 `[1, 8]`."""
         return self._coefficients[self.position]
+
+    @property
+    def terms(self) -> int:
+        """Those of the next step (models/samplers.py)."""
+        return self._terms[self.position]
 
     @property
     def guided(self) -> bool:
@@ -166,7 +177,7 @@ class Row:
     @property
     def done(self) -> bool:
         """Whether the picture is there."""
-        return self.position == len(self._timesteps)
+        return self.position == self._length
 
     @property
     def seen(self) -> Tensor:
@@ -179,20 +190,10 @@ class Row:
     @property
     def preview_due(self) -> bool:
         """Whether the step just done is one of `previews` evenly spread ones; never the last."""
-        parts, steps = self.previews + 1, len(self._timesteps)
+        parts, steps = self.previews + 1, self._length
         now, before = self.position * parts // steps, (self.position - 1) * parts // steps
         return now > before and not self.done
 
     def draw(self) -> Tensor:
         """Standard normal noise `[C, H, W]`, on CPU: the same on every device."""
         return torch.randn(self.spec.shape, generator=self._generator)
-
-    @property
-    def noisy(self) -> bool:
-        """Whether the next step adds fresh noise."""
-        return self._noisy[self.position]
-
-    def draw_noise(self, into: Tensor) -> None:
-        """Fresh noise for the next step; nothing is drawn where the sampler adds none."""
-        if self.noisy:
-            torch.randn(self.spec.shape, generator=self._generator, out=into)

@@ -125,6 +125,7 @@ def _distil(args: Namespace, budget: "Budget", device: torch.device) -> None:
         learning_rate=args.learning_rate,
         steps=args.turbo_steps,
         guidance_scale=bundle.config.default_guidance_scale if scale is None else scale,
+        guidance_share=args.guidance_share,
         seed=args.seed,
     )
     train_distil(_batches(args, bundle.config.image_size), args.out, bundle, options, budget)

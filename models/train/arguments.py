@@ -84,6 +84,12 @@ def _of_the_network(part: argparse.ArgumentParser, name: str) -> None:
         )
     if name == "distil":
         part.add_argument("--turbo-steps", type=_positive, default=6, help="steps of the preset")
+        part.add_argument(
+            "--guidance-share",
+            type=_share,
+            default=0.5,
+            help="share of the run that distils guidance; the rest distils steps",
+        )
         part.add_argument("--guidance-scale", type=float, help="default: the bundle's")
         part.add_argument("--learning-rate", type=float, default=3e-4)
     if name == "denoiser":
@@ -115,3 +121,10 @@ def _minutes(text: str) -> float:
     if not 0 < (number := float(text)) < math.inf:
         raise argparse.ArgumentTypeError(f"{text} should be above 0")
     return number
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1")
+    return value

@@ -1,9 +1,9 @@
 """Distil a bundle's denoiser into one of few steps: the preset `turbo`.
 
 First *guidance distillation* (Meng et al. 2023, section 3.1): the student predicts in one forward
-what the teacher predicts with guidance in two. Then *multistep consistency distillation* (Heek et
-al. 2024): the way from noise to picture is cut into as many segments as turbo has steps, and from
-anywhere in a segment the student predicts where the guided way leaves it.
+what the teacher predicts with guidance in two. Then *progressive distillation* in one go (Salimans
+& Ho 2022, algorithm 2): the way from noise to picture is cut into as many segments as turbo has
+steps, and where one starts, the student predicts in one step where the guided student ends it.
 """
 
 from dataclasses import dataclass
@@ -40,8 +40,8 @@ from models.unet import Denoiser, UNet
 class DistilTraining:
     """What `avocat train distil` may be told.
 
-    `guidance_share` of the run distils guidance, the rest the steps; a segment is walked in
-    `substeps` steps of the guided way.
+    `guidance_share` of the run distils guidance, the rest the steps; the guided student walks a
+    segment in `substeps` steps.
     """
 
     batch_size: int = 64
@@ -49,7 +49,7 @@ class DistilTraining:
     steps: int = 6
     guidance_scale: float = 3.0
     guidance_share: float = 0.5
-    substeps: int = 8
+    substeps: int = 4
     context_dropout: float = 0.1
     min_snr_gamma: float = 5.0
     snr_floor: float = 0.25
@@ -72,7 +72,7 @@ class DistilTrainer:
         torch.manual_seed(options.seed)
         self.bundle, self.options, self.budget = bundle, options, budget
         self.schedule, self.device = bundle.schedule, bundle.context.device
-        self.teacher = bundle.denoiser.eps
+        self.teacher = self._eps(bundle.denoiser.network)
         self.network = self._copy().requires_grad_(True)
         self.ema = Ema(self.network)
         self.guided = _Guided(self._copy())
@@ -106,10 +106,12 @@ class DistilTrainer:
         context = dropped_contexts(
             self.bundle.context.clip, batch.captions, self.options.context_dropout, generator
         )
-        t = stratified_timesteps(len(x_0), self.schedule.training_length, generator).to(self.device)
+        length = self.options.steps if stepping else self.schedule.training_length
+        t = stratified_timesteps(len(x_0), length, generator).to(self.device)
+        t = self.starts[t] if stepping else t
         noise = torch.randn(x_0.shape, generator=generator).to(x_0)
         x_t = self.schedule.add_noise(x_0, noise, t)
-        with torch.no_grad():
+        with torch.no_grad(), low_precision(self.device):
             aim = (self._leaving if stepping else self._guidance)(x_t, t, context)
         wanted = self._as_predicted(aim, x_t, t)
         with low_precision(self.device):
@@ -136,28 +138,24 @@ class DistilTrainer:
         return self._picture(x_t, eps, t)
 
     def _leaving(self, x_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """The picture that leads DDIM from x_t in one step to where the guided way leads it.
-
-        That way is one short step by the guided student, the rest of the segment by the average.
-        """
-        segment = (t[:, None] > self.ends).long().argmax(1)  # the first whose end is below t
-        end, start = self.ends[segment], self.starts[segment]
-        stride = ((start - end) / self.options.substeps).ceil().long()
-        near = torch.maximum(t - stride, end)
-        guided = self._eps(self.guided.network)
-        x_near = self._ddim(x_t, self._picture(x_t, guided(x_t, t, context), t), t, near)
-        inner = near.clamp(min=0)  # where the picture is reached, the average is not asked
-        own = self._eps(self.ema.average)(x_near, inner, context)
-        left = self._ddim(x_near, self._picture(x_near, own, inner), inner, end)
-        x_end = torch.where((near == end).reshape(-1, 1, 1, 1), x_near, left)
+        """The picture that leads DDIM in one step from x_t, where a segment starts, to its end: to
+        where the guided student gets in `substeps` steps."""
+        end = self.ends[(t[:, None] == self.starts).long().argmax(1)]
+        guided, x_end, now = self._eps(self.guided.network), x_t, t
+        for done in range(1, self.options.substeps + 1):
+            then = t - (t - end) * done // self.options.substeps
+            picture = self._picture(x_end, guided(x_end, now, context), now)
+            x_end, now = self._ddim(x_end, picture, now, then), then
         alpha, sigma = self._level(t, x_t)
         alpha_end, sigma_end = self._level(end, x_t)
         ratio = sigma_end / sigma
         return ((x_end - ratio * x_t) / (alpha_end - alpha * ratio)).clamp(-1, 1)
 
     def _eps(self, network: nn.Module) -> Denoise:
+        """What a network says of ε, float32 whatever it is computed in."""
         reads = self.bundle.config.parameterisation
-        return Denoiser(network, self.schedule, reads).to(self.device).eps
+        denoiser = Denoiser(network, self.schedule, reads).to(self.device)
+        return lambda x_t, t, context: denoiser.eps(x_t, t, context).float()
 
     def _level(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ and √(1-ᾱ) `[B, 1, 1, 1]`; timestep -1 is the picture itself."""

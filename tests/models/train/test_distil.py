@@ -23,9 +23,9 @@ SEGMENTED = DistilTraining(steps=4, substeps=1, guidance_scale=2.0)
 
 @pytest.fixture
 def rows(tiny: Bundle) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x_t at the starts, middles and last timesteps of segments; t; contexts."""
+    """x_t where segments start; t; contexts."""
     generator = torch.Generator().manual_seed(0)
-    t = torch.tensor([999, 760, 749, 500, 499, 260, 249, 1, 0])
+    t = torch.tensor([999, 249, 749, 999, 499])
     x_t = torch.randn(len(t), 4, 16, 16, generator=generator)
     return x_t, t, tiny.context.encode([f"thing {i}" for i in range(len(t))])
 

@@ -5,8 +5,6 @@ import json
 import time
 from dataclasses import dataclass
 
-import structlog
-
 from app import errors
 from app.auth import Caller
 from app.deps import Services
@@ -86,7 +84,7 @@ async def admit(
 
 
 def _note(services: Services, admission: Admission) -> None:
-    structlog.contextvars.bind_contextvars(job_id=admission.job_id)
+    CURRENT.set(CURRENT.get().of(admission.job_id))
     record = admission.record
     what = "replayed" if admission.replayed else "cached" if record.cached else "accepted"
     services.metrics.submitted(record.request.priority, what)

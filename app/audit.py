@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from app.jobs.origin import CURRENT
 from app.settings import Settings
 
 if TYPE_CHECKING:  # it brings FastAPI, which commands do without
@@ -137,14 +138,13 @@ def of_request(
     state, method = scope["state"], scope["method"]
     caller: Caller | None = state.get("caller")
     client = scope.get("client")
-    known = structlog.contextvars.get_contextvars()
     entry: dict[str, object] = {
         "action": _ACTIONS.get((method, route), f"{method} {route}"),
         "status": status or 0,
         "owner": caller.owner if caller is not None else "",
         "key": caller.key if caller is not None else "",
         "address": client[0] if client else "",
-        "job": known.get("job_id", ""),
+        "job": CURRENT.get().job_id or "",
         "image": scope.get("path_params", {}).get("name", "") if "images" in route else "",
         "request_id": state["request_id"],
         "problem": str(state.get("problem", "")),

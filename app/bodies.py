@@ -7,7 +7,7 @@ what is left of it must be as small as any other body.
 import re
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
@@ -48,15 +48,17 @@ async def job_body(request: Request, services: Services) -> AsyncIterator[bytes]
     small = most = services.settings.max_body_bytes
     if "json" in request.headers.get("content-type", ""):  # what else it may be has no pictures
         most = largest(services.settings)
-    async with AsyncExitStack() as stack:
-        chunks, size, waits = list[bytes](), 0, True
+    chunks, size, holding = list[bytes](), 0, False
+    try:
         async for chunk in _counted(request, most, largest(services.settings)):
             size += len(chunk)
             chunks.append(chunk)
-            if size > small and waits:
-                await stack.enter_async_context(services.uploads)
-                waits = False
+            if size > small and not holding:
+                holding = await services.uploads.acquire()
         yield b"".join(chunks)
+    finally:
+        if holding:
+            services.uploads.release()
 
 
 async def _counted(request: Request, most: int, drained: int) -> AsyncIterator[bytes]:

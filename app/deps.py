@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, cast
 
-import structlog
 from fastapi import Depends, Request
 from redis.asyncio import Redis
 
@@ -16,6 +15,7 @@ from app.errors import JobNotFound, QuotaExceeded
 from app.jobs.connection import connect_async
 from app.jobs.events import EventHub
 from app.jobs.ids import is_job_id
+from app.jobs.origin import CURRENT
 from app.jobs.outlook import Outlooks
 from app.jobs.reader import JobReader, ModelCards
 from app.jobs.record import JobRecord
@@ -133,7 +133,7 @@ async def own_record(
     """
     read = read or services.reader.get
     record = await read(job_id) if is_job_id(job_id) else None
-    structlog.contextvars.bind_contextvars(job_id=job_id[:64])
+    CURRENT.set(CURRENT.get().of(job_id[:64]))
     if record is None or not caller.sees(record.owner):
         raise JobNotFound(f"There is no job {job_id[:64]!r} of yours; it may have expired")
     return record

@@ -10,6 +10,8 @@ import sys
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from app.jobs.origin import CURRENT, trace_id
+
 __all__ = ["configure"]
 
 _SEVERAL_LINES = ("exception", "stack", "exc_info")
@@ -24,7 +26,7 @@ def configure(level: str = "info", as_json: bool = False) -> None:
     """
     severity = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
+        _of_the_request,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -45,6 +47,18 @@ def configure(level: str = "info", as_json: bool = False) -> None:
     )
     _take_in_libraries(max(severity, logging.WARNING), shared, rendering)
     logging.captureWarnings(as_json)
+
+
+def _of_the_request(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Name the request that is being served, its job and its trace; what is said stays."""
+    origin = CURRENT.get()
+    if origin.request_id is not None:
+        event.setdefault("request_id", origin.request_id)
+    if origin.job_id is not None:
+        event.setdefault("job_id", origin.job_id)
+    if origin.traceparent is not None:
+        event.setdefault("trace_id", trace_id(origin.traceparent))
+    return event
 
 
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]

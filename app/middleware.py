@@ -1,6 +1,7 @@
 """Plain ASGI middleware: common headers, last-resort errors, HEAD, the body limit."""
 
 from collections.abc import Container, MutableMapping
+from itertools import chain
 from typing import Any
 
 import structlog
@@ -52,12 +53,13 @@ class RequestContext:
                 raw = message["headers"]
                 given = {name for name, _ in raw}
                 raw += [header for header in _COMMON if header[0] not in given]
-                headers = MutableHeaders(raw=raw)
-                headers["X-Request-Id"] = state["request_id"]
+                raw.append((b"x-request-id", state["request_id"].encode()))
                 if scope["app"].state.stopping:
-                    headers["Connection"] = "close"
-                for name, value in state["headers"].items():
-                    headers.setdefault(name, value)
+                    MutableHeaders(raw=raw)["Connection"] = "close"
+                if state["headers"]:
+                    headers = MutableHeaders(raw=raw)
+                    for name, value in state["headers"].items():
+                        headers.setdefault(name, value)
             await send(message)
 
         try:
@@ -118,7 +120,7 @@ def _wrong_head(scope: Scope) -> str | None:
     lines = len(scope["headers"])
     if lines > MOST_HEADERS:
         return f"{lines} headers; the most is {MOST_HEADERS}"
-    size = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    size = 4 * lines + sum(map(len, chain.from_iterable(scope["headers"])))
     size += len(scope.get("raw_path") or b"") + len(scope["query_string"])
     return (
         f"{size} bytes of head; the most is {MOST_HEAD_BYTES}" if size > MOST_HEAD_BYTES else None

@@ -1,7 +1,7 @@
 """From a body to a request with every field resolved, or a list of all that is wrong."""
 
 import json
-import secrets
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -124,7 +124,9 @@ def resolve(draft: Draft, card: ModelCard, inputs: Mapping[str, str] | None = No
 def _seed(draft: Draft, candidates: int) -> int:
     """The first of the seeds, drawn where none is given."""
     fields = draft.fields
-    seed = secrets.randbelow(MAX_SEED - candidates) if fields.seed is None else fields.seed
+    seed = fields.seed
+    if seed is None:
+        seed = random.randrange(MAX_SEED - candidates)  # noqa: S311 - everybody may know it
     if seed + candidates - 1 > MAX_SEED:
         which = "n" if candidates == fields.n else "best_of"
         message = f"With {which} = {candidates} the seed is at most {MAX_SEED - candidates + 1}"

@@ -220,10 +220,7 @@ def step(
     finite, a row's result does not depend on the terms of others. Returns `(x_prev, denoised)`.
     """
     k = coefficients.reshape(*coefficients.shape, *([1] * (x_t.ndim - 1))).unbind(1)
-    if terms & _READ:
-        denoised = (k[5] * x_t).addcmul_(k[6], predicted)
-    else:
-        denoised = k[6] * predicted
+    denoised = (k[5] * x_t).addcmul_(k[6], predicted) if terms & _READ else k[6] * predicted
     if terms & _DIVIDED:
         denoised.mul_(k[7])
     if clip is not None:

@@ -271,7 +271,7 @@ class Engine:
     def _end(self, one: _Round, report: StepReport) -> None:
         """Give rows their answers, and move those that have all; others were evicted meanwhile."""
         report.calls, report.asked = one.calls, len(one.asked)
-        answers = (answer for part in one.wait() for answer in part.split(1))
+        answers = (answer for part in one.wait() for answer in part.chunk(len(part)))
         for (row, which), answer in zip(one.asked, answers, strict=False):
             row.answers[which] = answer
         here = {id(row) for row in self._rows}
@@ -316,7 +316,7 @@ class Engine:
             self._model.clip,
             terms,
         )
-        for row, moved, seen in zip(ready, x.split(1), denoised.split(1), strict=True):
+        for row, moved, seen in zip(ready, x.chunk(len(x)), denoised.chunk(len(x)), strict=True):
             row.move(moved, seen)
         report.advanced += len(ready)
         self._release(ready, predicted, report)

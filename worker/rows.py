@@ -109,8 +109,8 @@ class Row:
         )
         times = self._way.timesteps
         times = times.float() if times.is_floating_point() else times
-        self._timesteps = times.to(device).split(1)
-        self._coefficients = self._way.coefficients.to(device).split(1)
+        self._timesteps = times.to(device).chunk(self._length)
+        self._coefficients = self._way.coefficients.to(device).chunk(self._length)
 
     def _first(self, device: torch.device) -> Tensor:
         """x_t of the first step; the order of draws is that of diffusers' pipelines."""

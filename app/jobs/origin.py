@@ -12,10 +12,15 @@ _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f
 
 @dataclass(frozen=True)
 class Origin:
-    """What a job's record keeps of the request that is being served."""
+    """The request that is being served: what is logged with every line, and kept in the record."""
 
     request_id: str | None = None
     traceparent: str | None = None  # of the span that the job belongs under
+    job_id: str | None = None  # once it is known
+
+    def of(self, job_id: str) -> "Origin":
+        """The same, and that it is about this job."""
+        return Origin(self.request_id, self.traceparent, job_id)
 
 
 CURRENT: ContextVar[Origin] = ContextVar("origin", default=Origin())  # noqa: B039 - it is frozen

@@ -216,10 +216,10 @@ _STORED_IMAGES = TypeAdapter(tuple[StoredImage, ...])
 
 
 def to_hash(record: JobRecord) -> dict[str, str]:
-    """The record as fields of a Redis hash; what is None is left out."""
+    """The record as fields of a Redis hash; what is None or empty is left out."""
     fields = {"format": str(FORMAT if record.inputs else _WITHOUT_INPUTS)}
     for name, value in record:
-        if value is None:
+        if value is None or value == () or value == {}:
             continue
         if name in _JSON_FIELDS:
             fields[name] = to_json(value).decode()

@@ -1,6 +1,6 @@
 """The hash that RQ itself would write for one of our jobs."""
 
-import zlib
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import cast
 
@@ -8,7 +8,7 @@ from redis import Redis
 from rq import Queue, Retry
 from rq.scripts import _build_hset_args
 from rq.serializers import JSONSerializer
-from rq.utils import now, utcformat
+from rq.utils import now
 
 from app import keys
 from app.jobs.record import JobRecord
@@ -18,7 +18,6 @@ __all__ = ["RqJobs"]
 # Only tells RQ which commands it may use; ours are all older. Spares a round trip.
 _REDIS_VERSION = (6, 2, 0)
 _ANY_ID = "any"  # of the job that RQ itself writes once, for all others to follow
-_WINDOW_BITS = 9  # 512 bytes; zlib's least
 _KINDS = 64  # of jobs that are remembered: queues × retentions
 
 
@@ -38,24 +37,22 @@ class RqJobs:
         self._max_attempts = max_attempts
         self._fields = lru_cache(_KINDS)(self._written_by_rq)
 
-    def fields(self, record: JobRecord) -> tuple[dict[str, str], bytes]:
-        """The fields of `rq:job:{id}` as queued, and apart from them `data`: what it calls."""
+    def fields(self, record: JobRecord) -> dict[str, str]:
+        """The fields of `rq:job:{id}` as queued."""
         result_ttl_s = min(keys.RQ_RESULT_TTL_S, record.retention_s)
-        made = utcformat(now())
+        made = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         call: tuple[object, ...] = (keys.GENERATE, None, [record.id], {})
-        data: bytes = JSONSerializer.dumps(call)  # type: ignore[no-untyped-call]
         own = {
+            # RQ compresses it, and reads it as it is just as well.
+            "data": JSONSerializer.dumps(call).decode(),  # type: ignore[no-untyped-call]
             "created_at": made,
             "enqueued_at": made,
             "description": f"{keys.GENERATE}({record.id!r})",
         }
-        fields = self._fields(record.request.priority, result_ttl_s) | own
-        # With the least of memory: to make the usual amount ready takes longer than to use it.
-        packer = zlib.compressobj(1, zlib.DEFLATED, _WINDOW_BITS, 1)
-        return fields, packer.compress(data) + packer.flush()
+        return self._fields(record.request.priority, result_ttl_s) | own
 
     def _written_by_rq(self, name: str, result_ttl_s: int) -> dict[str, str]:
-        """The fields of such a job without `data`; for each one RQ would take far too long."""
+        """The fields of such a job; for each one RQ would take far too long."""
         queue = self._queues[name]
         job = queue.create_job(
             keys.GENERATE,
@@ -69,6 +66,4 @@ class RqJobs:
         queue._prepare_for_queue(job)
         job.enqueued_at = now()
         args = cast(list[str], _build_hset_args(job))  # type: ignore[no-untyped-call]
-        fields = dict(zip(args[::2], args[1::2], strict=True))
-        del fields["data"]
-        return fields
+        return dict(zip(args[::2], args[1::2], strict=True))

@@ -139,9 +139,9 @@ SUBMIT = (
 -- ARGV[4] idempotency ttl in s   ARGV[5] queue cap   ARGV[6] cap of active jobs
 -- ARGV[7] queue name   ARGV[8] '1' where an earlier job's pictures would do
 -- ARGV[9] the record and ARGV[10] the RQ job as JSON: field, value, field, value, ...
--- ARGV[11] what the RQ job calls, as RQ packs it   ARGV[12] model   ARGV[13] owner   ARGV[14] cost
--- ARGV[15] pictures asked for   ARGV[16] most of them in a day, '' for no limit
--- ARGV[17] bytes that all images may take, '' for no limit   ARGV[18] bytes that its may
+-- ARGV[11] model   ARGV[12] owner   ARGV[13] cost
+-- ARGV[14] pictures asked for   ARGV[15] most of them in a day, '' for no limit
+-- ARGV[16] bytes that all images may take, '' for no limit   ARGV[17] bytes that its may
 -- Returns {{outcome, detail}}: accepted (job id, jobs before it) | replayed (job id) | mismatch
 -- | repeats (job id) | full | busy | spent (pictures of today) | stored (when there will be room)
 local id = ARGV[1]
@@ -169,22 +169,22 @@ if redis.call('SCARD', KEYS[3]) >= cap then
   if active >= cap then return {{'busy', tostring(active)}} end
 end
 
-if ARGV[17] ~= '' then
-  local lack = lacking(ARGV[18], ARGV[17])
+if ARGV[16] ~= '' then
+  local lack = lacking(ARGV[17], ARGV[16])
   if lack > 0 then return {{'stored', room_at(lack)}} end
 end
-if ARGV[16] ~= '' then
+if ARGV[15] ~= '' then
   local spent = tonumber(redis.call('GET', KEYS[10]) or '0')
-  if spent + tonumber(ARGV[15]) > tonumber(ARGV[16]) then return {{'spent', tostring(spent)}} end
-  redis.call('INCRBY', KEYS[10], ARGV[15])
+  if spent + tonumber(ARGV[14]) > tonumber(ARGV[15]) then return {{'spent', tostring(spent)}} end
+  redis.call('INCRBY', KEYS[10], ARGV[14])
   redis.call('EXPIRE', KEYS[10], 172800)
 end
 
-if ARGV[17] ~= '' then promise(id, ARGV[18]) end
+if ARGV[16] ~= '' then promise(id, ARGV[17]) end
 local prefix = string.sub(KEYS[1], 1, -1 - string.len(id))
 local fresh = redis.call('SCARD', KEYS[3]) == 0
 redis.call('HSET', KEYS[1], unpack(cjson.decode(ARGV[9])))
-redis.call('HSET', KEYS[5], 'data', ARGV[11], unpack(cjson.decode(ARGV[10])))
+redis.call('HSET', KEYS[5], unpack(cjson.decode(ARGV[10])))
 redis.call('ZADD', KEYS[2], ARGV[2], id)
 redis.call('PERSIST', KEYS[2])
 redis.call('SADD', KEYS[3], id)
@@ -192,7 +192,7 @@ remember(KEYS[4], ARGV[3], id, ARGV[4])
 redis.call('SADD', KEYS[6], KEYS[7])
 -- Not announced: nobody can follow what has no id yet.
 ahead = ahead + place(
-  KEYS[7], KEYS[9], prefix, id, ARGV[12], ARGV[13], tonumber(ARGV[14]), fresh)
+  KEYS[7], KEYS[9], prefix, id, ARGV[11], ARGV[12], tonumber(ARGV[13]), fresh)
 redis.call('PUBLISH', '{WAKEUPS}', ARGV[7])
 return {{'accepted', id, tostring(ahead)}}
 """

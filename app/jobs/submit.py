@@ -139,12 +139,12 @@ class Submitter:
         twice: a record that exists already counts as accepted.
         """
         request = record.request
-        fields, data = self._rq_jobs.fields(record)
+        fields = self._rq_jobs.fields(record)
         args: list[str | int | bytes] = [
             *_start(record, idempotency, self._settings.idempotency_ttl_s),
             *(self._settings.queue_cap, quota.active or self._settings.max_active_jobs_per_key),
             *(request.priority, "" if repeats is None else "1"),
-            *(_pairs(to_hash(record)), _pairs(fields), data),
+            *(_pairs(to_hash(record)), _pairs(fields)),
             *(request.model, record.owner, request.rows * request.forwards),
             *(request.n, quota.per_day or ""),
             *(self._settings.storage_quota_bytes or "", request.most_bytes),

@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 def has_fast_bf16(device_type: str) -> bool:
     """Whether matrix products in bf16 are faster there than in float32.
 
-    True on CUDA, and on CPUs that multiply bf16 themselves (AMX, AVX-512 BF16: a step of the bundled
-    denoiser took 0.64 of the time there); other CPUs would only lose by it.
+    True on CUDA, and on CPUs that multiply bf16 themselves (AMX, or AVX-512 BF16, where a step of
+    the bundled denoiser took 0.64 of the time); other CPUs would only lose by it.
     """
     if device_type == "cuda":
         return True

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import httpx
 from redis import Redis
@@ -134,14 +134,20 @@ def _runtime(settings: Settings) -> Finding:
         files = sorted(settings.runtimes_dir.glob("*.json"), key=lambda file: file.stat().st_mtime)
         measured = json.loads(files[-1].read_text("utf-8")) if files else []
         times = ", ".join(
-            f"{one['name']} {1000 * one['seconds']:.2f} ms ({one['difference']:.1g} off)"
-            for one in measured
+            f"{one['name']} {1000 * one['seconds']:.2f} ms ({_off(one)})" for one in measured
         )
     except (OSError, ValueError, KeyError, TypeError) as fault:
         fix = f"delete {settings.runtimes_dir}: it is measured again at the next start"
         return _warning("runtime", f"the measured speeds cannot be read: {fault!r}", fix)
     chosen = f"device {device}, runtime {settings.runtime}"
     return _ok("runtime", f"{chosen}; measured: {times or 'nothing yet, the first start does'}")
+
+
+def _off(one: Mapping[str, Any]) -> str:
+    """How far a runtime is from plain torch: an output of the network, and pictures of 255."""
+    levels = one.get("levels", 0.0)
+    pictures = f", pictures within {levels:.1f} of 255" if levels else ""
+    return f"{one['difference']:.1g} off{pictures}"
 
 
 def _port(settings: Settings) -> Finding:

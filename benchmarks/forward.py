@@ -1,4 +1,7 @@
-"""One forward of the denoiser's network: the runtime that a worker chooses against plain torch."""
+"""One forward of the denoiser's network: the runtime that a worker chooses against plain torch.
+
+As a row makes them: at timesteps that are spread over the way.
+"""
 
 import copy
 from collections.abc import Callable
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.results import Result, interleaved, ratios, result
 from benchmarks.subject import Plan, executed, loaded, seconds_of
 from models.unet import UNet
-from worker.runtimes.networks import example
+from worker.runtimes.networks import example, examples
 
 __all__ = ["forwards", "measure", "plain"]
 
@@ -22,11 +25,12 @@ def measure(plan: Plan) -> list[Result]:
     rows = streams.count * size
     bundle, chosen = executed(plan)
     network = network_of(loaded(plan.settings).denoiser.network)
-    [together] = forwards(plan, rows, {"plain": plain(network)}).values()
-    [one] = forwards(plan, size, {"chosen": bundle.denoiser.network}).values()
+    together, own = plain(network), bundle.denoiser.network
+    length = bundle.schedule.training_length
+    whole, part = (examples(network, count, plan.device, length) for count in (rows, size))
     calls = {
-        "plain": together,
-        "chosen": lambda: streams.map(one, [()] * streams.count),
+        "plain": lambda: [together(*one) for one in whole],
+        "chosen": lambda: [streams.map(own, [one] * streams.count) for one in part],
     }
     timed = {name: partial(seconds_of, call, plan) for name, call in calls.items()}
     found = interleaved(timed, plan.seconds)

@@ -119,5 +119,5 @@ def test_what_was_measured_before_is_there_at_once(
     assert isinstance(model, Bundle)
     assert card.forward_ms is not None
     assert card.difference is not None
-    assert card.difference < 1e-3
+    assert card.difference < (1e-3 if card.dtype == "float32" else 0.1)
     assert _later(shared_bundle, settings, _CALLS) is None

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from models.layers import channels_last
 from models.unet import UNet
 
-__all__ = ["BUILDERS", "Plan", "available", "example"]
-
+__all__ = ["BUILDERS", "Arguments", "Plan", "available", "example", "examples"]
 
 _OPSET = 17
 
@@ -33,7 +32,7 @@ class Plan:
     """What a runtime is built for: `rows` of one batch, on CPU `threads` of each of its callers.
 
     `streams` threads may call it at a time. `onnx` is a file that need not be there yet; it holds
-    this network for this many rows.
+    this network for this many rows. Timesteps from `noisy_from` on are mostly noise.
     """
 
     network: UNet
@@ -41,6 +40,7 @@ class Plan:
     threads: int
     onnx: Path
     streams: int = 1
+    noisy_from: int = 0
 
 
 Builder = Callable[[Plan], nn.Module]
@@ -134,6 +134,29 @@ class _EagerBf16(nn.Module):
         return out.float()
 
 
+class _Mixed(nn.Module):
+    """Float32 where x_t is mostly noise, bfloat16 after that.
+
+    What a picture is to be is decided in its noisy steps: rounding errors there grow into another
+    picture, those of later steps stay as small as they are.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self._exact, self._fast = _OnnxRuntime(plan), _OpenVino(plan, "bf16")
+        self._noisy_from = plan.noisy_from
+
+    def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        noisy = [t >= self._noisy_from for t in timestep.tolist()]
+        if all(noisy):
+            return self._exact(x, timestep, context)  # type: ignore[no-any-return]
+        fast: Tensor = self._fast(x, timestep, context)
+        if not any(noisy):
+            return fast
+        rows = torch.tensor(noisy).reshape(-1, 1, 1, 1)
+        return torch.where(rows, self._exact(x, timestep, context), fast)
+
+
 def _eager(plan: Plan) -> nn.Module:
     return channels_last(plan.network)
 
@@ -150,12 +173,14 @@ BUILDERS: Final[Mapping[str, Builder]] = {
     "onnxruntime": _OnnxRuntime,
     "openvino": _OpenVino,
     "openvino-bf16": partial(_OpenVino, precision="bf16"),
+    "mixed-bf16": _Mixed,
     "eager-bf16": _EagerBf16,
 }
 _NEEDS = {
     "onnxruntime": ("onnx", "onnxruntime"),
     "openvino": ("onnx", "openvino"),
     "openvino-bf16": ("onnx", "openvino"),
+    "mixed-bf16": ("onnx", "onnxruntime", "openvino"),
 }
 
 
@@ -180,7 +205,19 @@ def _has_bf16(device: torch.device) -> bool:
     return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
 
 
-def example(network: UNet, rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+Arguments = tuple[Tensor, Tensor, Tensor]
+
+
+def examples(
+    network: UNet, rows: int, device: torch.device, training_length: int = 1000
+) -> list[Arguments]:
+    """Arguments of five calls, spread evenly over the way, as rows make them."""
+    x, _, context = example(network, rows, device)
+    middles = [int(training_length * (i + 0.5) / 5) for i in range(5)]
+    return [(x, torch.full((rows,), t, device=device), context) for t in middles]
+
+
+def example(network: UNet, rows: int, device: torch.device) -> Arguments:
     """Arguments as the engine gives them: noise, timesteps spread over the way, contexts."""
     config = network.config
     dice = torch.Generator().manual_seed(0)

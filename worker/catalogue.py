@@ -1,9 +1,13 @@
-"""The models that a worker could load: the one it was started with, and those of a folder."""
+"""The models that a worker could load: the one it was started with, and those of a folder.
+
+A bundle with a preset is two models.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.bundle import PRESETS, BundleConfig
 from models.description import Description, describe_model
 from models.errors import ModelError
 
@@ -36,11 +40,17 @@ class Catalogue:
         """Read what is new or changed; whether anything is."""
         known = {(entry.path, entry.preset): entry for entry in self.entries.values()}
         found: dict[str, Entry] = {}
-        for path, preset, stamp in self._places():
+
+        def find(path: Path, preset: str, stamp: int) -> Entry:
             entry = known.get((path, preset))
             if entry is None or entry.stamp != stamp or entry.fault:  # which may be mended
                 entry = _read(path, preset, stamp)
             found.setdefault(entry.name, entry)
+            return entry
+
+        for path, preset, stamp in self._places():
+            for other in _others(find(path, preset, stamp)):
+                find(path, other, stamp)
         changed = found != self.entries
         self.entries = found
         return changed
@@ -55,6 +65,14 @@ class Catalogue:
                     yield path, preset, (path / CONFIG_FILE).stat().st_mtime_ns
                 except OSError:  # it was removed just now
                     continue
+
+
+def _others(entry: Entry) -> list[str]:
+    """What else the bundle can be loaded as."""
+    config = entry.description.config if entry.description is not None else None
+    if not isinstance(config, BundleConfig) or config.turbo is None:
+        return []
+    return [preset for preset in PRESETS if preset != entry.preset]
 
 
 def _read(path: Path, preset: str, stamp: int) -> Entry:

@@ -28,6 +28,18 @@ class ApiKey(NamedTuple):
     high_priority: bool
 
 
+Runtime = Literal[
+    "auto",
+    "eager",
+    "compile",
+    "onnxruntime",
+    "openvino",
+    "mixed-bf16",
+    "openvino-bf16",
+    "eager-bf16",
+]
+
+
 class Settings(BaseSettings):
     """Settings of all parts; a field `redis_url` is read from `AVOCAT_REDIS_URL`."""
 
@@ -234,14 +246,12 @@ class Settings(BaseSettings):
         "batch shape varies, and so do last bits",
     )
     threads: int = Field(0, ge=0, description="Threads of the network on CPU; 0: all cores")
-    runtime: Literal[
-        "auto", "eager", "compile", "onnxruntime", "openvino", "openvino-bf16", "eager-bf16"
-    ] = Field(
+    runtime: Runtime = Field(
         "auto",
         description="What executes the network: auto (the fastest here that paints the same "
-        "pictures, measured at the first start), eager, compile, onnxruntime or openvino; "
-        "openvino-bf16 or eager-bf16: in bfloat16, faster where the processor has it, other "
-        "pictures",
+        "pictures, measured at the first start), eager, compile, onnxruntime, openvino or "
+        "mixed-bf16 (bfloat16 where that shows least; the extra `openvino`); openvino-bf16 or "
+        "eager-bf16: in bfloat16, faster where the processor has it, other pictures",
     )
     device: str = Field(
         "auto",

@@ -71,11 +71,13 @@ def loss_weight(
     """Min-SNR-γ weight of each timestep's squared error (Hang et al. 2023, section 3.4).
 
     `floor` is added to the weight of x_0's error: at the noisy end, where the context alone says
-    what the picture will be, the SNR and with it that weight would go to nothing.
+    what the picture will be, the SNR and with it that weight would go to nothing. Not so for ε,
+    whose error stays of order 1 there: it would be magnified without bound.
     """
     snr = schedule.snr
-    capped = snr.clamp(max=gamma) + floor
-    per = {"eps": capped / snr, "v": capped / (snr + 1), "denoised": capped}
+    capped = snr.clamp(max=gamma)
+    raised = capped + floor
+    per = {"eps": capped / snr, "v": raised / (snr + 1), "denoised": raised}
     return per[parameterisation].float()
 
 

@@ -129,6 +129,8 @@ def test_a_floor_keeps_the_noisy_end_in_training() -> None:
     assert float(plain[-1]) < 1e-3
     assert float(floored[-1]) == pytest.approx(0.25, abs=1e-3)
     assert float(floored[300] / plain[300]) < 1.1  # where the SNR is 3, little changes
+    noise = loss_weight(schedule, "eps", 5.0, 0.25)  # whose error needs no raising there
+    assert float(noise.max()) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("length", [200, 2000])

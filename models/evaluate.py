@@ -156,6 +156,8 @@ def main(arguments: list[str] | None = None) -> int:
     except ModelError as fault:
         print(f"avocat evaluate: {fault}", file=sys.stderr)
         return 1
+    if args.preset:
+        measured["against_default"] = against_default(measured, args.bundle / "evaluation.json")
     text = json.dumps(measured, indent=2)
     name = f"evaluation-{args.preset}.json" if args.preset else "evaluation.json"
     (args.bundle / name).write_text(text + "\n")
@@ -164,6 +166,17 @@ def main(arguments: list[str] | None = None) -> int:
         large = [_enlarge(bundle, row) for row in pictures[:64]]
         sheet([to_picture(row) for row in large], 8, 96).save(args.sheet)
     return 0
+
+
+def against_default(measured: dict[str, Any], default: Path) -> float | None:
+    """R@1 on subjects as a share of what the bundle's own settings had with the same judge."""
+    try:
+        own = json.loads(default.read_text("utf-8"))
+        alike = (own["judge"], own["seed"]) == (measured["judge"], measured["seed"])
+        found = measured["subjects"]["r@1"] / own["subjects"]["r@1"] if alike else None
+    except (OSError, ValueError, KeyError, ZeroDivisionError):
+        return None
+    return found
 
 
 def _enlarge(bundle: Bundle, row: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models import figures
 from models.bundle import Bundle
-from models.evaluate import main
+from models.evaluate import against_default, main
 from models.judge import Judge
 from models.train.data import Captions, PictureSet
 from tests.models.tiny import build_tiny_bundle
@@ -138,6 +138,19 @@ def test_the_command_writes_every_figure(
     assert written["judge_on_drawings"]["naming"]["pictures"] == 6
     assert written["clip"]["order"]["scenes"] == 400
     assert (tmp_path / "sheet.png").exists()
+
+
+def test_a_preset_is_held_against_the_bundle_itself(tmp_path: Path) -> None:
+    bundle = build_tiny_bundle(tmp_path / "bundle", turbo=True)
+    assert main([str(bundle), "--preset", "turbo", "--steps", "1"]) == 0
+    file = bundle / "evaluation-turbo.json"
+    turbo = json.loads(file.read_text())
+    assert turbo["against_default"] is None  # of which nothing is known yet
+    own = turbo | {"subjects": {"r@1": 0.8}}
+    (bundle / "evaluation.json").write_text(json.dumps(own))
+    measured = turbo | {"subjects": {"r@1": 0.6}}
+    assert against_default(measured, bundle / "evaluation.json") == pytest.approx(0.75)
+    assert against_default(measured | {"seed": 1}, bundle / "evaluation.json") is None
 
 
 def test_a_folder_without_a_clip_is_no_judge(

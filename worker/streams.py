@@ -17,21 +17,26 @@ __all__ = ["Streams"]
 
 Call = Callable[..., Tensor]
 Arguments = tuple[Any, ...]
-Answer = list[Tensor] | Exception
-_Asked = tuple[Call, Sequence[Arguments], "SimpleQueue[Answer]"]
+Answer = Tensor | Exception
+# A call, its arguments, which of those that were begun with it, and where its answer goes.
+_Asked = tuple[Call, Arguments, int, Callable[[tuple[int, Answer]], None]]
 
 
 class Streams:
     """Makes `count` calls at a time, in threads of its own; a single stream is the caller's thread.
 
-    What is called must bear that.
+    Whichever is free makes the next call, for some take longer than others. What is called must
+    bear that.
     """
 
     def __init__(self, count: int = 1, threads: int = 1) -> None:
         """`threads`: of each call, on CPU; those of a single stream are the caller's to set."""
         self.count: Final = count
         self.threads: Final = threads
-        self._own = [_Stream(threads) for _ in range(count)] if count > 1 else []
+        # Plain queues: a pool's futures cost twice as long to hand over.
+        self._asked: SimpleQueue[_Asked | None] = SimpleQueue()
+        for _ in range(count if count > 1 else 0):
+            threading.Thread(target=self._run, name="stream", daemon=True).start()
 
     def start(
         self, call: Call, parts: Sequence[Arguments], *, here: bool = False
@@ -41,26 +46,32 @@ class Streams:
         Args:
             call: what is called.
             parts: the arguments of each call.
-            here: whoever waits makes the calls of one stream, which is faster by a change of
-                threads; for when nothing else was begun.
+            here: whoever waits makes one stream's share of the calls, which is faster by a change
+                of threads; for when nothing else was begun.
 
         Returns:
             Waits until all calls have ended, and gives what they gave, in the order of the parts;
             raises what one of them raised.
         """
-        count, here = self.count, here or not self._own
-        answers: list[SimpleQueue[Answer]] = [SimpleQueue() for _ in parts[:count]]
-        for i, into in list(enumerate(answers))[int(here) :]:
-            self._own[i].asked.put((call, parts[i::count], into))
+        ended: SimpleQueue[tuple[int, Answer]] = SimpleQueue()
+        own = range(0, len(parts), self.count) if here or self.count == 1 else range(0)
+        for i, part in enumerate(parts):
+            if i not in own:
+                self._asked.put((call, part, i, ended.put))
 
         def wait() -> list[Tensor]:
-            if here and answers:
-                answers[0].put(_each(call, parts[::count]))
-            found = [into.get() for into in answers]
-            for one in found:
+            with torch.inference_mode():
+                answers = {i: _answer(call, parts[i]) for i in own}
+            for _ in range(len(parts) - len(own)):
+                i, answer = ended.get()
+                answers[i] = answer
+            found: list[Tensor] = []
+            for i in range(len(parts)):
+                one = answers[i]
                 if isinstance(one, Exception):
                     raise one
-            return [found[i % count][i // count] for i in range(len(parts))]  # type: ignore[index]
+                found.append(one)
+            return found
 
         return wait
 
@@ -70,27 +81,20 @@ class Streams:
 
     def close(self) -> None:
         """End the threads; nothing may be called any more."""
-        for stream in self._own:
-            stream.asked.put(None)
+        for _ in range(self.count):
+            self._asked.put(None)
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        torch.set_num_threads(self.threads)
+        while (asked := self._asked.get()) is not None:
+            call, part, i, give = asked
+            give((i, _answer(call, part)))
+            del asked, part  # nothing is held while it waits
 
 
-class _Stream:
-    """A thread that makes calls. Plain queues: a pool's futures cost twice as long to hand over."""
-
-    def __init__(self, threads: int) -> None:
-        self.asked: SimpleQueue[_Asked | None] = SimpleQueue()
-        threading.Thread(target=self._run, args=(threads,), name="stream", daemon=True).start()
-
-    def _run(self, threads: int) -> None:
-        torch.set_num_threads(threads)
-        while (asked := self.asked.get()) is not None:
-            call, parts, into = asked
-            into.put(_each(call, parts))
-
-
-@torch.inference_mode()
-def _each(call: Call, parts: Sequence[Arguments]) -> Answer:
+def _answer(call: Call, part: Arguments) -> Answer:
     try:
-        return [call(*part) for part in parts]
+        return call(*part)
     except Exception as fault:
         return fault

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from models.clip_library import open_clip
 from models.errors import ContextError
 from models.layers import shapes_only, unfilled
-from models.model import Adapters, Conditioning, Context, Size
+from models.model import Adapters, Conditioning, Context, Size, Wanted, text_rows
 
 LOCAL_PREFIX = "local-dir:"
 CLIP_CONFIG_FILE = "open_clip_config.json"
@@ -189,17 +189,25 @@ def encode_text(model: Any, tokens: Tensor) -> Tensor:
 
 
 class ContextEncoder:
-    """Embeds prompts, each alone, so that a context never depends on its neighbours."""
+    """Embeds prompts in batches of one size, so that a context never depends on its neighbours."""
 
-    def __init__(self, clip: Clip, device: torch.device | str = "cpu", cache_size: int = 4096):
+    def __init__(
+        self,
+        clip: Clip,
+        device: torch.device | str = "cpu",
+        cache_size: int = 4096,
+        rows: int | None = None,
+    ) -> None:
+        """`rows`: that size; None: what suits the device."""
         self.clip = clip
         self.device = torch.device(device)
+        self.text_rows = rows or text_rows(self.device)
         self.clip.model.to(self.device)
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._cache_size = cache_size
         self.context_length = int(self.clip.model.context_length)  # type: ignore[arg-type]
         try:
-            self.width = int(self._cached("").shape[0])  # most jobs ask for it, too
+            self.width = int(self.encode([""]).shape[1])  # most jobs ask for it, too
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as fault:
             raise ContextError(f"the CLIP encodes no text: {fault}") from fault
 
@@ -210,7 +218,18 @@ class ContextEncoder:
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Prompts → float32 `[B, D]`, each of length 1. Longer prompts than CLIP reads are cut."""
-        return torch.stack([self._cached(prompt) for prompt in prompts])
+        found = {prompt: self._cache[prompt] for prompt in prompts if prompt in self._cache}
+        found |= self._learned([prompt for prompt in dict.fromkeys(prompts) if prompt not in found])
+        for prompt in found:
+            self._cache.move_to_end(prompt)
+        while len(self._cache) > self._cache_size:
+            self._cache.popitem(last=False)
+        return torch.stack([found[prompt] for prompt in prompts])
+
+    def prepare(self, wanted: Sequence[Wanted]) -> None:
+        """Encode what is not known yet, so that `conditioning` finds it."""
+        if wanted:
+            self.encode([text or "" for one in wanted for text in one[:2]])
 
     def conditioning(
         self,
@@ -244,7 +263,7 @@ class ContextEncoder:
 
     def score(self, picture: Image.Image, prompt: str) -> float:
         """Cosine of picture and prompt in CLIP's space, in [-1, 1]."""
-        return float(self._seen(picture) @ self._cached(prompt))
+        return float(self._seen(picture) @ self.encode([prompt])[0])
 
     @torch.inference_mode()
     def _seen(self, picture: Image.Image) -> Tensor:
@@ -264,17 +283,16 @@ class ContextEncoder:
         features: Tensor = self.clip.model.encode_image((rgb - mean) / std)  # type: ignore[operator]
         return features
 
-    def _cached(self, prompt: str) -> Tensor:
-        if prompt in self._cache:
-            self._cache.move_to_end(prompt)
-            return self._cache[prompt]
-        context = self._cache[prompt] = self._embed(prompt)
-        if len(self._cache) > self._cache_size:
-            self._cache.popitem(last=False)
-        return context
-
     @torch.inference_mode()
-    def _embed(self, prompt: str) -> Tensor:
-        tokens = self.clip.tokenizer([prompt], context_length=self.context_length).to(self.device)
-        features: Tensor = self.clip.model.encode_text(tokens, normalize=True)  # type: ignore[operator]
-        return features[0].float()
+    def _learned(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Those that are not in the cache, which they are from then on."""
+        learned: dict[str, Tensor] = {}
+        for at in range(0, len(prompts), self.text_rows):
+            part = list(prompts[at : at + self.text_rows])
+            padded = part + [""] * (self.text_rows - len(part))
+            tokens = self.clip.tokenizer(padded, context_length=self.context_length)
+            tokens = tokens.to(self.device)
+            features: Tensor = self.clip.model.encode_text(tokens, normalize=True)  # type: ignore[operator]
+            learned |= zip(part, features.float().unbind(), strict=False)
+        self._cache |= learned
+        return learned

@@ -138,6 +138,18 @@ class Origin:
     mask: Tensor | None = None
 
 
+# A prompt, its negative prompt, and LoRAs, as `Encoder.conditioning` takes them.
+Wanted = tuple[str, str | None, Adapters | None]
+
+
+def text_rows(device: torch.device) -> int:
+    """How many prompts a text tower reads at once.
+
+    On a GPU eight take as long as one. On CPU a lone prompt would wait for seven that are padding.
+    """
+    return 8 if device.type == "cuda" else 1
+
+
 class Encoder(Protocol):
     """Prompts to contexts."""
 
@@ -158,6 +170,13 @@ class Encoder(Protocol):
         adapters: Adapters | None = None,
     ) -> Conditioning:
         """The contexts of one picture; `negative` None is not the same as empty for all models."""
+
+    @property
+    def text_rows(self) -> int:
+        """Prompts that the text tower is called with: always so many, short batches are padded."""
+
+    def prepare(self, wanted: Sequence[Wanted]) -> None:
+        """Encode what is not known yet, so that `conditioning` finds it; for many prompts."""
 
     def is_truncated(self, prompt: str) -> bool:
         """Whether the end of the prompt is not seen."""

@@ -113,6 +113,8 @@ def fingerprint(model: Model, micro_batch: int, runtime: str, *, exact: bool = T
         "encoder": encoder_version(),
         "device": _device_class(model.context.device),
     }
+    if model.context.text_rows != 1:
+        parts["text_rows"] = model.context.text_rows
     if not exact:
         parts["exact"] = False
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

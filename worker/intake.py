@@ -10,7 +10,7 @@ from redis import Redis
 from app.jobs.fleet_reader import read_fleet
 from app.jobs.ids import made_at
 from app.jobs.line import Line
-from app.jobs.record import JobStatus, Problem
+from app.jobs.record import JobRequest, JobStatus, Problem
 from app.jobs.store import JobStore
 from worker import problems
 from worker.admission import Candidate, choose
@@ -83,10 +83,21 @@ class Intake:
         )
         chosen = choose(line, now=time.time(), free=free, hungry=hungry, idle=idle)
         self._impatient = line.impatient
+        self._prepare([by_id[one.job_id] for one in chosen])
         for one in chosen:
             flight = self._claim(by_id[one.job_id], clock)
             if flight is not None:
                 yield flight
+
+    def _prepare(self, chosen: Sequence[Waiting]) -> None:
+        """Read the prompts of one model's jobs together."""
+        requests: dict[str, list[JobRequest]] = {}
+        for one in chosen:
+            requests.setdefault(one.record.request.model, []).append(one.record.request)
+        for model, asked in requests.items():
+            resident = self._roster.open(model)
+            if resident is not None:
+                resident.prompts.prepare(asked)
 
     def _ours(
         self, queues: Sequence[Sequence[Waiting | Unfit | Newer]], *, whole: bool

@@ -1,6 +1,8 @@
 """Job records to rows: prompts to contexts, sizes to shapes."""
 
 import threading
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from PIL import Image
@@ -62,6 +64,21 @@ class Prompts:
             for i in range(count)
         )  # fmt: skip
         return Order(rows, size, self._warnings(request))
+
+    def prepare(self, requests: Sequence[JobRequest]) -> None:
+        """Read the prompts of jobs that are about to be ordered, where that takes fewer calls.
+
+        What cannot be read is left to `order`, which says so.
+        """
+        if self._model.context.text_rows == 1 or len(requests) < 2:
+            return
+        with suppress(Exception), self._lock:
+            self._model.context.prepare(
+                [
+                    (one.prompt, one.negative_prompt, self._loras.adapters(one.lora))
+                    for one in requests
+                ]
+            )
 
     def seen(self, picture: Image.Image) -> Context | None:
         """The picture in place of a prompt; None when the model's CLIP sees no pictures."""

@@ -3,19 +3,42 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.model import Adapters, Conditioning, Context, Size
+from models.model import Adapters, Conditioning, Context, Size, Wanted, text_rows
 from models.stable_diffusion.lora import applied
 
 __all__ = ["TextEncoders", "Tower"]
 
 _Encoded = tuple[Tensor, Tensor | None]  # states, and the pooled vector
 _CACHED = 256  # prompts; the states of one are 0.2 to 0.6 MB a chunk
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Token ids, how many of the tower's last layers are left out, and LoRAs."""
+
+    ids: Sequence[int]
+    skip: int
+    adapters: Adapters | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Text:
+    """A prompt as it is read: in `count` chunks."""
+
+    prompt: str
+    count: int
+    skip: int
+    adapters: Adapters | None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        loras = self.adapters.key if self.adapters is not None else ()
+        return (self.prompt, self.count, self.skip, loras)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,17 +68,23 @@ class Tower:
         marked = [[mark.bos_token_id, *part, mark.eos_token_id] for part in parts]
         return [one + [mark.pad_token_id] * (self.length - len(one)) for one in marked]
 
-    def encode(self, chunks: Sequence[Sequence[int]], skip: int) -> tuple[Tensor, Tensor | None]:
-        """States `[L, D]` of all chunks one after the other, and the first one's pooled vector."""
+    def encode(self, chunks: Sequence["Chunk"], rows: int) -> list[_Encoded]:
+        """States `[L, D]` and pooled vector of each chunk.
+
+        The model sees batches of `rows`: a chunk never depends on the others.
+        """
         device = next(self.model.parameters()).device
-        states, pooled = [], None
-        for chunk in chunks:  # each alone: a chunk never depends on how many there are
-            ids = torch.tensor([chunk], device=device)
-            out = self.model(ids, output_hidden_states=True)
-            if self.projected and pooled is None:
-                pooled = out.text_embeds[0].float()
-            states.append(self._states(out, skip)[0].float())
-        return torch.cat(states), pooled
+        found: list[_Encoded] = []
+        for at in range(0, len(chunks), rows):
+            part = chunks[at : at + rows]
+            padded = [*part, *[part[-1]] * (rows - len(part))]
+            ids = torch.tensor([one.ids for one in padded], device=device)
+            with applied([one.adapters for one in padded]):
+                out = self.model(ids, output_hidden_states=True)
+            for i, one in enumerate(part):
+                pooled = out.text_embeds[i].float() if self.projected else None
+                found.append((self._states(out, one.skip)[i].float(), pooled))
+        return found
 
     def _states(self, out: Any, skip: int) -> Tensor:
         if self.penultimate:
@@ -81,7 +110,13 @@ class TextEncoders:
     clip_skip: int = 0
     empty_is_zero: bool = False
     guidance_width: int | None = None
+    rows: int | None = None  # of the towers' batches; None: what suits the device
     _cache: OrderedDict[tuple[object, ...], _Encoded] = field(default_factory=OrderedDict)
+
+    @property
+    def text_rows(self) -> int:
+        """Chunks that a tower reads at once; short batches are padded."""
+        return self.rows or text_rows(self.device)
 
     @property
     def context_length(self) -> int:
@@ -114,15 +149,27 @@ class TextEncoders:
 
         As everywhere in this family a scale of 1 or less means no guidance.
         """
-        count = max(self._count(prompt), self._count(negative or ""))
-        read = partial(self._encoded, count=count, adapters=adapters)
-        states = read(prompt, skip=self.clip_skip), read(negative or "", skip=0)
+        states = self._encoded(self._texts((prompt, negative, adapters)))
         context, unconditional = (self._parts(one, size, guidance_scale) for one in states)
         if negative is None and self.empty_is_zero:
             zeros = [torch.zeros_like(part) for part in unconditional[:2]]
             unconditional = (*zeros, *unconditional[2:])
         unguided = self.guidance_width is not None or guidance_scale <= 1
         return Conditioning(context, unconditional, 1.0 if unguided else guidance_scale)
+
+    @torch.inference_mode()
+    def prepare(self, wanted: Sequence[Wanted]) -> None:
+        """Encode what is not known yet, so that `conditioning` finds it."""
+        self._encoded([text for one in wanted for text in self._texts(one)])
+
+    def _texts(self, wanted: Wanted) -> list[_Text]:
+        """The prompt and the negative one, in as many chunks."""
+        prompt, negative, adapters = wanted[0], wanted[1] or "", wanted[2]
+        count = max(self._count(prompt), self._count(negative))
+        return [
+            _Text(prompt, count, self.clip_skip, adapters),
+            _Text(negative, count, 0, adapters),
+        ]
 
     def _count(self, prompt: str) -> int:
         return max(len(tower.chunks(prompt)) for tower in self.towers)
@@ -139,27 +186,33 @@ class TextEncoders:
             parts.append(_guidance_embedding(guidance_scale, self.guidance_width).to(self.device))
         return tuple(parts)
 
-    def _encoded(
-        self, prompt: str, *, count: int, skip: int, adapters: Adapters | None
-    ) -> _Encoded:
-        key = (prompt, count, skip, adapters.key if adapters is not None else ())
-        if key not in self._cache:
-            self._cache[key] = self._encode(prompt, count, skip, adapters)
-            if len(self._cache) > _CACHED:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(key)
-        return self._cache[key]
+    def _encoded(self, texts: Sequence[_Text]) -> list[_Encoded]:
+        """Of each text, from the cache where it is there."""
+        new = {text.key: text for text in texts if text.key not in self._cache}
+        found = dict(zip(new, self._encode([*new.values()]), strict=True))
+        found |= {text.key: self._cache[text.key] for text in texts if text.key not in new}
+        for key, encoded in found.items():
+            self._cache[key] = encoded
+            self._cache.move_to_end(key)
+        while len(self._cache) > _CACHED:
+            self._cache.popitem(last=False)
+        return [found[text.key] for text in texts]
 
-    def _encode(self, prompt: str, count: int, skip: int, adapters: Adapters | None) -> _Encoded:
-        states, pooled = [], None
+    def _encode(self, texts: Sequence[_Text]) -> list[_Encoded]:
+        states: list[list[Tensor]] = [[] for _ in texts]  # by text, of each tower
+        pooled: list[Tensor | None] = [None] * len(texts)
         for tower in self.towers:
-            chunks = tower.chunks(prompt)
-            chunks += tower.chunks("") * (count - len(chunks))
-            with applied([adapters]):  # each chunk is a batch of one row
-                one, vector = tower.encode(chunks, skip)
-            states.append(one)
-            pooled = vector if vector is not None else pooled
-        return torch.cat(states, dim=1), pooled
+            chunks: list[Chunk] = []
+            for text in texts:
+                ids = tower.chunks(text.prompt)
+                ids += tower.chunks("") * (text.count - len(ids))
+                chunks += [Chunk(one, text.skip, text.adapters) for one in ids]
+            encoded = iter(tower.encode(chunks, self.text_rows))
+            for i, text in enumerate(texts):
+                own = [next(encoded) for _ in range(text.count)]
+                states[i].append(torch.cat([one for one, _ in own]))
+                pooled[i] = own[0][1] if own[0][1] is not None else pooled[i]
+        return [(torch.cat(one, dim=1), two) for one, two in zip(states, pooled, strict=True)]
 
 
 def _guidance_embedding(scale: float, width: int) -> Tensor:

@@ -79,3 +79,28 @@ def test_a_pretrained_tag_with_a_local_file_loads(
 def test_an_unknown_clip_is_a_sentence() -> None:
     with pytest.raises(ContextError, match=r"'ViT-Z-1' .* did not load"):
         load_clip(ClipReference(model="ViT-Z-1"))
+
+
+def test_prompts_that_are_read_together_do_not_change_each_other(tiny: Bundle) -> None:
+    """Batches of four, as on a GPU; the tower is called once for each."""
+    clip, calls = tiny.context.clip, list[int]()
+
+    def fresh(rows: int) -> ContextEncoder:
+        return ContextEncoder(clip, rows=rows)
+
+    prompts = ["a cat", "a very long prompt about many things", "🥑", "a dog", "", "a cat", "a b"]
+    together = fresh(4).encode(prompts)
+    for prompt, context in zip(prompts, together, strict=True):
+        assert torch.equal(fresh(4).encode(["a fox", "an owl", prompt])[2], context)
+    assert torch.allclose(fresh(1).encode(prompts), together, atol=1e-5)
+
+    encoder = fresh(4)
+    hook = clip.model.ln_final.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        encoder.prepare([("a cat", None, None), ("a dog", "a blur", None), ("an owl", "", None)])
+        assert len(calls) == 1  # the empty prompt is known from the start
+        given = encoder.conditioning("a dog", "a blur", 3.0, (16, 16))
+        assert len(calls) == 1
+    finally:
+        hook.remove()
+    assert torch.equal(given.context[0], fresh(4).encode(["a dog"])[0])

@@ -1,8 +1,11 @@
 """LoRAs in the engine, against diffusers' own with the same noise."""
 
 import hashlib
+import math
 import re
 import shutil
+from collections import OrderedDict
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.loading import load_model
-from models.model import LoraFolder, Model
+from models.model import LoraFolder, Model, Wanted
 from models.stable_diffusion import lora_folder
 from models.stable_diffusion.loading import import_folder
 from models.stable_diffusion.lora_file import LoraError
 from models.stable_diffusion.settle import Wishes
+from models.stable_diffusion.text import TextEncoders
 from tests.models.lora_files import save_kohya, save_peft
 from tests.models.original_layout import ATTENDS, build_both, unet_name
 from tests.models.tiny_diffusers import build_pipeline, reference
@@ -174,3 +178,48 @@ def test_what_was_used_least_lately_is_forgotten(
     for name in ("peft", "old", "kohya"):
         folder.adapters([(name, 1.0, known[name])])
     assert list(folder._loaded) == [known["old"], known["kohya"]]
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_prompts_that_are_read_together_have_their_own_loras(place: Path, family: str) -> None:
+    """Batches of three, as on a GPU, of prompts of one and two chunks."""
+    model, _, loras = _built(place, family)
+    hashes = {one.name: one.sha256 for one in loras.scan()}
+    kohya, peft = (loras.adapters([(name, 0.9, hashes[name])]) for name in ("kohya", "peft"))
+    wanted: list[Wanted] = [
+        ("a red apple", None, None),
+        ("a red apple", "blurry", kohya),
+        ("apple " * 100, "", peft),
+        ("a red apple", "", peft),
+    ]
+
+    def fresh(rows: int) -> TextEncoders:
+        assert isinstance(model.context, TextEncoders)
+        return replace(model.context, rows=rows, _cache=OrderedDict())
+
+    together, calls = fresh(3), list[int]()
+    first = together.towers[0].model
+    hook = first.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        together.prepare(wanted)
+        prepared = len(calls)
+        long = len(together.towers[0].chunks(wanted[2][0]))
+        assert long > 1
+        assert prepared == math.ceil((6 + 2 * long) / 3)
+        given = [
+            together.conditioning(prompt, negative, 5.0, model.sizes[0], adapters)
+            for prompt, negative, adapters in wanted
+        ]
+        assert len(calls) == prepared
+    finally:
+        hook.remove()
+    for (prompt, negative, adapters), one in zip(wanted, given, strict=True):
+        for rows, tolerance in ((3, 0.0), (1, 1e-4)):
+            other = fresh(rows).conditioning(prompt, negative, 5.0, model.sizes[0], adapters)
+            for ours, others in (
+                (one.context, other.context),
+                (one.unconditional, other.unconditional),
+            ):
+                for a, b in zip(ours, others, strict=True):
+                    assert torch.allclose(a, b, rtol=0, atol=tolerance)
+    assert not torch.equal(given[0].context[0], given[1].context[0])

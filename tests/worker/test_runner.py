@@ -3,13 +3,14 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import redis
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from torch import Tensor
 
 from app import keys
 from app.jobs.models import ModelCard
@@ -19,6 +20,7 @@ from app.jobs.store import JobStore
 from app.settings import Settings
 from app.storage.folder import FolderStorage
 from models.bundle import Bundle
+from models.context import ContextEncoder
 from tests.worker.conftest import wait_for
 from tests.worker.parts import (
     FullDisk,
@@ -215,6 +217,27 @@ def test_a_job_that_waits_for_storage_can_be_canceled(
     jobs.cancel(job)
     assert jobs.ended(job).status is JobStatus.CANCELED
     assert jobs.ended(jobs.submit()).status is JobStatus.SUCCEEDED
+
+
+def test_prompts_of_jobs_that_wait_together_are_read_together(
+    jobs: Any, start_worker: Start, shared_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where a text tower takes eight prompts at once."""
+    monkeypatch.setattr(shared_bundle.context, "text_rows", 4)
+    read: list[set[str]] = []
+    learned = ContextEncoder._learned
+
+    def noted(encoder: ContextEncoder, prompts: Sequence[str]) -> dict[str, Tensor]:
+        read.append(set(prompts))
+        return learned(encoder, prompts)
+
+    monkeypatch.setattr(ContextEncoder, "_learned", noted)
+    asked = [f"thing {i}" for i in range(4)]
+    waiting = [jobs.submit(prompt=prompt) for prompt in asked]
+    start_worker()
+    assert all(jobs.ended(one).status is JobStatus.SUCCEEDED for one in waiting)
+    assert max(len(one.intersection(asked)) for one in read) > 1
+    assert sum(len(one.intersection(asked)) for one in read) == len(asked)  # each of them once
 
 
 def test_priorities_come_first(jobs: Any, start_worker: Start) -> None:

@@ -149,6 +149,10 @@ class Denoiser(nn.Module):
         out: Tensor = self.network(x_t, timestep, context)
         return out
 
+    def part(self, timestep: float) -> int:
+        """Which of the network's parts a call at that timestep needs, where it has several."""
+        return int(timestep >= getattr(self.network, "noisy_from", 0))
+
     def eps(self, x_t: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         """The noise ε `[B, C, H, W]`, whatever the network predicts; arguments as of `forward`."""
         out: Tensor = self(x_t, timestep, context)

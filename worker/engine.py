@@ -23,11 +23,12 @@ from models.guidance import guide
 from models.model import Adapters, Model
 from models.samplers import NOISE, PREVIOUS, step
 from worker.memory import ran_out
-from worker.rows import Row, RowSpec
+from worker.rows import Row, RowSpec, parts_of
 from worker.streams import Streams
 
 __all__ = ["Engine", "Fault", "Finished", "Snapshot", "StepReport"]
 
+_STAY = 8  # rounds in one part of the network
 _ALIGNED = 64  # bytes, as torch's own memory on CPU; at others, sums may have other last bits
 
 
@@ -133,6 +134,7 @@ class Engine:
         self._streams = streams or Streams()
         self._rows: list[Row] = []  # with a slot
         self._waiting: deque[Row] = deque()
+        self._part, self._stay = 0, 0  # of the network, that calls ask; for how many more rounds
         self._forwards = 0  # so far, padding left out
         self._rounds: deque[_Round] = deque()  # under way
 
@@ -209,8 +211,8 @@ class Engine:
         given = self._model.context.conditioning("", None, 1.0, size)
         x = torch.zeros(self.micro_batch, *self._model.shape(size), device=self.device)
         context = [torch.stack([part] * self.micro_batch).to(self.device) for part in given.context]
-        # The ends of the way: between them, a runtime may change from one network to another.
-        ends = (0, self._model.schedule.training_length - 1)
+        part, last = parts_of(self._model.denoiser), self._model.schedule.training_length - 1
+        ends = [0] if part(0) == part(last) else [0, last]
         times = [torch.full((self.micro_batch,), t, device=self.device) for t in ends]
         began = 0.0
         for _ in range(2):
@@ -252,14 +254,25 @@ class Engine:
         rounds: list[list[tuple[Row, int]]] = []
         while len(self._rounds) + len(rounds) < (2 if self._streams.count > 1 else 1):
             ready = [row for row in self._rows if id(row) not in busy]
-            lane = (row for row in ready if row.lane == ready[0].lane)
-            calls = ((row, which) for row in lane for which in row.missing)
-            asked = list(islice(calls, self.at_once))
-            if not asked:
+            if not ready:
                 break
+            calls = ((row, which) for row in self._alike(ready) for which in row.missing)
+            asked = list(islice(calls, self.at_once))
             busy |= {id(row) for row, _ in asked}
             rounds.append(asked)
         return rounds
+
+    def _alike(self, ready: Sequence[Row]) -> list[Row]:
+        """Those that one call of the network takes: the first, and others of its lane and part.
+
+        The part of the last rounds is kept for some more, for two parts by turns would push each
+        other's weights out of the processor's cache.
+        """
+        lane = [row for row in ready if row.lane == ready[0].lane]
+        if self._stay == 0 or all(row.part != self._part for row in lane):
+            self._part, self._stay = lane[0].part, _STAY
+        self._stay -= 1
+        return [row for row in lane if row.part == self._part]
 
     def _begin(self, asked: list[tuple[Row, int]], *, here: bool) -> _Round:
         """Ask the network about rows of one lane; `here`: with this thread's help."""

@@ -11,7 +11,12 @@ from models.model import Adapters, Context, Origin, Shape
 from models.samplers import Sampler, Trajectory
 from models.sampling import row_generator
 
-__all__ = ["Row", "RowSpec"]
+__all__ = ["Row", "RowSpec", "parts_of"]
+
+
+def parts_of(denoiser: Callable[..., Tensor]) -> Callable[[float], int]:
+    """Which part of a network a timestep needs (`Denoiser.part`); most are of one."""
+    return getattr(denoiser, "part", lambda _: 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +94,9 @@ class Row:
         self._guided = [spec.guided(step) for step in steps]
         # Forwards of all steps from each one on.
         self._forwards = [*accumulate([0, *(1 + one for one in reversed(self._guided))])][::-1]
-        # Rows of one lane have equal shapes and one network, so that one call of it takes them.
+        # Rows of one lane have equal shapes and one network.
         self.lane = (id(denoiser), spec.shape, *(tuple(part.shape) for part in spec.context))
+        self._parts = [*map(parts_of(denoiser), way.timesteps.tolist())]
 
     def anew(self, denoiser: Callable[..., Tensor] | None = None) -> "Row":
         """The same row before its first step, holding no memory of the device."""
@@ -142,6 +148,11 @@ class Row:
     def timestep(self) -> Tensor:
         """The timestep that the network is asked about next, `[1]`."""
         return self._timesteps[self.position]
+
+    @property
+    def part(self) -> int:
+        """Of the network, that the next step needs."""
+        return self._parts[self.position]
 
     @property
     def coefficients(self) -> Tensor:

@@ -1,5 +1,6 @@
 """The engine alone: exactness, faults, slots."""
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -281,3 +282,34 @@ def test_pictures_of_another_shape_and_ways_without_a_step_are_refused(
     with pytest.raises(ValueError, match="5 steps left out of 5"):
         engine.admit([replace(one, skipped=5)])
     assert engine.idle
+
+
+class _OfTwoParts:
+    """A denoiser of two networks, which notes the parts of all its calls."""
+
+    def __init__(self, denoiser: Callable[..., Tensor]) -> None:
+        self._denoiser = denoiser
+        self.calls: list[set[int]] = []
+
+    def part(self, timestep: float) -> int:
+        return int(timestep >= 500)
+
+    def __call__(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        self.calls.append({self.part(t) for t in timestep.tolist()})
+        return self._denoiser(x, timestep, context)
+
+
+def test_rounds_stay_in_one_part_of_a_network(shared_bundle: Bundle) -> None:
+    """No call is of two parts, few rounds change the part, and pictures do not know of it."""
+    denoiser = _OfTwoParts(shared_bundle.denoiser)
+    bundle = replace(shared_bundle, denoiser=denoiser)  # type: ignore[arg-type]
+    dice = random.Random(3)
+    specs = [random_spec(bundle, f"{i}", dice) for i in range(12)]
+    engine = Engine(bundle, slots=8, micro_batch=2)
+    engine.admit(specs)
+    pictures = drain(engine)
+    assert all(len(parts) == 1 for parts in denoiser.calls)
+    changes = sum(a != b for a, b in itertools.pairwise(denoiser.calls))
+    assert 2 <= changes < len(denoiser.calls) / 6
+    for spec in specs:
+        assert torch.equal(pictures[f"{spec.job}/0"], alone(shared_bundle, spec, 2))

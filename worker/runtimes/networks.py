@@ -144,10 +144,10 @@ class _Mixed(nn.Module):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self._exact, self._fast = _OnnxRuntime(plan), _OpenVino(plan, "bf16")
-        self._noisy_from = plan.noisy_from
+        self.noisy_from = plan.noisy_from
 
     def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        noisy = [t >= self._noisy_from for t in timestep.tolist()]
+        noisy = [t >= self.noisy_from for t in timestep.tolist()]
         if all(noisy):
             return self._exact(x, timestep, context)  # type: ignore[no-any-return]
         fast: Tensor = self._fast(x, timestep, context)
@@ -211,9 +211,9 @@ Arguments = tuple[Tensor, Tensor, Tensor]
 def examples(
     network: UNet, rows: int, device: torch.device, training_length: int = 1000
 ) -> list[Arguments]:
-    """Arguments of five calls, spread evenly over the way, as rows make them."""
+    """Arguments of six calls, spread evenly over the way, as rows make them."""
     x, _, context = example(network, rows, device)
-    middles = [int(training_length * (i + 0.5) / 5) for i in range(5)]
+    middles = [int(training_length * (i + 0.5) / 6) for i in range(6)]
     return [(x, torch.full((rows,), t, device=device), context) for t in middles]
 
 

@@ -81,9 +81,10 @@ class Tower:
             ids = torch.tensor([one.ids for one in padded], device=device)
             with applied([one.adapters for one in padded]):
                 out = self.model(ids, output_hidden_states=True)
+            states = {skip: self._states(out, skip) for skip in {one.skip for one in part}}
             for i, one in enumerate(part):
                 pooled = out.text_embeds[i].float() if self.projected else None
-                found.append((self._states(out, one.skip)[i].float(), pooled))
+                found.append((states[one.skip][i].float(), pooled))
         return found
 
     def _states(self, out: Any, skip: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Ways to execute the network: the same pictures, the fastest chosen, the choice kept."""
 
+import json
 import random
 import subprocess
 import sys
@@ -91,8 +92,8 @@ def test_pictures_decide_whether_bfloat16_is_chosen(
     assert 1e-5 < named.difference < 0.1
     assert named.levels > 0
     known = [
-        Measured("eager", "1", 1.0, 0.0),
-        Measured("onnxruntime", "1", 0.5, 1e-5),
+        Measured("eager", "1", 1.0, 0.0, levels=0.0),
+        Measured("onnxruntime", "1", 0.5, 1e-5, levels=0.0),
         Measured("openvino-bf16", "1", 0.2, 0.05, levels=30.0),
         Measured("mixed-bf16", "1+1", 0.3, 0.05, levels=3.0),
     ]
@@ -161,6 +162,18 @@ def test_a_runtime_that_is_not_here_is_named(
     monkeypatch.setattr(choice, "available", lambda device: ["eager"])
     with pytest.raises(ValueError, match="'openvino' cannot run here; these can: auto, eager"):
         with_runtime(lively, wanted="openvino", rows=ROWS, streams=Streams(), cache=tmp_path)
+
+
+def test_what_an_earlier_release_measured_is_measured_again(lively: Bundle, tmp_path: Path) -> None:
+    """It did not look at pictures: that a runtime paints others could not be known."""
+    executed(lively, "openvino-bf16", tmp_path)
+    [kept] = tmp_path.glob("*.json")
+    entries = json.loads(kept.read_text())
+    kept.write_text(
+        json.dumps([{k: v for k, v in one.items() if k != "levels"} for one in entries])
+    )
+    assert executed(lively, "openvino-bf16", tmp_path)[1].levels > 0
+    assert all("levels" in one for one in json.loads(kept.read_text()))
 
 
 def test_a_read_only_or_damaged_cache_does_no_harm(lively: Bundle, tmp_path: Path) -> None:

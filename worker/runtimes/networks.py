@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from models.layers import channels_last
 from models.unet import UNet
 
-__all__ = ["BUILDERS", "Arguments", "Plan", "available", "example", "examples"]
+__all__ = ["BUILDERS", "Arguments", "Plan", "available", "example", "examples", "executing"]
 
 _OPSET = 17
 
@@ -184,6 +184,11 @@ _NEEDS = {
 }
 
 
+def executing(name: str) -> list[str]:
+    """The packages whose code runs the network; `onnx` only writes it down."""
+    return [package for package in _NEEDS.get(name, ("torch",)) if package != "onnx"]
+
+
 def available(device: torch.device) -> list[str]:
     """Names of the runtimes that can be built here: their packages are there, the device fits."""
     return [
@@ -209,7 +214,7 @@ Arguments = tuple[Tensor, Tensor, Tensor]
 
 
 def examples(
-    network: UNet, rows: int, device: torch.device, training_length: int = 1000
+    network: UNet, rows: int, device: torch.device, training_length: int
 ) -> list[Arguments]:
     """Arguments of six calls, spread evenly over the way, as rows make them."""
     x, _, context = example(network, rows, device)

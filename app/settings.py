@@ -37,7 +37,12 @@ Runtime = Literal[
     "mixed-bf16",
     "openvino-bf16",
     "eager-bf16",
+    "compile-fp16",
+    "graphs",
+    "graphs-fp16",
+    "graphs-bf16",
 ]
+Precision = Literal["auto", "float32", "float16", "bfloat16"]
 
 
 class Settings(BaseSettings):
@@ -207,7 +212,7 @@ class Settings(BaseSettings):
     model_memory_mb: int = Field(
         0,
         ge=0,
-        description="Megabytes of weights, in float32, that a worker keeps loaded at most; "
+        description="Megabytes of weights that a worker keeps loaded at most; "
         "0: as many as its device has room for",
     )
     model_patience_s: float = Field(
@@ -250,8 +255,13 @@ class Settings(BaseSettings):
         "auto",
         description="What executes the network: auto (the fastest here that paints the same "
         "pictures, measured at the first start), eager, compile, onnxruntime, openvino or "
-        "mixed-bf16 (bfloat16 where that shows least; the extra `openvino`); openvino-bf16 or "
-        "eager-bf16: in bfloat16, faster where the processor has it, other pictures",
+        "mixed-bf16 (bfloat16 where that shows least; the extra `openvino`), on a GPU graphs or "
+        "graphs-fp16; openvino-bf16, eager-bf16, graphs-bf16: in bfloat16, other pictures",
+    )
+    precision: Precision = Field(
+        "auto",
+        description="Number format of imported models: float32, float16 or bfloat16; auto: float16 "
+        "on a GPU, as that family is used to, and float32 on CPU",
     )
     device: str = Field(
         "auto",

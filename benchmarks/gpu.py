@@ -27,6 +27,8 @@ from benchmarks.subject import Plan, engine_of, executed, loaded, row_specs, sec
 from models.bundle import Bundle
 from models.pictures import to_picture
 from models.sampling import sample
+from worker.rows import blank_batch
+from worker.runtimes.by_torch import runtime_name
 from worker.runtimes.networks import example
 
 __all__ = ["COMMAND", "measure", "one_by_one", "together"]
@@ -37,6 +39,8 @@ SHARE, LATENCY, THROUGHPUT = 0.35, 5.0, 3.0
 STABLE_DIFFUSION = (2.0, 1.5)  # pictures/s ÷ those of diffusers one at a time, of static batches
 OVERLOAD, BUSY = 1.2, 0.8
 ROUNDS = 3
+MODELS = ("bundle", "sd")
+Line = tuple[str, Sequence[float], str, float | None]
 Serve = Callable[[Sequence[Arrival]], list[float]]  # seconds from when each came to its picture
 
 
@@ -47,7 +51,9 @@ def main() -> int:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu to try it out")
     parser.add_argument("--rows", type=int, default=64, help="of a micro-batch (default: 64)")
     parser.add_argument("--slots", type=int, default=256, help="of the engine (default: 256)")
-    parser.add_argument("--seconds", type=float, default=240.0)
+    parser.add_argument("--sd-rows", type=int, default=8, help="of Stable Diffusion's (default: 8)")
+    parser.add_argument("--only", choices=MODELS, help="one of the two models")
+    parser.add_argument("--seconds", type=float, default=300.0, help="beside what is built first")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="avocat-bench-") as folder:
         settings = Settings(
@@ -56,49 +62,66 @@ def main() -> int:
             micro_batch=options.rows,
             slots=options.slots,
         )
-        found = measure(Plan(options.seconds, settings, COMMAND))
+        plan = Plan(options.seconds, settings, COMMAND)
+        found = measure(plan, options.sd_rows, [options.only] if options.only else MODELS)
     page.write(options.output, found)
     for one in found:
         print(f"{one.name}: {one.value:.4g} ({one.low:.4g} to {one.high:.4g}) {one.unit}")
     return 0
 
 
-def measure(plan: Plan) -> list[Result]:
-    """All lines; a fifth of the time for the network alone, half of the rest for each model."""
-    bundle, chosen = executed(plan)
+def measure(plan: Plan, sd_rows: int, models: Sequence[str] = MODELS) -> list[Result]:
+    """All lines of some models; the bundle has a third of the time, Stable Diffusion the rest."""
     gpu = plan.device.type == "cuda"
     on = machine(torch.cuda.get_device_name(plan.device) if gpu else None)
-    share_s = plan.seconds / 5
-    lines = [*_shares(plan, bundle, share_s), *_loads(plan, bundle, 2 * share_s)]
-    named = [(f"GPU: {name} ({chosen.name})", *told) for name, *told in lines]
-    what = "SD 1.5" if gpu else "SD 1.5 scaled down"
-    for name, *told in _stable_diffusion(plan, 2 * share_s):
-        named.append((f"GPU: {what}: {name}", *told))
+    named: list[Line] = []
+    if "bundle" in models:
+        bundle, chosen = executed(plan)
+        for name, *told in _of_the_bundle(plan, bundle, plan.seconds / 3):
+            named.append((f"GPU: {name} ({chosen.name})", *told))
+    if "sd" in models:
+        what = "SD 1.5" if gpu else "SD 1.5 scaled down"
+        studio = _studio(plan, sd_rows)
+        runtime = runtime_name(studio.model).split(" ")[0]
+        for name, *told in _of_stable_diffusion(plan, studio, 2 * plan.seconds / 3):
+            named.append((f"GPU: {what}: {name} ({runtime})", *told))
     return [
         result(name, rounds, unit=unit, at_least=least, command=COMMAND, on=on)
         for name, rounds, unit, least in named
     ]
 
 
-Line = tuple[str, Sequence[float], str, float | None]
+def _studio(plan: Plan, rows: int) -> stable_diffusion.Studio:
+    """In full shape on a GPU, random weights."""
+    with torch.inference_mode():
+        folder = plan.settings.data_dir / "stable-diffusion"
+        return stable_diffusion.studio(plan.settings, folder, plan.device, plan.threads, rows)
 
 
 @torch.inference_mode()
-def _stable_diffusion(plan: Plan, seconds: float) -> list[Line]:
-    """In full shape, random weights."""
-    folder = plan.settings.data_dir / "stable-diffusion"
-    made = stable_diffusion.studio(plan.settings, folder, plan.device, plan.threads)
-    return stable_diffusion.lines(made, seconds, STABLE_DIFFUSION)
-
-
-@torch.inference_mode()
-def _shares(plan: Plan, bundle: Bundle, seconds: float) -> list[Line]:
-    """Of the best bf16 product of the same run; on a CPU small ones, only to try it out."""
+def _of_the_bundle(plan: Plan, bundle: Bundle, seconds: float) -> list[Line]:
     network, rows = network_of(loaded(plan.settings).denoiser.network), plan.settings.micro_batch
     arguments = example(network, rows, plan.device)
-    calls: dict[str, Callable[[], object]] = {
-        "forward": partial(bundle.denoiser.network, *arguments)
-    }
+    call = partial(bundle.denoiser.network, *arguments)
+    shares = _shares(plan, call, flops_of(network, rows), rows, seconds / 6)
+    return [*shares, *_loads(plan, bundle, 5 * seconds / 6)]
+
+
+@torch.inference_mode()
+def _of_stable_diffusion(plan: Plan, studio: stable_diffusion.Studio, seconds: float) -> list[Line]:
+    rows = studio.micro_batch
+    arguments = blank_batch(studio.model, rows)
+    call = partial(studio.model.denoiser, *arguments)
+    flops = stable_diffusion.flops_of(studio, arguments)
+    [share, _] = _shares(plan, call, flops, rows, seconds / 20)
+    return [share, *stable_diffusion.lines(studio, seconds, STABLE_DIFFUSION)]
+
+
+def _shares(
+    plan: Plan, forward: Callable[[], object], flops: int, rows: int, seconds: float
+) -> list[Line]:
+    """Of the best bf16 product of the same run; on a CPU small ones, only to try it out."""
+    calls: dict[str, Callable[[], object]] = {"forward": forward}
     sides = SIDES if plan.device.type == "cuda" else (256,)
     for side in sides:
         first, second = torch.randn(2, side, side, device=plan.device, dtype=torch.bfloat16)
@@ -109,7 +132,7 @@ def _shares(plan: Plan, bundle: Bundle, seconds: float) -> list[Line]:
         max(2 * side**3 / seconds for side, seconds in zip(sides, turn, strict=True))
         for turn in zip(*(found[f"{side}"] for side in sides), strict=True)
     ]
-    reached = [flops_of(network, rows) / one for one in found["forward"]]
+    reached = [flops / one for one in found["forward"]]
     name = f"share of the bf16 matmul peak in the forward, batch {rows}"
     return [
         (name, ratios(reached, peaks), "share", SHARE),

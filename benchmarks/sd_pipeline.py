@@ -16,6 +16,7 @@ from models.loading import load_model
 from models.model import Model
 from models.stable_diffusion.loading import import_folder
 from models.torchvision_ops import declare_missing_operators
+from worker.runtimes.by_torch import imported_dtype
 
 __all__ = ["FULL", "SMALL", "Shape", "build", "imported"]
 
@@ -35,23 +36,27 @@ FULL: Final = Shape((320, 640, 1280, 1280), (128, 256, 512, 512), 768, 12, 32, 6
 SMALL: Final = Shape((32, 64, 128, 128), (16, 32, 64, 64), 96, 12, 8, 16)
 
 
-def build(path: Path, shape: Shape, seed: int = 0) -> Path:
-    """Save a pipeline of that shape to `path` and return it."""
+def build(
+    path: Path, shape: Shape, seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> Path:
+    """Save a pipeline of that shape to `path` and return it; weights are drawn on `device`."""
     declare_missing_operators()
     from tests.models.tiny_diffusers import build_pipeline
 
     build_pipeline(path, "sd1")
     torch.manual_seed(seed)
-    for name, part in _parts(shape).items():
+    with torch.device(device):
+        parts = _parts(shape)
+    for name, part in parts.items():
         shutil.rmtree(path / name)
-        part.save_pretrained(path / name)
+        part.to(dtype).save_pretrained(path / name)
     return path
 
 
 def imported(source: Path, into: Path, device: torch.device) -> Model:
-    """The pipeline as `avocat import` makes it a model, loaded."""
+    """The pipeline as `avocat import` makes it a model, loaded as a worker does."""
     import_folder(source, into, "sd")
-    return load_model(into, device)
+    return load_model(into, device, dtype=imported_dtype("auto", device))
 
 
 def _parts(shape: Shape) -> dict[str, Any]:

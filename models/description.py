@@ -25,7 +25,7 @@ from models.model import FreeSizes, ModelConfig, Size
 
 __all__ = ["Description", "describe_model"]
 
-_FLOAT32 = 4  # bytes: weights are loaded in it, whatever the files have
+_FLOAT32 = 4  # bytes: weights are loaded as what is asked, whatever the files have
 _USUAL_CONTEXT = 77  # tokens, of OpenAI's and OpenCLIP's text towers
 
 
@@ -48,15 +48,17 @@ class Description:
     context_length: int
 
 
-def describe_model(path: Path, preset: str = "") -> Description:
+def describe_model(path: Path, preset: str = "", itemsize: int = _FLOAT32) -> Description:
     """Read `bundle.json` and the headers of the weights that it names; no hash is computed.
+
+    `itemsize`: bytes of each weight of an imported model; a bundle's are loaded in float32.
 
     Raises:
         BundleError: a file is missing or cannot be read, or it is not of this form.
     """
     entry = read_entry(path)
     if entry.get("kind") == "stable_diffusion":
-        return _imported(path)
+        return _imported(path, itemsize)
     config = read_config(path).preset(preset)
     names = [TURBO_FILE if preset else DENOISER_FILE]
     names += [UPSCALER_FILE] if config.upscaler is not None else []
@@ -80,7 +82,7 @@ def describe_model(path: Path, preset: str = "") -> Description:
     )
 
 
-def _imported(path: Path) -> Description:
+def _imported(path: Path, itemsize: int) -> Description:
     # Here, for other models do not need it.
     from models.stable_diffusion.loading import read_pipeline_config
 
@@ -97,7 +99,7 @@ def _imported(path: Path) -> Description:
         sha256=_sha256(path / CONFIG_FILE),
         path=path,
         source=config.source,
-        weights_bytes=_weights_bytes(weights),
+        weights_bytes=_weights_bytes(weights, itemsize),
         sizes=config.sizes,
         free_sizes=config.free_sizes,
         channels=3,
@@ -106,8 +108,8 @@ def _imported(path: Path) -> Description:
     )
 
 
-def _weights_bytes(files: Iterable[Path]) -> int:
-    """Memory of all tensors in float32, from the files' headers."""
+def _weights_bytes(files: Iterable[Path], itemsize: int = _FLOAT32) -> int:
+    """Memory of all tensors, from the files' headers."""
     total = 0
     for file in files:
         try:
@@ -117,7 +119,7 @@ def _weights_bytes(files: Iterable[Path]) -> int:
             missing = not file.is_file()
             what = "is missing" if missing else f"is damaged or truncated: {fault}"
             raise BundleError(f"{file.name} of {str(file.parent)!r} {what}") from None
-        total += _FLOAT32 * sum(prod(shape) for shape in shapes)
+        total += itemsize * sum(prod(shape) for shape in shapes)
     return total
 
 

@@ -11,10 +11,16 @@ from models.model import Model
 __all__ = ["load_model"]
 
 
-def load_model(path: Path, device: torch.device | str = "cpu", preset: str = "") -> Model:
-    """Load a bundle or an imported model in float32 onto `device`, every file's hash checked.
+def load_model(
+    path: Path,
+    device: torch.device | str = "cpu",
+    preset: str = "",
+    dtype: torch.dtype = torch.float32,
+) -> Model:
+    """Load a bundle or an imported model onto `device`, every file's hash checked.
 
-    `preset` is one of a bundle of our own; imported models have none.
+    `preset` is one of a bundle of our own; imported models have none. `dtype` is the format of
+    an imported model's weights; a bundle's are float32, and its runtime rounds what it likes.
 
     Raises:
         BundleError: a file is missing, damaged, or does not fit; or memory does not suffice.
@@ -28,4 +34,4 @@ def load_model(path: Path, device: torch.device | str = "cpu", preset: str = "")
     # Here, for these need packages that other models do not.
     from models.stable_diffusion.loading import load_pipeline, read_pipeline_config
 
-    return load_pipeline(path, read_pipeline_config(entry), device)
+    return load_pipeline(path, read_pipeline_config(entry), device, dtype)

@@ -16,10 +16,13 @@ from contextlib import suppress
 
 import structlog
 import torch
+from torch import Tensor, nn
 
 from app.settings import Settings
 from models.model import Model
 from worker.memory import free_bytes, ran_out
+from worker.rows import blank_batch
+from worker.runtimes.graphs import Graphed
 
 __all__ = ["most_rows", "streams", "with_capacity"]
 
@@ -28,7 +31,7 @@ _log = structlog.get_logger()
 ON_CPU = 1
 ON_CPU_INEXACT = 2  # one call for a guided row and its unconditional twin
 SIZES = (2, 4, 8, 16, 32, 64)
-LITTLE = 1.25  # times the seconds that a call with the fewest rows takes
+LITTLE = 1.6  # times the seconds that a call with the fewest rows takes
 MEMORY_SHARE = 0.8  # of what is free; the rest is for encoding, upscaling and other processes
 _ROUNDS = 7
 FEWEST_SLOTS = 8
@@ -59,7 +62,10 @@ def _kept(settings: Settings, model: Model) -> int:
     file = folder / f"rows-{hashlib.sha256(parts.encode()).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         return max(1, int(json.loads(file.read_text("utf-8"))["micro_batch"]))
-    found = most_rows(lambda size: _call(model, size), lambda: _budget(device))
+    denoiser: Callable[..., Tensor] = model.denoiser
+    if settings.exact and isinstance(denoiser, nn.Module) and not isinstance(denoiser, Graphed):
+        denoiser = Graphed(denoiser)  # as it will be
+    found = most_rows(lambda size: _call(model, denoiser, size), lambda: _budget(device))
     with suppress(OSError):  # a read-only folder: it is measured again at the next start
         folder.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
@@ -100,19 +106,15 @@ def _budget(device: torch.device) -> int:
 
 
 @torch.inference_mode()
-def _call(model: Model, size: int) -> tuple[float, int]:
+def _call(model: Model, denoiser: Callable[..., Tensor], size: int) -> tuple[float, int]:
     """Least seconds of a call with `size` rows, and the bytes allocated for it at the peak."""
-    device, picture = model.context.device, model.sizes[0]
-    given = model.context.conditioning("", "", 1.0, picture)
-    x = torch.zeros(size, *model.shape(picture), device=device)
-    timestep = torch.zeros(size, dtype=torch.int64, device=device)
-    context = [torch.stack([part] * size).to(device) for part in given.context]
+    device, batch = model.context.device, blank_batch(model, size)
     torch.cuda.reset_peak_memory_stats(device)
     before, times = torch.cuda.memory_allocated(device), []
     for _ in range(_ROUNDS):
         torch.cuda.synchronize(device)
         began = time.perf_counter()
-        model.denoiser(x, timestep, *context)
+        denoiser(*batch)
         torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
     return min(times), torch.cuda.max_memory_allocated(device) - before

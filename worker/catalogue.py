@@ -31,10 +31,13 @@ class Entry:
 class Catalogue:
     """Looks into the folder again and again: models come and go while the worker runs."""
 
-    def __init__(self, own: Path, preset: str, folder: Path) -> None:
-        """`own`: what the worker was started with, whose name no other model takes."""
+    def __init__(self, own: Path, preset: str, folder: Path, itemsize: int = 4) -> None:
+        """`own`: what the worker was started with, whose name no other model takes.
+
+        `itemsize`: bytes that a weight of an imported model takes once it is loaded.
+        """
         self.entries: dict[str, Entry] = {}
-        self._own, self._preset, self._folder = own, preset, folder
+        self._own, self._preset, self._folder, self._itemsize = own, preset, folder, itemsize
 
     def look(self) -> bool:
         """Read what is new or changed; whether anything is."""
@@ -44,7 +47,7 @@ class Catalogue:
         def find(path: Path, preset: str, stamp: int) -> Entry:
             entry = known.get((path, preset))
             if entry is None or entry.stamp != stamp or entry.fault:  # which may be mended
-                entry = _read(path, preset, stamp)
+                entry = _read(path, preset, stamp, self._itemsize)
             found.setdefault(entry.name, entry)
             return entry
 
@@ -75,9 +78,9 @@ def _others(entry: Entry) -> list[str]:
     return [preset for preset in PRESETS if preset != entry.preset]
 
 
-def _read(path: Path, preset: str, stamp: int) -> Entry:
+def _read(path: Path, preset: str, stamp: int, itemsize: int) -> Entry:
     try:
-        found = describe_model(path, preset)
+        found = describe_model(path, preset, itemsize)
     except (ModelError, OSError, ValueError) as fault:
         return Entry(path.name, path, preset, stamp, None, str(fault))
     return Entry(found.config.name, path, preset, stamp, found)

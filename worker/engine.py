@@ -23,7 +23,7 @@ from models.guidance import guide
 from models.model import Adapters, Model
 from models.samplers import NOISE, PREVIOUS, step
 from worker.memory import ran_out
-from worker.rows import Row, RowSpec, parts_of
+from worker.rows import Row, RowSpec, blank_batch, parts_of
 from worker.streams import Streams
 
 __all__ = ["Engine", "Fault", "Finished", "Snapshot", "StepReport"]
@@ -207,13 +207,10 @@ class Engine:
         Returns:
             Seconds of a round of calls after the first.
         """
-        size = self._model.sizes[0]
-        given = self._model.context.conditioning("", None, 1.0, size)
-        x = torch.zeros(self.micro_batch, *self._model.shape(size), device=self.device)
-        context = [torch.stack([part] * self.micro_batch).to(self.device) for part in given.context]
+        x, timestep, *context = blank_batch(self._model, self.micro_batch)
         part, last = parts_of(self._model.denoiser), self._model.schedule.training_length - 1
         ends = [0] if part(0) == part(last) else [0, last]
-        times = [torch.full((self.micro_batch,), t, device=self.device) for t in ends]
+        times = [torch.full_like(timestep, t) for t in ends]
         began = 0.0
         for _ in range(2):
             began = time.perf_counter()

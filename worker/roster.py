@@ -249,8 +249,8 @@ class Roster:
         there = max(0, self._free_bytes() + loaded)
         budget = "" if self._budget_bytes is None else " (AVOCAT_MODEL_MEMORY_MB)"
         return (
-            f"not enough memory: {entry.name!r} has {in_words(_weights(entry))} of weights in "
-            f"float32, and {self._device} has room for {in_words(there)} of models{budget}"
+            f"not enough memory: {entry.name!r} has {in_words(_weights(entry))} of weights, "
+            f"and {self._device} has room for {in_words(there)} of models{budget}"
         )
 
     def _make_room(self, entry: Entry, flying: Callable[[Resident], bool]) -> None:

@@ -7,11 +7,20 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from models.model import Adapters, Context, Origin, Shape
+from models.model import Adapters, Context, Model, Origin, Shape
 from models.samplers import Sampler, Trajectory
 from models.sampling import row_generator
 
-__all__ = ["Row", "RowSpec", "parts_of"]
+__all__ = ["Row", "RowSpec", "blank_batch", "parts_of"]
+
+
+def blank_batch(model: Model, rows: int) -> tuple[Tensor, ...]:
+    """Arguments of a call of the denoiser as rows of the native size and one chunk make them."""
+    device, size = model.context.device, model.sizes[0]
+    given = model.context.conditioning("", None, 1.0, size)
+    x = torch.zeros(rows, *model.shape(size), device=device)
+    timestep = torch.zeros(rows, dtype=torch.int64, device=device)
+    return x, timestep, *(torch.stack([part] * rows).to(device) for part in given.context)
 
 
 def parts_of(denoiser: Callable[..., Tensor]) -> Callable[[float], int]:
@@ -94,8 +103,9 @@ class Row:
         self._guided = [spec.guided(step) for step in steps]
         # Forwards of all steps from each one on.
         self._forwards = [*accumulate([0, *(1 + one for one in reversed(self._guided))])][::-1]
-        # Rows of one lane have equal shapes and one network.
-        self.lane = (id(denoiser), spec.shape, *(tuple(part.shape) for part in spec.context))
+        # Rows of one lane have equal shapes and one network, or all LoRAs beside it.
+        shapes = (tuple(part.shape) for part in spec.context)
+        self.lane = (id(denoiser), spec.adapters is None, spec.shape, *shapes)
         self._parts = [*map(parts_of(denoiser), way.timesteps.tolist())]
 
     def anew(self, denoiser: Callable[..., Tensor] | None = None) -> "Row":

@@ -28,6 +28,12 @@ from worker.loras import Loras
 from worker.memory import check_fits, free_bytes, ran_out
 from worker.resident import Prepared
 from worker.runner import Runner
+from worker.runtimes.by_torch import (
+    imported_dtype,
+    runtime_name,
+    with_fused_graph,
+    with_graphs,
+)
 from worker.runtimes.choice import is_ready, with_runtime
 from worker.streams import Streams
 
@@ -65,7 +71,8 @@ class _Shop:
     """Loads models onto one worker's device."""
 
     def __init__(self, settings: Settings, device: torch.device, threads: int) -> None:
-        self.catalogue = Catalogue(settings.bundle, settings.preset, settings.models_dir)
+        itemsize = imported_dtype(settings.precision, device).itemsize
+        self.catalogue = Catalogue(settings.bundle, settings.preset, settings.models_dir, itemsize)
         self._settings, self._device, self._threads = settings, device, threads
 
     def load(self, entry: Entry) -> Prepared:
@@ -97,7 +104,8 @@ def _prepared(
     settings: Settings, path: Path, preset: str, device: torch.device, threads: int
 ) -> Prepared:
     torch.set_num_threads(threads)
-    loaded = load_model(path, device, preset)
+    dtype = imported_dtype(settings.precision, device)
+    loaded = load_model(path, device, preset, dtype)
     loras = Loras(loaded, settings.lora_dir)
     with _undisturbed(settings.runtimes_dir):
         settings = with_capacity(settings, loaded)
@@ -106,8 +114,8 @@ def _prepared(
         calls = Streams(count, threads // count)
     background = _later(loaded, settings, calls)
     model, card = _executed(loaded, settings, calls, at_once=background is not None)
-    eager = card.runtime.startswith("eager ")
-    smaller = Smaller(model if eager else loaded, f"eager {torch.__version__}")
+    plain = model if card.runtime.startswith("eager") else _by_torch(loaded, settings)
+    smaller = Smaller(plain, runtime_name(plain))
     _log.info(
         "model loaded",
         model=card.name,
@@ -123,7 +131,7 @@ def _prepared(
         *(model, card, smaller, settings.slots, settings.micro_batch, settings.exact, calls),
         loras=loras,
         background=background,
-        weights_bytes=describe_model(path, preset).weights_bytes,
+        weights_bytes=describe_model(path, preset, dtype.itemsize).weights_bytes,
     )
 
 
@@ -137,17 +145,22 @@ def _later(model: Model, settings: Settings, calls: Streams) -> Background | Non
         ValueError: there is no such runtime here.
     """
     wanted = settings.runtime
-    if not isinstance(model, Bundle) or not settings.exact or wanted not in ("auto", "compile"):
+    slow = wanted == "auto" or wanted.startswith("compile")
+    if not settings.exact or not slow:
         return None
     rows, cache = settings.micro_batch, settings.runtimes_dir
-    if is_ready(model, wanted=wanted, rows=rows, streams=calls, cache=cache):
+    if not isinstance(model, Bundle):
+        # Layers that take LoRAs are not the compiler's.
+        if model.context.device.type != "cuda" or settings.lora_dir is not None:
+            return None
+    elif is_ready(model, wanted=wanted, rows=rows, streams=calls, cache=cache):
         return None
 
     def build() -> tuple[Model, ModelCard]:
         torch.set_num_threads(calls.threads)  # each thread has a number of its own
         own = Streams(calls.count, calls.threads)  # the engine uses the others meanwhile
         try:
-            return _executed(model, settings, own)
+            return _executed(model, settings, own, fused=True)
         finally:
             own.close()
 
@@ -155,17 +168,24 @@ def _later(model: Model, settings: Settings, calls: Streams) -> Background | Non
 
 
 def _executed(
-    model: Model, settings: Settings, calls: Streams, *, at_once: bool = False
+    model: Model,
+    settings: Settings,
+    calls: Streams,
+    *,
+    at_once: bool = False,
+    fused: bool = False,
 ) -> tuple[Model, ModelCard]:
     """The model with its network executed as the settings say, and the card of that.
 
-    `at_once`: by plain torch instead, which takes no time to build.
+    `at_once`: by plain torch instead, which takes no time to build. `fused`: an imported model by
+    what torch's compiler makes of it.
     """
     card = partial(model_card, micro_batch=settings.micro_batch, exact=settings.exact)
     if at_once or not isinstance(model, Bundle):
-        return model, card(model, runtime=f"eager {torch.__version__}")
+        executed = _by_torch(model, settings, fused)
+        return executed, card(executed, runtime=runtime_name(executed))
     with _undisturbed(settings.runtimes_dir):
-        executed, measured = with_runtime(
+        bundle, measured = with_runtime(
             model,
             wanted=settings.runtime if settings.exact else _of_any_size(settings.runtime),
             rows=settings.micro_batch,
@@ -173,7 +193,15 @@ def _executed(
             cache=settings.runtimes_dir,
         )
     runtime = f"{measured.name} {measured.version}"
-    return executed, card(executed, runtime=runtime, measured=measured)
+    return bundle, card(bundle, runtime=runtime, measured=measured)
+
+
+def _by_torch(model: Model, settings: Settings, fused: bool = False) -> Model:
+    if not settings.exact:
+        return model  # graphs are of one shape; batches that vary would need one for each
+    if fused:
+        return with_fused_graph(model, settings.micro_batch, settings.runtimes_dir)
+    return with_graphs(model)
 
 
 def _of_any_size(wanted: str) -> str:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from models.errors import BundleError
+from models.layers import channels_last
 from models.memory import free_bytes
 from models.stable_diffusion.config import PipelineConfig
 from models.stable_diffusion.folder import INDEX, Folder, read_folder, read_parts
@@ -126,20 +127,31 @@ def read_pipeline_config(entry: Mapping[str, Any]) -> PipelineConfig:
         raise BundleError(f"{CONFIG_FILE}: {where}: {first['msg']}") from None
 
 
-def load_pipeline(path: Path, config: PipelineConfig, device: torch.device | str) -> Pipeline:
-    """Load an imported model in float32 onto `device`, every file checked against its hash.
+def load_pipeline(
+    path: Path,
+    config: PipelineConfig,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+) -> Pipeline:
+    """Load an imported model onto `device`, every file checked against its hash.
+
+    Its weights are made `dtype`, but for an autoencoder in float16 whose configuration says that
+    it overflows there (`force_upcast`, SDXL's): that one is float32.
 
     Raises:
         BundleError: a file is missing, changed or damaged, or memory does not suffice.
     """
     device = torch.device(device)
     folder = _recorded(path, config)
-    _check_memory(folder, device)
+    dtypes = {part: _dtype(folder, part, dtype) for part in _weighed(folder)}
+    _check_memory(folder, device, dtypes)
     schedule = config.noise.schedule()
     modules: dict[str, nn.Module] = {}
-    for part in _weighed(folder):
+    for part, format in dtypes.items():
         modules[part] = build(folder, part)
-        load_weights(modules[part], part, folder.components[part], device)
+        load_weights(modules[part], part, folder.components[part], device, format)
+        if device.type == "cuda" and not part.startswith("text_encoder"):
+            channels_last(modules[part])
     unet, shapes = modules["unet"], folder.config("unet")
     guidance: int | None = shapes.get("time_cond_proj_dim")
     encoders = TextEncoders(
@@ -158,6 +170,11 @@ def load_pipeline(path: Path, config: PipelineConfig, device: torch.device | str
 
 def _weighed(folder: Folder) -> list[str]:
     return [name for name in _WEIGHED if name in folder.components]
+
+
+def _dtype(folder: Folder, part: str, wanted: torch.dtype) -> torch.dtype:
+    overflows = part == "vae" and folder.config("vae").get("force_upcast", False)
+    return torch.float32 if overflows and wanted == torch.float16 else wanted
 
 
 def _recorded(path: Path, config: PipelineConfig) -> Folder:
@@ -194,16 +211,17 @@ def _check_hashes(folder: Path, files: Mapping[str, str]) -> None:
             )
 
 
-def _check_memory(folder: Folder, device: torch.device) -> None:
+def _check_memory(folder: Folder, device: torch.device, dtypes: Mapping[str, torch.dtype]) -> None:
     """Before anything is loaded: the weights on the device, and the largest one on its way there.
 
     Raises:
         BundleError: with all sizes.
     """
-    sizes = {part: weight_bytes(part, folder.components[part]) for part in _weighed(folder)}
+    sizes = {part: weight_bytes(part, folder.components[part], as_) for part, as_ in dtypes.items()}
     total = sum(sum(one) for one in sizes.values())
+    formats = " and ".join(sorted({str(one).removeprefix("torch.") for one in dtypes.values()}))
     named = ", ".join(f"{part} {_megabytes(sum(one))}" for part, one in sizes.items())
-    needs = [(device, int(total * _ROOM), f"{_megabytes(total)} of weights in float32 ({named})")]
+    needs = [(device, int(total * _ROOM), f"{_megabytes(total)} of weights in {formats} ({named})")]
     if device.type != "cpu":
         largest = max(max(one) for one in sizes.values())
         needs += [(torch.device("cpu"), 2 * largest, f"the largest weight, {_megabytes(largest)}")]

@@ -61,7 +61,9 @@ def check_lora(file: Path, networks: Mapping[str, nn.Module]) -> None:
 
 
 def read_lora(file: Path, networks: Mapping[str, nn.Module], device: torch.device) -> Lora:
-    """Load a file in float32 onto `device`; `networks` are those that it updates, by component.
+    """Load a file onto `device`, in the format of the layers that it updates.
+
+    `networks` are those that it may update, by component.
 
     Raises:
         LoraError: as `check_lora`.
@@ -71,8 +73,8 @@ def read_lora(file: Path, networks: Mapping[str, nn.Module], device: torch.devic
         found = _checked(file.stem, state, _metadata(tensors), networks)
     parts: dict[str, dict[str, Delta]] = defaultdict(dict)
     for (part, layer), weights in found.items():
-        down, up = (weights[one].to(device, torch.float32) for one in ("down", "up"))
         weight: Any = networks[part].get_submodule(layer).weight
+        down, up = (weights[one].to(device, weight.dtype) for one in ("down", "up"))
         if weight.ndim == 2:  # some files have 1x1 convolutions where the network is linear
             down, up = down.flatten(1), up.flatten(1)
         elif down.ndim == 2:

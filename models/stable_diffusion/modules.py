@@ -97,14 +97,16 @@ def check_shapes(module: nn.Module, name: str, component: Component) -> None:
             )
 
 
-def weight_bytes(name: str, component: Component) -> list[int]:
-    """Memory that each of a component's weights takes in float32."""
+def weight_bytes(name: str, component: Component, dtype: torch.dtype) -> list[int]:
+    """Memory that each of a component's weights takes."""
     shapes = _shapes(name, component).values()
-    return [torch.float32.itemsize * torch.Size(shape).numel() for shape in shapes]
+    return [dtype.itemsize * torch.Size(shape).numel() for shape in shapes]
 
 
-def load_weights(module: nn.Module, name: str, component: Component, device: torch.device) -> None:
-    """Fill a network from the meta device with its weights in float32, on `device`, frozen.
+def load_weights(
+    module: nn.Module, name: str, component: Component, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Fill a network from the meta device with its weights as `dtype` on `device`, frozen.
 
     Raises:
         BundleError: as `check_shapes`.
@@ -114,7 +116,7 @@ def load_weights(module: nn.Module, name: str, component: Component, device: tor
     state: dict[str, Tensor] = {}
     for key, weight in _weights(name, component):
         if (known := _known_as(key, expected)) is not None:
-            state[known] = weight.to(device, torch.float32).reshape(expected[known].shape)
+            state[known] = weight.to(device, dtype).reshape(expected[known].shape)
     module.load_state_dict(state, assign=True)
     for key, buffer in list(module.named_buffers()):
         if buffer.is_meta:

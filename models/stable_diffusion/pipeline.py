@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from PIL import Image
@@ -32,6 +32,7 @@ class LatentDenoiser(nn.Module):
         """`sized`: its context has a pooled vector and sizes; `guided`: a guidance embedding."""
         super().__init__()
         self.network = network
+        self.dtype: Final = next(network.parameters()).dtype
         self._sized = sized
         self._guided = guided
 
@@ -43,21 +44,22 @@ class LatentDenoiser(nn.Module):
         *more: Tensor,
         adapters: Sequence[Adapters | None] = (),
     ) -> Tensor:
-        """`x_t` `[B, C, h, w]`, `timestep` `[B]`, `states` `[B, L, D]` → the prediction.
+        """`x_t` `[B, C, h, w]`, `timestep` `[B]`, `states` `[B, L, D]` → the prediction, float32.
 
-        `adapters`: the LoRAs of each row.
+        `adapters`: the LoRAs of each row. The network computes in the format of its weights.
         """
-        added = {"text_embeds": more[0], "time_ids": more[1]} if self._sized else None
+        x_t, states, *rest = (one.to(self.dtype) for one in (x_t, states, *more))
+        added = {"text_embeds": rest[0], "time_ids": rest[1]} if self._sized else None
         with applied(adapters):
             out: Tensor = self.network(
                 x_t,
                 timestep,
                 encoder_hidden_states=states,
-                timestep_cond=more[-1] if self._guided else None,
+                timestep_cond=rest[-1] if self._guided else None,
                 added_cond_kwargs=added,
                 return_dict=False,
             )[0]
-        return out
+        return out.float()
 
 
 class Autoencoder:
@@ -67,6 +69,7 @@ class Autoencoder:
         """`native`: the model's own size in pixels; pictures of more are decoded in tiles."""
         config = network.config
         self.network = network
+        self.dtype: Final = next(network.parameters()).dtype
         self.channels = int(config.latent_channels)  # type: ignore[union-attr, arg-type]
         self.scale = 2 ** (len(config.block_out_channels) - 1)  # type: ignore[union-attr, arg-type]
         self._factor = float(config.scaling_factor)  # type: ignore[union-attr, arg-type]
@@ -80,20 +83,20 @@ class Autoencoder:
         Large ones in tiles that overlap, as diffusers cuts and blends them, so that the memory of
         one tile is enough.
         """
-        z = latents[None] / self._factor
+        z = latents[None].float() / self._factor
         if self._mean is not None and self._std is not None:
             mean, std = (z.new_tensor(one).reshape(1, -1, 1, 1) for one in (self._mean, self._std))
             z = z * std + mean
         tiled = z.shape[2] * z.shape[3] > self._whole
         decode: Callable[..., tuple[Tensor]]
         decode = self.network.tiled_decode if tiled else self.network.decode  # type: ignore[assignment]
-        return decode(z, return_dict=False)[0][0]
+        return decode(z.to(self.dtype), return_dict=False)[0][0].float()
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """`[3, H, W]` in [-1, 1] → mean and standard deviation of its latents, `[C, h, w]` each."""
         encode: Callable[..., Any] = self.network.encode  # type: ignore[assignment]
-        posterior = encode(pixels[None], return_dict=False)[0]
-        mean, std = posterior.mean * self._factor, posterior.std * self._factor
+        posterior = encode(pixels[None].to(self.dtype), return_dict=False)[0]
+        mean, std = (one.float() * self._factor for one in (posterior.mean, posterior.std))
         if self._mean is not None and self._std is not None:
             shift, by = (
                 mean.new_tensor(one).reshape(1, -1, 1, 1) for one in (self._mean, self._std)
@@ -108,7 +111,7 @@ class Pipeline:
 
     config: PipelineConfig
     schedule: NoiseSchedule
-    denoiser: LatentDenoiser
+    denoiser: nn.Module  # a `LatentDenoiser`, or what executes one
     context: TextEncoders
     autoencoder: Autoencoder
     sha256: str
@@ -175,7 +178,8 @@ class Pipeline:
         """The LoRAs in a folder; see `models.model.Model`."""
         towers = [tower.model for tower in self.context.towers]
         names = ("text_encoder", "text_encoder_2")
-        networks = dict(zip(names, towers, strict=False)) | {"unet": self.denoiser.network}
+        networks: dict[str, nn.Module] = dict(zip(names, towers, strict=False))
+        networks["unet"] = self.denoiser.get_submodule("network")
         return LoraFolder(path, networks, self.context.device)
 
     @torch.inference_mode()

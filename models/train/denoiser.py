@@ -117,6 +117,12 @@ def stratified_timesteps(rows: int, length: int, generator: torch.Generator) -> 
     return (share * length).long()
 
 
+def noise_for(x_0: Tensor, seed: int) -> Tensor:
+    """ε like `x_0`, drawn where that is: a CPU takes longer for it than a GPU for its step."""
+    generator = torch.Generator(x_0.device).manual_seed(seed)
+    return torch.randn(x_0.shape, generator=generator, device=x_0.device, dtype=x_0.dtype)
+
+
 class DenoiserTrainer:
     """One network, its average, its optimiser, and the frozen CLIP that makes contexts."""
 
@@ -152,14 +158,15 @@ class DenoiserTrainer:
 
     def step(self, batch: Batch, step: int, scale: float) -> dict[str, float]:
         """One update; returns the weighted `loss`."""
-        generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + step)
+        seed = self.options.seed * 1_000_003 + step
+        generator = torch.Generator().manual_seed(seed)
         rows = len(batch.pictures)
-        x_0 = batch.pictures.to(self.device, memory_format=torch.channels_last)
+        x_0 = batch.pictures.to(self.device, memory_format=torch.channels_last, non_blocking=True)
         context = dropped_contexts(
             self.clip, batch.captions, self.options.context_dropout, generator
         )
         t = stratified_timesteps(rows, self.schedule.training_length, generator).to(self.device)
-        eps = torch.randn(x_0.shape, generator=generator).to(x_0)
+        eps = noise_for(x_0, seed)
         wanted = target(self.config.parameterisation, self.schedule, x_0, eps, t)
         with low_precision(self.device):
             out = self.forward(self.schedule.add_noise(x_0, eps, t), t, context)

@@ -26,6 +26,7 @@ from models.train.denoiser import (
     GRID_PROMPTS,
     dropped_contexts,
     loss_weight,
+    noise_for,
     stratified_timesteps,
     target,
 )
@@ -101,15 +102,16 @@ class DistilTrainer:
         if stepping and not self.guided.ready:
             self.guided.network.load_state_dict(self.ema.average.state_dict())
             self.guided.ready.fill_(True)  # type: ignore[operator]
-        generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + step)
-        x_0 = batch.pictures.to(self.device, memory_format=torch.channels_last)
+        seed = self.options.seed * 1_000_003 + step
+        generator = torch.Generator().manual_seed(seed)
+        x_0 = batch.pictures.to(self.device, memory_format=torch.channels_last, non_blocking=True)
         context = dropped_contexts(
             self.bundle.context.clip, batch.captions, self.options.context_dropout, generator
         )
         length = self.options.steps if stepping else self.schedule.training_length
         t = stratified_timesteps(len(x_0), length, generator).to(self.device)
         t = self.starts[t] if stepping else t
-        noise = torch.randn(x_0.shape, generator=generator).to(x_0)
+        noise = noise_for(x_0, seed)
         x_t = self.schedule.add_noise(x_0, noise, t)
         with torch.no_grad(), low_precision(self.device):
             aim = (self._leaving if stepping else self._guidance)(x_t, t, context)

@@ -73,5 +73,6 @@ def test_it_gives_its_lines(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(stable_diffusion, "FIRST_JOBS", 1)
     monkeypatch.setattr(stable_diffusion, "LEAST_ROUNDS", 1)
     found = stable_diffusion.lines(studio, 0.1, (2.0, 1.5))
-    assert [least for _, _, _, least in found] == [2.0, 1.5, None, None, None, None]
+    limits = [2.0, 1.5, None, 2.0, 1.5, None, None]
+    assert [least for _, _, _, least in found] == limits
     assert all(len(rounds) == 1 and rounds[0] > 0 for _, rounds, _, _ in found)

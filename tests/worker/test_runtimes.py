@@ -16,7 +16,7 @@ from models.unet import Denoiser
 from tests.worker.test_engine import alone, drain, random_spec
 from worker.engine import Engine
 from worker.runtimes import choice
-from worker.runtimes.choice import Measured, dtype_of, with_runtime
+from worker.runtimes.choice import Measured, dtype_of, is_ready, with_runtime
 from worker.runtimes.networks import BUILDERS, Plan, available, example
 from worker.streams import Streams
 
@@ -107,8 +107,51 @@ def test_pictures_decide_whether_bfloat16_is_chosen(
 
 
 def test_the_number_format_is_told_by_the_name() -> None:
-    names = ("openvino-bf16 1.0", "mixed-bf16 1.0+2.0", "openvino 1.0")
-    assert [*map(dtype_of, names)] == ["bfloat16", "float32, bfloat16", "float32"]
+    names = (
+        "openvino-bf16 1.0",
+        "mixed-bf16 1.0+2.0",
+        "openvino 1.0",
+        "compile-fp16 2.1",
+        "graphs 2",
+    )
+    formats = ["bfloat16", "float32, bfloat16", "float32", "float16", "float32"]
+    assert [*map(dtype_of, names)] == formats
+
+
+def test_what_cannot_be_built_is_left_out_unless_it_is_asked_for(
+    lively: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a compiler is missing."""
+
+    def broken(plan: Plan) -> nn.Module:
+        raise RuntimeError("no C compiler found")
+
+    offer(monkeypatch, 0.0)
+    monkeypatch.setitem(choice.BUILDERS, "openvino", broken)  # type: ignore[arg-type]
+    assert executed(lively, "auto", tmp_path)[1].name == "eager"
+    with pytest.raises(RuntimeError, match="no C compiler"):
+        executed(lively, "openvino", tmp_path)
+
+
+def test_what_has_to_be_compiled_is_never_there_at_once(
+    lively: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = [
+        Measured("eager", "1", 1.0, 0.0, levels=0.0),
+        Measured("graphs-fp16", "1", 0.5, 0.01, levels=2.0),
+        Measured("compile-fp16", "1", 0.2, 0.01, levels=2.0),
+    ]
+    monkeypatch.setattr(choice, "available", lambda device: [one.name for one in known])
+    monkeypatch.setattr(choice, "_read", lambda file: known)
+
+    def ready(wanted: str) -> bool:
+        return is_ready(lively, wanted=wanted, rows=ROWS, streams=Streams(), cache=tmp_path)
+
+    assert [*map(ready, ("auto", "compile-fp16", "graphs-fp16", "eager"))] == [
+        *(False, False, True, True)
+    ]
+    known[2] = replace(known[2], levels=20.0)
+    assert ready("auto")
 
 
 def fake(difference: float) -> type[nn.Module]:

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from models.layers import channels_last
 from models.unet import UNet
+from worker.runtimes.graphs import Graphed, compiled
+from worker.runtimes.steady import make_steady
 
 __all__ = ["BUILDERS", "Arguments", "Plan", "available", "example", "examples", "executing"]
 
@@ -122,15 +124,16 @@ class _OpenVino(nn.Module):
         return torch.from_numpy(request.get_output_tensor(0).data.copy())
 
 
-class _EagerBf16(nn.Module):
-    """The network in plain torch, weights and features in bfloat16."""
+class _Half(nn.Module):
+    """The network in plain torch, weights and features in 16 bits."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, dtype: torch.dtype) -> None:
         super().__init__()
-        self._network = channels_last(copy.deepcopy(plan.network).to(torch.bfloat16))
+        self._dtype = dtype
+        self._network = channels_last(copy.deepcopy(plan.network).to(dtype))
 
     def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        out: Tensor = self._network(x.bfloat16(), timestep, context.bfloat16())
+        out: Tensor = self._network(x.to(self._dtype), timestep, context.to(self._dtype))
         return out.float()
 
 
@@ -158,24 +161,41 @@ class _Mixed(nn.Module):
 
 
 def _eager(plan: Plan) -> nn.Module:
-    return channels_last(plan.network)
+    network, device = channels_last(plan.network), next(plan.network.parameters()).device
+    if device.type == "cuda" and plan.rows > 1:
+        with torch.inference_mode():
+            make_steady(network, example(plan.network, plan.rows, device))
+    return network
 
 
-def _compiled(plan: Plan) -> nn.Module:
-    # Else in the system's folder for what need not last.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(plan.onnx.parent / "inductor"))
-    return torch.compile(plan.network, dynamic=False)  # type: ignore[return-value]
+def _graphs(plan: Plan, dtype: torch.dtype = torch.float32) -> nn.Module:
+    return Graphed(_eager(plan) if dtype == torch.float32 else _Half(plan, dtype))
+
+
+def _compiled(plan: Plan, dtype: torch.dtype = torch.float32) -> nn.Module:
+    network = _eager(plan) if dtype == torch.float32 else _Half(plan, dtype)
+    device = next(plan.network.parameters()).device
+    if device.type != "cuda":
+        return compiled(network, plan.onnx.parent)
+    graphed = Graphed(network)
+    graphed.fuse(example(plan.network, plan.rows, device), plan.onnx.parent)
+    return graphed
 
 
 BUILDERS: Final[Mapping[str, Builder]] = {
     "eager": _eager,
     "compile": _compiled,
+    "compile-fp16": partial(_compiled, dtype=torch.float16),
     "onnxruntime": _OnnxRuntime,
     "openvino": _OpenVino,
     "openvino-bf16": partial(_OpenVino, precision="bf16"),
     "mixed-bf16": _Mixed,
-    "eager-bf16": _EagerBf16,
+    "eager-bf16": partial(_Half, dtype=torch.bfloat16),
+    "graphs": _graphs,
+    "graphs-fp16": partial(_graphs, dtype=torch.float16),
+    "graphs-bf16": partial(_graphs, dtype=torch.bfloat16),
 }
+_ON_GPU = {"graphs", "graphs-fp16", "graphs-bf16", "compile-fp16"}
 _NEEDS = {
     "onnxruntime": ("onnx", "onnxruntime"),
     "openvino": ("onnx", "openvino"),
@@ -195,6 +215,7 @@ def available(device: torch.device) -> list[str]:
         name
         for name in BUILDERS
         if (not name.endswith("-bf16") or _has_bf16(device))
+        and (name not in _ON_GPU or device.type == "cuda")
         and (
             name not in _NEEDS
             or (device.type == "cpu" and all(importlib.util.find_spec(one) for one in _NEEDS[name]))

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from app import __version__, documentation, errors, logs
-from app.deps import make_services
+from app.deps import Services, make_services
 from app.middleware import BodyLimit, HeadAsGet, HeaderLimit, RequestContext
 from app.observing import Observing
 from app.routes import (
@@ -50,26 +50,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings = Settings()
         logs.configure(settings.log_level, settings.log_json)
     services = make_services(settings)
-    dispatcher = make_dispatcher(services)
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await services.events.start()
-        await dispatcher.start()
-        try:
-            yield
-        finally:
-            await dispatcher.close()
-            await services.events.close()
-            await services.policy.close()
-            await services.redis.aclose()
-            await to_thread.run_sync(services.tracing.close)
-            await to_thread.run_sync(services.audit.close)
-
     app = FastAPI(
         title="Avocat",
         version=__version__,
-        lifespan=lifespan,
+        lifespan=_lifespan,
         openapi_url=None,  # served by app.routes.pages
         docs_url=None,
         redoc_url=None,
@@ -78,6 +62,31 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.services = services
     app.state.stopping = False  # as the server says
+    _add_routes(app)
+    errors.install(app)
+    documentation.install(app, key_needed=bool(settings.keys) or settings.require_keys)
+    _add_middleware(app, settings, services)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    services: Services = app.state.services
+    dispatcher = make_dispatcher(services)
+    await services.events.start()
+    await dispatcher.start()
+    try:
+        yield
+    finally:
+        await dispatcher.close()
+        await services.events.close()
+        await services.policy.close()
+        await services.redis.aclose()
+        await to_thread.run_sync(services.tracing.close)
+        await to_thread.run_sync(services.audit.close)
+
+
+def _add_routes(app: FastAPI) -> None:
     app.router.routes.extend(submit.router.routes)  # found without asking further routers
     for part in (
         jobs,
@@ -94,9 +103,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     ):
         app.include_router(part.router)
     pages.install(app)
-    errors.install(app)
-    documentation.install(app, key_needed=bool(settings.keys) or settings.require_keys)
-    # The last one added sees requests first.
+
+
+def _add_middleware(app: FastAPI, settings: Settings, services: Services) -> None:
+    """The last one added sees requests first."""
     app.add_middleware(HeadAsGet)
     elsewhere = {submit.PATH, verify.PATH, *edits.PATHS}
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, elsewhere=elsewhere)
@@ -107,7 +117,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(
         Observing, metrics=services.metrics, tracing=services.tracing, audit=services.audit
     )
-    return app
 
 
 def _let_pages_call(app: FastAPI, origins: str) -> None:

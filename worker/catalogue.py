@@ -27,6 +27,11 @@ class Entry:
     description: Description | None
     fault: str = ""
 
+    @property
+    def weights_bytes(self) -> int:
+        """Memory that it takes once it is loaded, as far as that is known."""
+        return 0 if self.description is None else self.description.weights_bytes
+
 
 class Catalogue:
     """Looks into the folder again and again: models come and go while the worker runs."""

@@ -233,7 +233,7 @@ class Roster:
             Tenant(one.name, one.weights_bytes, one.used_at, self._is_wanted(one, now, flying))
             for one in self.residents.values()
         ]
-        leaving = to_leave(_weights(entry), self._free_bytes(), tenants)
+        leaving = to_leave(entry.weights_bytes, self._free_bytes(), tenants)
         return None if leaving is None else [self.residents[one.name] for one in leaving]
 
     def _free_bytes(self) -> int:
@@ -249,7 +249,7 @@ class Roster:
         there = max(0, self._free_bytes() + loaded)
         budget = "" if self._budget_bytes is None else " (AVOCAT_MODEL_MEMORY_MB)"
         return (
-            f"not enough memory: {entry.name!r} has {in_words(_weights(entry))} of weights, "
+            f"not enough memory: {entry.name!r} has {in_words(entry.weights_bytes)} of weights, "
             f"and {self._device} has room for {in_words(there)} of models{budget}"
         )
 
@@ -393,10 +393,6 @@ def _sentence(fault: BaseException) -> str:
     if isinstance(fault, ModuleNotFoundError):
         return f"it needs the package {fault.name}: pip install 'avocat[sd]'"
     return (str(fault) or repr(fault)).splitlines()[0]
-
-
-def _weights(entry: Entry) -> int:
-    return 0 if entry.description is None else entry.description.weights_bytes
 
 
 def _same(entry: Entry, resident: Resident) -> bool:

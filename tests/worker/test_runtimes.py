@@ -77,7 +77,7 @@ def test_a_runtime_of_two_formats_uses_the_exact_one_where_noise_prevails(
         for name in ("onnxruntime", "openvino-bf16")
     )
     x, _, context = example(lively.denoiser.network, ROWS, torch.device("cpu"))
-    border = int((lively.schedule.alphas_cumprod >= 1 / 4).sum())
+    border = int((lively.schedule.alphas_cumprod >= choice._NOISY).sum())
     times = {border: exact, border - 1: fast}
     for one, other in [(border, border), (border - 1, border - 1), (border, border - 1)]:
         timestep = torch.tensor([one, other])

@@ -39,8 +39,8 @@ _LEVELS = 6.0
 _PROMPTS = ("a red apple", "a cat face", "a blue car", "a house")
 _FORGIVES_LEAST: Final = "ddim"  # it adds no noise, and has no other errors that would hide these
 _STEPS = 25  # at most
-_NOISY = 1 / 4  # ᾱ below which a picture is mostly noise
-_ROUNDS = 6
+_NOISY = 0.15  # ᾱ below which it is not decided yet what a picture will be
+_ROUNDS = 5
 _PREFERRED = ("graphs", "onnxruntime", "openvino", "eager")  # while no other is clearly faster
 _CLEARLY = 1.15  # times as fast; a closer race would be decided by chance
 # It takes minutes to build on CPU; in bfloat16 throughout pictures are others.
@@ -245,8 +245,9 @@ def _named(measured: Sequence[Measured], name: str) -> Measured:
 
 
 def _version(name: str) -> str:
-    """Of the packages that execute; of several, joined."""
-    return "+".join(metadata.version(one) for one in executing(name))
+    """Of the packages that execute; of several, joined, with what decides between them."""
+    between = [f"noisy{_NOISY}"] if name.startswith("mixed-") else []
+    return "+".join([*map(metadata.version, executing(name)), *between])
 
 
 def _key(bundle: Bundle, names: Sequence[str], rows: int, streams: Streams) -> str:

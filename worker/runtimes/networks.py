@@ -237,9 +237,9 @@ Arguments = tuple[Tensor, Tensor, Tensor]
 def examples(
     network: UNet, rows: int, device: torch.device, training_length: int
 ) -> list[Arguments]:
-    """Arguments of six calls, spread evenly over the way, as rows make them."""
+    """Arguments of eight calls, spread evenly over the way, as rows make them."""
     x, _, context = example(network, rows, device)
-    middles = [int(training_length * (i + 0.5) / 6) for i in range(6)]
+    middles = [int(training_length * (i + 0.5) / 8) for i in range(8)]
     return [(x, torch.full((rows,), t, device=device), context) for t in middles]
 
 

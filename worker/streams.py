@@ -15,6 +15,7 @@ from torch import Tensor
 
 __all__ = ["Streams"]
 
+_END_S: Final = 10.0  # for a call that is being made
 Call = Callable[..., Tensor]
 Arguments = tuple[Any, ...]
 Answer = Tensor | Exception
@@ -35,8 +36,12 @@ class Streams:
         self.threads: Final = threads
         # Plain queues: a pool's futures cost twice as long to hand over.
         self._asked: SimpleQueue[_Asked | None] = SimpleQueue()
-        for _ in range(count if count > 1 else 0):
-            threading.Thread(target=self._run, name="stream", daemon=True).start()
+        self._threads = [
+            threading.Thread(target=self._run, name="stream", daemon=True)
+            for _ in range(count if count > 1 else 0)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def start(
         self, call: Call, parts: Sequence[Arguments], *, here: bool = False
@@ -80,9 +85,15 @@ class Streams:
         return self.start(call, parts, here=True)()
 
     def close(self) -> None:
-        """End the threads; nothing may be called any more."""
-        for _ in range(self.count):
+        """End the threads; nothing may be called any more.
+
+        What a runtime keeps for each thread goes with it: seen, a process that ended meanwhile was
+        aborted by OpenVINO.
+        """
+        for _ in self._threads:
             self._asked.put(None)
+        for thread in self._threads:
+            thread.join(_END_S)
 
     @torch.inference_mode()
     def _run(self) -> None:

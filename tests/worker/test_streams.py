@@ -165,3 +165,13 @@ def test_a_slow_call_keeps_one_stream_and_no_other() -> None:
     assert calls == [1, 2, 3]  # in the order in which they were begun
     gate.set()
     assert [int(part) for part in one()] == [0, 1]
+
+
+def test_closed_streams_have_ended() -> None:
+    """What a library keeps for a thread is let go of before the process may end."""
+    streams = Streams(3)
+    assert streams.map(torch.neg, [(torch.ones(1),)] * 3) == [torch.full((1,), -1.0)] * 3
+    threads = [thread for thread in threading.enumerate() if thread.name == "stream"]
+    assert len(threads) >= 3
+    streams.close()
+    assert not any(thread.is_alive() for thread in streams._threads)

@@ -5,6 +5,7 @@ them all in one launch, and they are the same kernels on the same shapes, so the
 """
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ _log = structlog.get_logger()
 
 _MOST: Final = 8  # graphs that are kept: those of as many shapes of x_t and of contexts
 _FIRST_CALLS: Final = 3  # before recording, in which libraries set up what they keep
+_RECORDING: Final = threading.Lock()  # it begins by waiting for the device, which ends another's
 
 
 def compiled(network: nn.Module, folder: Path) -> nn.Module:
@@ -108,7 +110,7 @@ class Graphed(nn.Module):
         return self._recorded(row_by_row(self.network), given)
 
     def _recorded(self, network: Callable[..., Tensor], given: Sequence[Tensor]) -> _Graph:
-        with torch.cuda.device(given[0].device):
+        with _RECORDING, torch.cuda.device(given[0].device):
             arguments = tuple(one.clone() for one in given)
             beside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             beside.wait_stream(torch.cuda.current_stream())

@@ -255,8 +255,9 @@ class Settings(BaseSettings):
         "auto",
         description="What executes the network: auto (the fastest here that paints the same "
         "pictures, measured at the first start), eager, compile, onnxruntime, openvino or "
-        "mixed-bf16 (bfloat16 where that shows least; the extra `openvino`), on a GPU graphs or "
-        "graphs-fp16; openvino-bf16, eager-bf16, graphs-bf16: in bfloat16, other pictures",
+        "mixed-bf16 (bfloat16 where that shows least; the extra `openvino`), on a GPU graphs, "
+        "graphs-fp16 or compile-fp16; openvino-bf16, eager-bf16, graphs-bf16: in bfloat16, other "
+        "pictures",
     )
     precision: Precision = Field(
         "auto",

@@ -14,7 +14,7 @@ from benchmarks.subject import Plan, executed, loaded, seconds_of
 from models.unet import UNet
 from worker.runtimes.networks import available, example
 
-__all__ = ["flops_of", "measure"]
+__all__ = ["flops_of", "flops_of_call", "measure"]
 
 ROWS = 8
 _FLOAT32 = ("onnxruntime", "openvino")
@@ -61,12 +61,17 @@ def measure(plan: Plan) -> list[Result]:
 
 
 def flops_of(network: UNet, rows: int) -> int:
-    """Floating-point operations of one forward, a multiply-add being two."""
+    """Floating-point operations of one forward."""
     device = next(network.parameters()).device
+    return flops_of_call(partial(network, *example(network, rows, device)))
+
+
+def flops_of_call(call: Callable[[], object]) -> int:
+    """Floating-point operations of what torch computes in a call, a multiply-add being two."""
     counter = FlopCounterMode(display=False)
     # The fused attention kernel of the CPU is not known to the counter; the plain one is.
     with torch.inference_mode(False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        network(*example(network, rows, device))
+        call()
     return int(counter.get_total_flops())
 
 

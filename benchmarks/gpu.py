@@ -21,14 +21,16 @@ from app.settings import Settings
 from benchmarks import page, stable_diffusion
 from benchmarks.arrivals import Arrival, arrivals, at_once
 from benchmarks.forward import network_of
-from benchmarks.gemm import flops_of
+from benchmarks.gemm import flops_of, flops_of_call
 from benchmarks.results import Result, interleaved, machine, ratios, result
+from benchmarks.stable_diffusion import Line
 from benchmarks.subject import Plan, engine_of, executed, loaded, row_specs, seconds_of
 from models.bundle import Bundle
 from models.pictures import to_picture
 from models.sampling import sample
 from worker.rows import blank_batch
 from worker.runtimes.by_torch import runtime_name
+from worker.runtimes.graphs import Graphed
 from worker.runtimes.networks import example
 
 __all__ = ["COMMAND", "measure", "one_by_one", "together"]
@@ -40,7 +42,6 @@ STABLE_DIFFUSION = (2.0, 1.5)  # pictures/s ÷ those of diffusers one at a time,
 OVERLOAD, BUSY = 1.2, 0.8
 ROUNDS = 3
 MODELS = ("bundle", "sd")
-Line = tuple[str, Sequence[float], str, float | None]
 Serve = Callable[[Sequence[Arrival]], list[float]]  # seconds from when each came to its picture
 
 
@@ -111,8 +112,10 @@ def _of_the_bundle(plan: Plan, bundle: Bundle, seconds: float) -> list[Line]:
 def _of_stable_diffusion(plan: Plan, studio: stable_diffusion.Studio, seconds: float) -> list[Line]:
     rows = studio.micro_batch
     arguments = blank_batch(studio.model, rows)
-    call = partial(studio.model.denoiser, *arguments)
-    flops = stable_diffusion.flops_of(studio, arguments)
+    denoiser = studio.model.denoiser
+    call = partial(denoiser, *arguments)
+    plain = denoiser.network if isinstance(denoiser, Graphed) else denoiser
+    flops = flops_of_call(partial(plain, *arguments))
     [share, _] = _shares(plan, call, flops, rows, seconds / 20)
     return [share, *stable_diffusion.lines(studio, seconds, STABLE_DIFFUSION)]
 

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from app.jobs.record import JobRequest, Sampler
 from app.settings import Settings
@@ -35,16 +33,15 @@ from worker.capacity import streams, with_capacity
 from worker.engine import Engine
 from worker.rows import RowSpec
 from worker.runtimes.by_torch import imported_dtype, with_fused_graph
-from worker.runtimes.graphs import Graphed
 from worker.streams import Streams
 
 __all__ = [
+    "Line",
     "Studio",
     "call",
     "draw",
     "draw_in_batches",
     "draw_one_by_one",
-    "flops_of",
     "lines",
     "measure",
     "studio",
@@ -154,16 +151,6 @@ def _pipeline(source: Path, dtype: torch.dtype) -> Any:
         )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def flops_of(studio: Studio, arguments: Sequence[torch.Tensor]) -> int:
-    """Floating-point operations of one call of the U-Net, a multiply-add being two."""
-    denoiser = studio.model.denoiser
-    network = denoiser.network if isinstance(denoiser, Graphed) else denoiser
-    # The fused attention kernel of the CPU is not known to the counter; the plain one is.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        network(*arguments)
-    return int(counter.get_total_flops())
 
 
 def draw(studio: Studio, jobs: Sequence[Arrival]) -> list[float]:

@@ -16,13 +16,12 @@ from contextlib import suppress
 
 import structlog
 import torch
-from torch import Tensor, nn
 
 from app.settings import Settings
 from models.model import Model
 from worker.memory import free_bytes, ran_out
 from worker.rows import blank_batch
-from worker.runtimes.graphs import Graphed
+from worker.runtimes.by_torch import with_graphs
 
 __all__ = ["most_rows", "streams", "with_capacity"]
 
@@ -62,10 +61,8 @@ def _kept(settings: Settings, model: Model) -> int:
     file = folder / f"rows-{hashlib.sha256(parts.encode()).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         return max(1, int(json.loads(file.read_text("utf-8"))["micro_batch"]))
-    denoiser: Callable[..., Tensor] = model.denoiser
-    if settings.exact and isinstance(denoiser, nn.Module) and not isinstance(denoiser, Graphed):
-        denoiser = Graphed(denoiser)  # as it will be
-    found = most_rows(lambda size: _call(model, denoiser, size), lambda: _budget(device))
+    drawn = with_graphs(model, exact=settings.exact)  # as it will be
+    found = most_rows(lambda size: _call(drawn, size), lambda: _budget(device))
     with suppress(OSError):  # a read-only folder: it is measured again at the next start
         folder.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
@@ -106,7 +103,7 @@ def _budget(device: torch.device) -> int:
 
 
 @torch.inference_mode()
-def _call(model: Model, denoiser: Callable[..., Tensor], size: int) -> tuple[float, int]:
+def _call(model: Model, size: int) -> tuple[float, int]:
     """Least seconds of a call with `size` rows, and the bytes allocated for it at the peak."""
     device, batch = model.context.device, blank_batch(model, size)
     torch.cuda.reset_peak_memory_stats(device)
@@ -114,7 +111,7 @@ def _call(model: Model, denoiser: Callable[..., Tensor], size: int) -> tuple[flo
     for _ in range(_ROUNDS):
         torch.cuda.synchronize(device)
         began = time.perf_counter()
-        denoiser(*batch)
+        model.denoiser(*batch)
         torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
     return min(times), torch.cuda.max_memory_allocated(device) - before

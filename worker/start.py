@@ -113,8 +113,10 @@ def _prepared(
         torch.set_num_threads(threads // count)
         calls = Streams(count, threads // count)
     background = _later(loaded, settings, calls)
-    model, card = _executed(loaded, settings, calls, at_once=background is not None)
-    plain = model if card.runtime.startswith("eager") else _by_torch(loaded, settings)
+    at_once = background is not None or not isinstance(loaded, Bundle)
+    model, card = _executed(loaded, settings, calls, at_once=at_once)
+    eager = card.runtime.startswith("eager")
+    plain = model if eager else with_graphs(loaded, exact=settings.exact)
     smaller = Smaller(plain, runtime_name(plain))
     _log.info(
         "model loaded",
@@ -160,7 +162,7 @@ def _later(model: Model, settings: Settings, calls: Streams) -> Background | Non
         torch.set_num_threads(calls.threads)  # each thread has a number of its own
         own = Streams(calls.count, calls.threads)  # the engine uses the others meanwhile
         try:
-            return _executed(model, settings, own, fused=True)
+            return _executed(model, settings, own)
         finally:
             own.close()
 
@@ -168,21 +170,20 @@ def _later(model: Model, settings: Settings, calls: Streams) -> Background | Non
 
 
 def _executed(
-    model: Model,
-    settings: Settings,
-    calls: Streams,
-    *,
-    at_once: bool = False,
-    fused: bool = False,
+    model: Model, settings: Settings, calls: Streams, *, at_once: bool = False
 ) -> tuple[Model, ModelCard]:
     """The model with its network executed as the settings say, and the card of that.
 
-    `at_once`: by plain torch instead, which takes no time to build. `fused`: an imported model by
-    what torch's compiler makes of it.
+    `at_once`: by plain torch instead, which takes no time to build. What torch's compiler makes of
+    it is all that an imported model has besides.
     """
     card = partial(model_card, micro_batch=settings.micro_batch, exact=settings.exact)
     if at_once or not isinstance(model, Bundle):
-        executed = _by_torch(model, settings, fused)
+        executed = (
+            with_graphs(model, exact=settings.exact)
+            if at_once
+            else with_fused_graph(model, settings.micro_batch, settings.runtimes_dir)
+        )
         return executed, card(executed, runtime=runtime_name(executed))
     with _undisturbed(settings.runtimes_dir):
         bundle, measured = with_runtime(
@@ -194,14 +195,6 @@ def _executed(
         )
     runtime = f"{measured.name} {measured.version}"
     return bundle, card(bundle, runtime=runtime, measured=measured)
-
-
-def _by_torch(model: Model, settings: Settings, fused: bool = False) -> Model:
-    if not settings.exact:
-        return model  # graphs are of one shape; batches that vary would need one for each
-    if fused:
-        return with_fused_graph(model, settings.micro_batch, settings.runtimes_dir)
-    return with_graphs(model)
 
 
 def _of_any_size(wanted: str) -> str:

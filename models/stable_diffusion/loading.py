@@ -147,9 +147,9 @@ def load_pipeline(
     _check_memory(folder, device, dtypes)
     schedule = config.noise.schedule()
     modules: dict[str, nn.Module] = {}
-    for part, format in dtypes.items():
+    for part, own in dtypes.items():
         modules[part] = build(folder, part)
-        load_weights(modules[part], part, folder.components[part], device, format)
+        load_weights(modules[part], part, folder.components[part], device, own)
         if device.type == "cuda" and not part.startswith("text_encoder"):
             channels_last(modules[part])
     unet, shapes = modules["unet"], folder.config("unet")
@@ -217,7 +217,7 @@ def _check_memory(folder: Folder, device: torch.device, dtypes: Mapping[str, tor
     Raises:
         BundleError: with all sizes.
     """
-    sizes = {part: weight_bytes(part, folder.components[part], as_) for part, as_ in dtypes.items()}
+    sizes = {part: weight_bytes(part, folder.components[part], own) for part, own in dtypes.items()}
     total = sum(sum(one) for one in sizes.values())
     formats = " and ".join(sorted({str(one).removeprefix("torch.") for one in dtypes.values()}))
     named = ", ".join(f"{part} {_megabytes(sum(one))}" for part, one in sizes.items())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from worker.runtimes.steady import is_steady, make_steady, replaced, row_by_row
+from worker.runtimes.steady import distinct, is_steady, make_steady, row_by_row
 
 ROWS = 4
 
@@ -60,7 +60,7 @@ def test_a_copy_of_a_mended_network_has_its_own_weights(network: nn.Sequential) 
 def test_rows_are_told_apart_whatever_the_arguments_hold() -> None:
     """Those of a first call are zeros, or alike."""
     x, timestep = torch.zeros(ROWS, 3), torch.full((ROWS,), 7)
-    noise, same = replaced([x, timestep])
+    noise, same = distinct([x, timestep])
     assert len({*noise[:, 0].tolist()}) == ROWS
     assert torch.equal(same, timestep)
     assert torch.equal(x, torch.zeros(ROWS, 3))

@@ -34,17 +34,20 @@ def imported_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     return _FORMATS[precision]
 
 
-def with_graphs(model: Model) -> Model:
-    """The model with its network as CUDA graphs, if it is on a GPU."""
-    if model.context.device.type != "cuda":
+def with_graphs(model: Model, *, exact: bool = True) -> Model:
+    """The model with its network as CUDA graphs, if it is on a GPU.
+
+    Not where batches are not `exact`: their shape varies, and graphs are of one each.
+    """
+    if model.context.device.type != "cuda" or not exact:
         return model
     if isinstance(model, Bundle):
         plain = model.denoiser
         graphed = Denoiser(Graphed(plain.network), plain.schedule, plain.parameterisation)
         return replace(model, denoiser=graphed.eval().to(model.context.device))
-    return (
-        replace(model, denoiser=Graphed(model.denoiser)) if isinstance(model, Pipeline) else model
-    )
+    if isinstance(model, Pipeline):
+        return replace(model, denoiser=Graphed(model.denoiser))
+    return model
 
 
 def with_fused_graph(model: Model, rows: int, folder: Path) -> Model:

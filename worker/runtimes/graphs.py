@@ -97,14 +97,14 @@ class Graphed(nn.Module):
             while len(self._graphs) >= _MOST:
                 self._graphs.popitem(last=False)
             make_steady(self.network, arguments)
-            self._graphs[key] = self._record(self.network, arguments)
+            self._graphs[key] = self._record(arguments)
         self._graphs.move_to_end(key)
         return self._graphs[key]
 
-    def _record(self, network: Callable[..., Tensor], given: Sequence[Tensor]) -> _Graph:
+    def _record(self, given: Sequence[Tensor]) -> _Graph:
         """A graph of the network; row by row where the whole does not treat rows alike."""
-        graph = self._recorded(network, given)
-        if len(given[0]) == 1 or is_steady(graph, given):
+        graph = self._recorded(self.network, given)
+        if is_steady(graph, given):
             return graph
         _log.warning("network called row by row", shape=tuple(given[0].shape))
         return self._recorded(row_by_row(self.network), given)

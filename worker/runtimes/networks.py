@@ -160,21 +160,24 @@ class _Mixed(nn.Module):
         return torch.where(rows, self._exact(x, timestep, context), fast)
 
 
-def _eager(plan: Plan) -> nn.Module:
-    network, device = channels_last(plan.network), next(plan.network.parameters()).device
-    if device.type == "cuda" and plan.rows > 1:
+def _plain(plan: Plan, dtype: torch.dtype) -> nn.Module:
+    return channels_last(plan.network) if dtype == torch.float32 else _Half(plan, dtype)
+
+
+def _eager(plan: Plan, dtype: torch.dtype = torch.float32) -> nn.Module:
+    network, device = _plain(plan, dtype), next(plan.network.parameters()).device
+    if device.type == "cuda":  # graphs see to that themselves
         with torch.inference_mode():
             make_steady(network, example(plan.network, plan.rows, device))
     return network
 
 
 def _graphs(plan: Plan, dtype: torch.dtype = torch.float32) -> nn.Module:
-    return Graphed(_eager(plan) if dtype == torch.float32 else _Half(plan, dtype))
+    return Graphed(_plain(plan, dtype))
 
 
 def _compiled(plan: Plan, dtype: torch.dtype = torch.float32) -> nn.Module:
-    network = _eager(plan) if dtype == torch.float32 else _Half(plan, dtype)
-    device = next(plan.network.parameters()).device
+    network, device = _plain(plan, dtype), next(plan.network.parameters()).device
     if device.type != "cuda":
         return compiled(network, plan.onnx.parent)
     graphed = Graphed(network)
@@ -190,7 +193,7 @@ BUILDERS: Final[Mapping[str, Builder]] = {
     "openvino": _OpenVino,
     "openvino-bf16": partial(_OpenVino, precision="bf16"),
     "mixed-bf16": _Mixed,
-    "eager-bf16": partial(_Half, dtype=torch.bfloat16),
+    "eager-bf16": partial(_eager, dtype=torch.bfloat16),
     "graphs": _graphs,
     "graphs-fp16": partial(_graphs, dtype=torch.float16),
     "graphs-bf16": partial(_graphs, dtype=torch.bfloat16),

@@ -1,8 +1,8 @@
 """Layers that compute a row alike at every place of a batch.
 
 On a GPU a library may share the sums of a batch out among its processors in a way that gives a row
-other last bits at another place. Of Stable Diffusion 1.5's U-Net on an H100 cuDNN does so with one
-convolution, which one goes by the shapes. Such a layer is given its rows one by one.
+other last bits at another place. Of Stable Diffusion 1.5's U-Net in float16 cuDNN does so with some
+convolutions, which ones goes by card and shapes. Such a layer is given its rows one by one.
 """
 
 import threading
@@ -14,7 +14,7 @@ import structlog
 import torch
 from torch import Tensor, nn
 
-__all__ = ["is_steady", "make_steady", "replaced", "row_by_row"]
+__all__ = ["distinct", "is_steady", "make_steady", "row_by_row"]
 
 _log = structlog.get_logger()
 
@@ -53,7 +53,7 @@ def make_steady(network: nn.Module, arguments: Sequence[Tensor]) -> None:
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 stack.callback(layer.register_forward_hook(check).remove)
-        network(*replaced(arguments))
+        network(*distinct(arguments))
     for layer, shape in found:
         if not isinstance(layer.forward, _RowByRow):
             layer.forward = _RowByRow(layer.forward)
@@ -63,7 +63,7 @@ def make_steady(network: nn.Module, arguments: Sequence[Tensor]) -> None:
 
 def is_steady(call: Call, arguments: Sequence[Tensor]) -> bool:
     """Whether a row's answer is the same, bit by bit, at every place that is tried."""
-    given = replaced(arguments)
+    given = distinct(arguments)
     out = call(*given).clone()
     return all(torch.equal(call(*map(to, given)), to(out)) for to in _others(len(given[0])))
 
@@ -78,7 +78,7 @@ def row_by_row(call: Call) -> Call:
     return each
 
 
-def replaced(arguments: Sequence[Tensor]) -> list[Tensor]:
+def distinct(arguments: Sequence[Tensor]) -> list[Tensor]:
     """Arguments of the same shapes whose rows all differ."""
     dice = torch.Generator(arguments[0].device).manual_seed(0)
     return [

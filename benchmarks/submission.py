@@ -16,10 +16,11 @@ from typing import Final
 import httpx
 from fastapi import FastAPI
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 
 from app.commands.programs import environment, program
 from app.embedded_redis import EmbeddedRedis, tied_to_parent
-from app.jobs.connection import connect, connect_async
+from app.jobs.connection import connect
 from app.jobs.models import ModelCard
 from benchmarks.results import Result, interleaved, ratios, result
 from benchmarks.subject import Plan, loaded
@@ -37,7 +38,7 @@ NO_LIMIT: Final = 10**9
 
 def bare() -> FastAPI:
     """One route that does one round trip to Redis."""
-    app, redis = FastAPI(), connect_async(os.environ[REDIS_URL])
+    app, redis = FastAPI(), AsyncRedis.from_url(os.environ[REDIS_URL])
 
     @app.post("/count", status_code=202)
     async def count() -> dict[str, int]:

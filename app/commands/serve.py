@@ -177,7 +177,7 @@ def api(
     from app.audit import AuditError
     from app.main import create_app
     from app.policy.blocklist import PolicyError
-    from app.server import Server, allow_many_connections
+    from app.server import Server, allow_many_connections, collect_seldom
 
     logs.configure(settings.log_level, settings.log_json)
     allow_many_connections()
@@ -191,6 +191,7 @@ def api(
         fail(f"AVOCAT_AUDIT_LOG: {fault}", ExitCode.BAD_INPUT)
     except ValueError as wrong:
         fail(f"AVOCAT_REDIS_URL is not a Redis address: {wrong}", ExitCode.BAD_INPUT)
+    collect_seldom()
     # Of one machine's service all parts end together: nobody is waited for.
     grace_s = 0.0 if fd is not None else float(settings.drain_grace_s)
     Server(app, delay_s=settings.drain_delay_s, grace_s=grace_s).run(sockets=[listener])

@@ -25,6 +25,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
+from app.jobs.together import Together
+
 __all__ = ["connect", "connect_async"]
 
 # One more try covers a connection that Redis closed while it was idle in the pool.
@@ -62,6 +64,8 @@ def connect(url: str, *, socket_timeout_s: float = 5.0) -> blocking.Redis:
 def connect_async(url: str, *, max_connections: int = 64) -> asynchronous.Redis:
     """An asyncio client, for the API; connects on first use, and queues when all are busy.
 
+    What is asked at the same time goes together, so it is not for commands that block.
+
     Raises:
         ValueError: the address cannot be read.
     """
@@ -89,7 +93,7 @@ def connect_async(url: str, *, max_connections: int = 64) -> asynchronous.Redis:
         url, max_connections=max_connections, timeout=2.0, **options
     )
     pool.connection_class = _PACKING_IN_C.get(pool.connection_class, pool.connection_class)
-    return asynchronous.Redis.from_pool(pool)
+    return Together.from_pool(pool)
 
 
 class _PacksInC:
@@ -121,7 +125,7 @@ _PACKING_IN_C: dict[type, type] = {
 }
 
 
-class _Master(asynchronous.Redis):
+class _Master(Together):
     """The client of a master, which closes those of the sentinels that it was found by, too."""
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:

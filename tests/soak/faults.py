@@ -92,15 +92,16 @@ class Faults:
 
     def stop_worker(self) -> bool:
         """SIGSTOP until its lease has run out, then SIGCONT."""
-        worker = self._random.choice(self._plant.workers)
+        with self._plant.lock:  # else it may be one that is about to be started, without a pid
+            worker = self._random.choice(self._plant.workers)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGSTOP)
 
         def wake() -> None:
             time.sleep(self._lease_s + 2)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGCONT)
 
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(worker.pid, signal.SIGSTOP)
         self._after(wake)
         return True
 

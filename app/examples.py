@@ -12,7 +12,7 @@ _ASKED = {
     "prompt": "a red apple", "negative_prompt": None, "seed": 7, "steps": 25,
     "sampler": "dpmpp_2m", "guidance_scale": 3.0, "guidance_interval": [0.0, 1.0],
     "size": "64x64", "output_format": "png", "background": "transparent", "model": "emoji",
-    "init_image": None, "mask": None, "strength": None,
+    "init_image": None, "mask": None, "strength": None, "compose": False,
 }  # fmt: skip
 _JOB = {
     "id": _ID,
@@ -24,7 +24,7 @@ _JOB = {
     "expires_at": "2026-11-24T05:31:50.903Z",
     "request": _ASKED
     | {"n": 1, "priority": "normal", "best_of": 1, "cache": True, "webhook_url": None}
-    | {"lora": []},
+    | {"lora": [], "scene": None},
     "progress": {"step": 25, "total_steps": 25, "fraction": 1.0},
     "queue_position": None,
     "eta_seconds": None,
@@ -70,6 +70,7 @@ _MODEL = {
     "default_guidance_scale": 3.0,
     "default_guidance_interval": [0.0, 1.0],
     "default_background": "transparent",
+    "composes": True,
     "max_steps": 1000,
     "context_length": 77,
     "exact": True,

@@ -22,8 +22,8 @@ _NUMBERS = {"guidance_scale", "strength"}
 _YES_OR_NO = {"stream", "cache"}
 # Fields of a job that a form has not; its name of a picture, and that of the job's field.
 _NO_PARTS: dict[Kind, set[str]] = {
-    "edit": {"init_image", "metadata", "guidance_interval"},
-    "variation": {"init_image", "metadata", "guidance_interval", "mask", "prompt"},
+    "edit": {"init_image", "metadata", "guidance_interval", "compose"},
+    "variation": {"init_image", "metadata", "guidance_interval", "compose", "mask", "prompt"},
 }
 _FILES: dict[Kind, dict[str, str]] = {
     "edit": {"image": "init_image", "mask": "mask"},

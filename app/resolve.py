@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from app.errors import InvalidRequest
 from app.jobs.models import ModelCard
 from app.jobs.record import JobRequest, LoraUse
+from app.jobs.scene import read_scene
 from app.json_body import JsonBody, pointer
 from app.schemas.jobs import MAX_SEED, JobCreate
 from app.schemas.problems import FieldProblem
@@ -94,6 +95,7 @@ def resolve(draft: Draft, card: ModelCard, inputs: Mapping[str, str] | None = No
     _refuse_transparency(draft, card)
     lora = _loras(draft, card)
     strength = _strength(draft, card)
+    compose = _compose(draft, card, starts_from_noise=strength is None)
     seed = _seed(draft, candidates)
     draft.check()
     interval = fields.guidance_interval
@@ -118,6 +120,8 @@ def resolve(draft: Draft, card: ModelCard, inputs: Mapping[str, str] | None = No
         init_image=(inputs or {}).get("init_image"),
         mask=(inputs or {}).get("mask"),
         strength=strength,
+        compose=compose,
+        scene=read_scene(fields.prompt) if compose else None,
     )
 
 
@@ -149,6 +153,16 @@ def _strength(draft: Draft, card: ModelCard) -> float | None:
         message = f"{strength} of {steps} steps is less than one; give at least {1 / steps:.3g}"
         draft.refuse("strength", message, "steps")
     return strength
+
+
+def _compose(draft: Draft, card: ModelCard, *, starts_from_noise: bool) -> bool:
+    """Whether the things of a scene are painted one by one."""
+    asked = draft.fields.compose
+    if asked and not card.composes:
+        draft.refuse("compose", f"The model {card.name!r} paints every prompt whole", "model")
+    if asked and not starts_from_noise:
+        draft.refuse("compose", "What starts from a picture is painted whole", "init_image")
+    return _or(asked, card.composes) and starts_from_noise
 
 
 def _or(value: T | None, default: T) -> T:

@@ -36,7 +36,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 # What a recipe says of a job; the rest says what drew it.
 _ASKED = {
     *("prompt", "negative_prompt", "seed", "steps", "sampler", "guidance_scale"),
-    *("guidance_interval", "size", "background", "output_format"),
+    *("guidance_interval", "size", "background", "output_format", "compose"),
 }
 _ASKED_OF_A_PICTURE = {"strength"}
 

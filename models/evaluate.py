@@ -9,7 +9,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,35 +22,66 @@ from models import clip_figures, figures
 from models.bundle import Bundle, load_bundle
 from models.errors import ModelError
 from models.judge import Judge
+from models.layout import Scene, lay
 from models.pictures import sheet, to_picture
-from models.sampling import sample
+from models.sampling import layer_seed, sample
 from models.train.data import load_pictures
 
 _AT_ONCE = 16
 
 
-class Painter:
-    """Paints prompts with a bundle's defaults."""
+# A prompt → its things, to be painted one by one; None where it names one.
+ReadScene = Callable[[str], Scene | None]
 
-    def __init__(self, bundle: Bundle, steps: int | None = None, guidance: float | None = None):
+
+class Painter:
+    """Paints prompts with a bundle's defaults, as the service does in native size.
+
+    `read`: how prompts of several things are taken apart; None: all are painted whole.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        steps: int | None = None,
+        guidance: float | None = None,
+        read: ReadScene | None = None,
+    ) -> None:
         self.bundle = bundle
+        self.read = read
         self.steps = steps or bundle.config.default_steps
         self.guidance = bundle.config.default_guidance_scale if guidance is None else guidance
 
     def __call__(self, prompts: Sequence[str], seed: int) -> Tensor:
         """Pictures float32 `[B, C, H, W]` in [-1, 1]; the i-th with `seed + i`."""
+        scenes = [self.read(prompt) if self.read is not None else None for prompt in prompts]
+        asked = [
+            (text, layer_seed(seed + i, layer))
+            for i, (prompt, scene) in enumerate(zip(prompts, scenes, strict=True))
+            for layer, text in enumerate([prompt] if scene is None else scene.layers)
+        ]
+        rows = iter(self._rows(asked))
+        return torch.stack(
+            [
+                next(rows) if scene is None else lay(scene, [next(rows) for _ in scene.layers])
+                for scene in scenes
+            ]
+        )
+
+    def _rows(self, asked: Sequence[tuple[str, int]]) -> Tensor:
+        """A picture for each prompt and its seed."""
         config = self.bundle.config
         shape = (config.channels, config.image_size, config.image_size)
         rows = []
-        for start in tqdm(range(0, len(prompts), _AT_ONCE), desc="pictures", unit="batch"):
-            part = list(prompts[start : start + _AT_ONCE])
+        for start in tqdm(range(0, len(asked), _AT_ONCE), desc="pictures", unit="batch"):
+            texts, seeds = zip(*asked[start : start + _AT_ONCE], strict=True)
             rows.append(
                 sample(
                     self.bundle.denoiser,
                     self.bundle.schedule,
-                    self.bundle.context.encode(part),
+                    self.bundle.context.encode(texts),
                     self.bundle.context.empty,
-                    range(seed + start, seed + start + len(part)),
+                    seeds,
                     shape,
                     sampler=config.default_sampler,
                     steps=self.steps,
@@ -81,8 +112,10 @@ def evaluate(
         "seed": seed,
         "steps": paint.steps,
         "guidance_scale": paint.guidance,
+        "compose": paint.read is not None,
         "seconds_per_picture_in_16s": seconds,
         "subjects": judge.recall(pictures, captions, range(len(captions))),
+        "scenes": figures.composed(paint, judge, figures.scenes(), seed),
     }
     if data is not None:
         measured |= _unseen(paint, judge, data, seed)
@@ -98,7 +131,7 @@ def _unseen(paint: Painter, judge: Judge, data: Path, seed: int) -> dict[str, An
     }
     rows = [line.split("\t") for line in (data / "heldout.txt").read_text("utf-8").splitlines()]
     prompts = [row[1] for row in rows if row[0] == "prompt"]
-    painted = []
+    painted: list[Tensor] = []
 
     def paint_and_keep(asked: Sequence[str], first: int) -> Tensor:
         painted.append(paint(asked, first))
@@ -135,23 +168,33 @@ def _on_drawings(own: Judge, judge: Judge, heldout: Path) -> dict[str, Any]:
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Evaluate one bundle; writes `evaluation.json` into it and prints it."""
+def main(arguments: list[str] | None = None, read: ReadScene | None = None) -> int:
+    """Evaluate one bundle; writes `evaluation.json` into it and prints it.
+
+    `read` takes prompts of several things apart, for bundles that compose.
+    """
     parser = argparse.ArgumentParser(prog="avocat evaluate", description=__doc__)
     parser.add_argument("bundle", type=Path, help="bundle folder")
     parser.add_argument("--preset", default="", help="turbo: the bundle's network of few steps")
     parser.add_argument("--judge", type=Path, help="folder of a CLIP trained apart")
     parser.add_argument("--data", type=Path, help="training folder, for unseen combinations")
+    parser.add_argument(
+        "--compose",
+        action=argparse.BooleanOptionalAction,
+        help="paint the things that a prompt names one by one; default: the bundle's",
+    )
     parser.add_argument("--steps", type=int, help="default: the bundle's")
     parser.add_argument("--guidance-scale", type=float, help="default: the bundle's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheet", type=Path, help="also write 64 of the pictures to this PNG")
+    parser.add_argument("--scenes", type=Path, help="paint scenes of several things into this one")
     args = parser.parse_args(arguments)
     try:
         bundle = load_bundle(args.bundle, preset=args.preset)
         own = Judge(bundle.context, "the bundle's own CLIP")
         judge = own if args.judge is None else Judge.from_folder(args.judge)
-        paint = Painter(bundle, args.steps, args.guidance_scale)
+        composes = bundle.config.composes if args.compose is None else args.compose
+        paint = Painter(bundle, args.steps, args.guidance_scale, read if composes else None)
         measured, pictures = evaluate(paint, judge, args.data, args.seed)
     except ModelError as fault:
         print(f"avocat evaluate: {fault}", file=sys.stderr)
@@ -163,8 +206,9 @@ def main(arguments: list[str] | None = None) -> int:
     (args.bundle / name).write_text(text + "\n")
     print(text)
     if args.sheet is not None:
-        large = [_enlarge(bundle, row) for row in pictures[:64]]
-        sheet([to_picture(row) for row in large], 8, 96).save(args.sheet)
+        _show(bundle, pictures[:64], args.sheet)
+    if args.scenes is not None:
+        _show(bundle, paint(figures.listed(figures.SHOWN), args.seed), args.scenes)
     return 0
 
 
@@ -177,6 +221,11 @@ def against_default(measured: dict[str, Any], default: Path) -> float | None:
     except (OSError, ValueError, KeyError, ZeroDivisionError):
         return None
     return found
+
+
+def _show(bundle: Bundle, pictures: Tensor, file: Path) -> None:
+    large = [_enlarge(bundle, row) for row in pictures]
+    sheet([to_picture(row) for row in large], 8, 96).save(file)
 
 
 def _enlarge(bundle: Bundle, row: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What `avocat evaluate` measures on painted pictures; each figure is one function."""
 
 import itertools
+import random
 import re
 from collections.abc import Callable, Sequence
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.judge import Judge, Recall
-from models.train.captions import STYLE_WORDS
+from models.train.captions import STYLE_WORDS, article
 from models.train.colour import COLOURS, colour_word
 from models.train.data import Captions, PictureSet
 
@@ -30,10 +31,20 @@ pencil, red heart, crown, ghost, robot, skull"""
 # Twenty things whose colour is free, for the colour words.
 COLOURED = """cat face, dog face, fish, bird, butterfly, octopus, star, balloon, umbrella, book,
 automobile, heart, crown, guitar, house, key, cup, hat, t-shirt, tulip"""
+# Scenes for people to look at.
+SHOWN = """a cat inside an avocado, a penguin riding a bicycle, a dog wearing a crown, an octopus
+playing a guitar, a red apple next to a blue car, a frog holding an umbrella, a cat wearing
+sunglasses, a panda inside a cup, a fox on top of a house, two red hearts, a bear wearing a top hat,
+a robot holding a red heart, a rabbit in a rocket, three strawberries, a mouse under a mushroom, a
+pizza with a smiling face, a cat wearing a crown inside a banana, a pig in front of a tent, an owl
+on top of a book, a snail riding a turtle, a dog and a cat, a lion behind a tree, a ghost wearing
+glasses, a fish in a cup"""
 _RELATION = re.compile(
     r" (?:inside|wearing|with|on top of|on|in|riding|holding|made of|playing|under|next to|behind) "
 )
 _COPY_RMS = 0.02
+# Words of relations that two things of any kind can be in.
+_RELATIONS = ("inside", "on top of", "next to", "under", "behind", "with")
 
 
 def listed(names: str) -> list[str]:
@@ -44,6 +55,17 @@ def listed(names: str) -> list[str]:
 def subjects() -> list[str]:
     """A hundred common things, as captions."""
     return listed(SUBJECTS)[:100]
+
+
+def scenes(count: int = 60) -> list[str]:
+    """Prompts of two of the common things, always the same ones, in all relations by turns."""
+    rng = random.Random(0)  # noqa: S311 - no secret
+    pairs = (rng.sample(subjects(), 2) for _ in range(count))
+    relations = itertools.cycle(_RELATIONS)
+    return [
+        f"{article(first)} {relation} {article(second)}"
+        for (first, second), relation in zip(pairs, relations, strict=False)
+    ]
 
 
 def styled(paint: Paint, judge: Judge, unseen: Sequence[Captions], seed: int) -> Recall:

@@ -79,6 +79,10 @@ class ModelConfig(BaseModel):
     default_guidance_scale: float = Field(default=3.0, ge=0, le=20)
     default_guidance_interval: tuple[float, float] = (0.0, 1.0)
     default_background: str = "transparent"
+    composes: bool = Field(
+        default=False,
+        description="paints the things that a prompt names one by one (models/layout.py)",
+    )
 
 
 class Adapters(Protocol):

@@ -17,6 +17,14 @@ def row_generator(seed: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed)
 
 
+def layer_seed(seed: int, layer: int) -> int:
+    """The seed of a layer of a picture's scene; that of the first is the picture's own.
+
+    Seeds of requests end at 2^53, so that no layer has the seed of another picture.
+    """
+    return seed + (layer << 53)
+
+
 @torch.inference_mode()
 def sample(
     denoiser: Denoise,

@@ -14,6 +14,7 @@ from redis.client import Pipeline
 from app.jobs.fleet_reader import read_fleet
 from app.jobs.models import FreeSizes, ModelCard
 from app.keys import MODELS
+from models import layout
 from models.description import Description
 from models.model import Model
 from worker.encoding import encoder_version
@@ -95,6 +96,7 @@ def _card(model: Model | Description, max_steps: int, context_length: int) -> Mo
         default_guidance_scale=config.default_guidance_scale,
         default_guidance_interval=config.default_guidance_interval,
         default_background=config.default_background,
+        composes=config.composes and model.channels == 4,
         max_steps=max_steps,
         context_length=context_length,
         created_at=(model.path / "bundle.json").stat().st_mtime,
@@ -117,6 +119,8 @@ def fingerprint(model: Model, micro_batch: int, runtime: str, *, exact: bool = T
         parts["text_rows"] = model.context.text_rows
     if not exact:
         parts["exact"] = False
+    if model.config.composes:
+        parts["layout"] = layout.VERSION
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -27,7 +27,7 @@ from worker.mail import (
     Stored,
     StoreFailed,
 )
-from worker.previews import Previews
+from worker.previews import Preview, Previews
 from worker.prompts import Order
 from worker.resident import Resident
 from worker.results import discard
@@ -156,7 +156,7 @@ class Control:
             case Cancel(job_id) if job_id in self.flights:
                 self.end(self.flights[job_id], Ending.CANCEL)
             case Snapshot(job=token) if (flight := self._undecided(token)) is not None:
-                self._previews.show(flight.resident.model, flight.record, letter)
+                self._glimpse(flight, letter)
             case Finished(job=token) if (flight := self._undecided(token)) is not None:
                 self._row_finished(flight, letter)
             case Fault(job=token, reason=reason) if (flight := self._undecided(token)) is not None:
@@ -213,6 +213,18 @@ class Control:
             if flight.token == token and flight.ending is None:
                 return flight
         return None
+
+    def _glimpse(self, flight: Flight, row: Snapshot) -> None:
+        """Show a picture on its way, once all of its layers are known as they are at that step."""
+        if flight.order is None:
+            return
+        index, layer = divmod(row.index, flight.order.layers)
+        known = flight.glimpses.setdefault((index, row.step), {})
+        known[layer] = row.denoised
+        if len(known) == flight.order.layers:
+            del flight.glimpses[index, row.step]
+            preview = Preview(index, row.step, [known[i] for i in range(len(known))])
+            self._previews.show(flight.resident.model, flight.record, preview)
 
     def _row_finished(self, flight: Flight, row: Finished) -> None:
         flight.rows[row.index] = row.picture

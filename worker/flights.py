@@ -13,6 +13,9 @@ from worker.resident import Resident
 
 __all__ = ["Ending", "Flight", "Times"]
 
+# Layers of previews that wait for the others, by layer, of a picture and a step.
+Glimpses = dict[tuple[int, int], dict[int, Tensor]]
+
 
 class Ending(Enum):
     """How a flight ends, once that is written to Redis."""
@@ -60,6 +63,7 @@ class Flight:
     storing: bool = False
     most_steps: int = 0  # told so far
     previews: int = 0  # of each picture, as the engine was told
+    glimpses: Glimpses = field(default_factory=dict)
     ending: Ending | None = None
     problem: Problem | None = None
     times: Times = field(default_factory=Times)

@@ -16,7 +16,7 @@ from worker import problems
 from worker.admission import Candidate, choose
 from worker.flights import Ending, Flight
 from worker.ledger import Ledger
-from worker.prompts import MOST_PICTURES
+from worker.prompts import MOST_ROWS
 from worker.roster import Roster
 from worker.waiting import Newer, Unfit, Waiting, waiting
 
@@ -178,7 +178,7 @@ class Intake:
         return flight
 
     def _candidate(self, entry: Waiting) -> Candidate:
-        rows = min(MOST_PICTURES, entry.record.request.rows)
+        rows = min(MOST_ROWS, entry.record.request.rows)
         resident = self._roster.residents[entry.record.request.model]
         last = entry.job.retries_left == 0
         return Candidate(entry.job.id, resident.share(rows), last, made_at(entry.job.id))

@@ -2,25 +2,37 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from io import BytesIO
 from threading import BoundedSemaphore
 
 import structlog
 from redis import Redis
+from torch import Tensor
 
 from app import keys
 from app.jobs.record import JobRecord
+from models.layout import lay
 from models.model import Model
 from models.pictures import to_picture
 from worker.encoding import CONTENT_TYPES, on_background
-from worker.engine import Snapshot
 
-__all__ = ["Previews"]
+__all__ = ["Preview", "Previews"]
 
 _log = structlog.get_logger()
 _MOST_WAITING = 64  # beyond that they are dropped: a late preview is worth nothing
 _QUALITY = 85  # of WebP and JPEG
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """A picture on its way: what its layers, float32 `[C, H, W]`, would be if they ended now."""
+
+    index: int  # which picture of the job
+    step: int  # steps done
+    layers: Sequence[Tensor]  # one where there is no scene
 
 
 class Previews:
@@ -31,25 +43,25 @@ class Previews:
         self._room = BoundedSemaphore(_MOST_WAITING)
         self._pool = ThreadPoolExecutor(1, "previews")  # one: they arrive in their order
 
-    def show(self, model: Model, record: JobRecord, snapshot: Snapshot) -> None:
-        """Publish a snapshot of one of the job's pictures soon."""
+    def show(self, model: Model, record: JobRecord, preview: Preview) -> None:
+        """Publish a preview of one of the job's pictures soon."""
         # More candidates than pictures: which are kept is not known yet, so the first ones.
-        if snapshot.index < record.request.n and self._room.acquire(blocking=False):
-            self._pool.submit(self._publish, model, record, snapshot)
+        if preview.index < record.request.n and self._room.acquire(blocking=False):
+            self._pool.submit(self._publish, model, record, preview)
 
     def close(self) -> None:
         """Wait for the one at work; drop the rest."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _publish(self, model: Model, record: JobRecord, snapshot: Snapshot) -> None:
+    def _publish(self, model: Model, record: JobRecord, preview: Preview) -> None:
         try:
             event = {
                 "kind": "preview",
                 "job_id": record.id,
                 "attempt": record.attempts,
-                "step": snapshot.step,
-                "index": snapshot.index,
-                "data_url": _data_url(model, record, snapshot),
+                "step": preview.step,
+                "index": preview.index,
+                "data_url": _data_url(model, record, preview),
             }
             self._redis.publish(keys.EVENTS, json.dumps(event))
         except Exception as fault:  # a preview is never a reason to disturb the job
@@ -58,10 +70,13 @@ class Previews:
             self._room.release()
 
 
-def _data_url(model: Model, record: JobRecord, snapshot: Snapshot) -> str:
-    """The snapshot, small, in the format and on the background of the final picture."""
+def _data_url(model: Model, record: JobRecord, preview: Preview) -> str:
+    """The preview, small, in the format and on the background of the final picture."""
     output_format, background = record.request.output_format, record.request.background
-    picture = to_picture(model.preview(snapshot.denoised))
+    layers = [model.preview(layer) for layer in preview.layers]
+    scene = record.request.scene
+    whole = layers[0] if scene is None else lay(scene, layers)
+    picture = to_picture(whole)
     shown = on_background(picture, background, alpha=output_format != "jpeg")
     out = BytesIO()
     shown.save(out, output_format.upper(), quality=_QUALITY)

@@ -8,22 +8,34 @@ from dataclasses import dataclass
 from PIL import Image
 
 from app.jobs.record import JobRecord, JobRequest
+from app.jobs.scene import MOST_LAYERS
 from models.model import Adapters, Conditioning, Context, Model
+from models.sampling import layer_seed
 from worker.loras import Loras
 from worker.rows import RowSpec
 
-__all__ = ["MOST_PICTURES", "Order", "Prompts"]
+__all__ = ["MOST_ROWS", "Order", "Prompts"]
 
-MOST_PICTURES = 8  # of one job
+_MOST_PICTURES = 8  # of one job
+MOST_ROWS = _MOST_PICTURES * MOST_LAYERS
 
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """A job as the engine and the results need it."""
+    """A job as the engine and the results need it.
+
+    Each picture is one row, or those of the layers of its scene, which follow one another.
+    """
 
     rows: tuple[RowSpec, ...]
     size: tuple[int, int]  # of the pictures, in pixels
+    seeds: tuple[int, ...]  # of the pictures
     warnings: tuple[str, ...]
+
+    @property
+    def layers(self) -> int:
+        """Rows of each picture."""
+        return len(self.rows) // len(self.seeds)
 
 
 class Prompts:
@@ -41,9 +53,9 @@ class Prompts:
             ValueError: the model cannot draw this; the message is for the job's owner.
         """
         request = record.request
-        count = max(request.n, request.best_of)
-        if not 1 <= count <= MOST_PICTURES:
-            raise ValueError(f"n is {count!r}; it should be from 1 to {MOST_PICTURES}")
+        count = request.pictures
+        if not 1 <= count <= _MOST_PICTURES:
+            raise ValueError(f"n is {count!r}; it should be from 1 to {_MOST_PICTURES}")
         longest = self._model.schedule.training_length
         if not 1 <= request.steps <= longest:
             raise ValueError(f"steps is {request.steps!r}; it should be from 1 to {longest}")
@@ -52,18 +64,20 @@ class Prompts:
         size = (request.width, request.height)
         shape = self._model.shape(size)
         adapters = self._loras.adapters(request.lora)
-        given = self._conditioning(request, adapters)
+        painted = [self._conditioning(request, one, adapters) for one in request.texts]
+        seeds = tuple(request.seed + i for i in range(count))
         rows = tuple(
             RowSpec(
-                job=token, index=i, seed=request.seed + i, sampler=request.sampler,
+                job=token, index=i * len(painted) + layer, seed=layer_seed(seed, layer),
+                sampler=request.sampler,
                 steps=request.steps, guidance_scale=given.guidance_scale,
                 guidance_interval=request.guidance_interval,
                 context=given.context, unconditional=given.unconditional, shape=shape,
                 adapters=adapters, priority=request.priority,
             )
-            for i in range(count)
+            for i, seed in enumerate(seeds) for layer, given in enumerate(painted)
         )  # fmt: skip
-        return Order(rows, size, self._warnings(request))
+        return Order(rows, size, seeds, self._warnings(request))
 
     def prepare(self, requests: Sequence[JobRequest]) -> None:
         """Read the prompts of jobs that are about to be ordered, where that takes fewer calls.
@@ -75,8 +89,9 @@ class Prompts:
         with suppress(Exception), self._lock:
             self._model.context.prepare(
                 [
-                    (one.prompt, one.negative_prompt, self._loras.adapters(one.lora))
+                    (text, one.negative_prompt, self._loras.adapters(one.lora))
                     for one in requests
+                    for text in one.texts
                 ]
             )
 
@@ -97,11 +112,13 @@ class Prompts:
         with self._lock:
             return round(float(score(picture, prompt)), 4)
 
-    def _conditioning(self, request: JobRequest, adapters: Adapters | None) -> Conditioning:
+    def _conditioning(
+        self, request: JobRequest, prompt: str, adapters: Adapters | None
+    ) -> Conditioning:
         try:
             with self._lock:
                 return self._model.context.conditioning(
-                    request.prompt,
+                    prompt,
                     request.negative_prompt,
                     request.guidance_scale,
                     (request.width, request.height),
@@ -112,10 +129,10 @@ class Prompts:
 
     def _warnings(self, request: JobRequest) -> tuple[str, ...]:
         context = self._model.context
-        texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or ""}
+        texts = {"prompt": request.texts, "negative_prompt": (request.negative_prompt or "",)}
         return tuple(
             f"{name} is longer than the {context.context_length} tokens that the model reads: "
             "its end was ignored"
-            for name, text in texts.items()
-            if context.is_truncated(text)
+            for name, parts in texts.items()
+            if any(map(context.is_truncated, parts))
         )

@@ -12,6 +12,7 @@ from app.jobs.models import ModelCard
 from app.jobs.recipe import Recipe
 from app.jobs.record import JobRecord, StoredImage
 from app.storage.base import ImageStorage, StorageError
+from models.layout import lay
 from models.model import Model
 from models.pictures import to_picture
 from worker.encoding import CONTENT_TYPES, SUFFIXES, encode
@@ -53,7 +54,7 @@ class Results:
             StorageError: an image could not be stored.
         """
         request = record.request
-        developed = [self._develop(record, order, i, rows[i], cards[i]) for i in sorted(rows)]
+        developed = [self._develop(record, order, i, rows, cards) for i in range(len(order.seeds))]
         if len(developed) > request.n:
             developed.sort(key=lambda one: -(one.clip_score or 0.0))  # stable: ties keep seed order
         images: list[StoredImage] = []
@@ -66,11 +67,23 @@ class Results:
         return images
 
     def _develop(
-        self, record: JobRecord, order: Order, index: int, row: Tensor, card: ModelCard
+        self,
+        record: JobRecord,
+        order: Order,
+        index: int,
+        rows: Mapping[int, Tensor],
+        cards: Mapping[int, ModelCard],
     ) -> _Developed:
-        picture = to_picture(self._model.develop(row, order.size))
+        first = index * order.layers
+        layers = [self._model.develop(rows[first + i], order.size) for i in range(order.layers)]
+        scene = record.request.scene
+        whole = layers[0] if scene is None else lay(scene, layers)
+        picture = to_picture(whole)
         score = self._prompts.score(picture, record.request.prompt)
-        return _Developed(picture, order.rows[index].seed, score, card)
+        card = cards[first]
+        if any(cards[first + i].fingerprint != card.fingerprint for i in range(order.layers)):
+            card = card.model_copy(update={"fingerprint": ""})  # no runtime gives it once more
+        return _Developed(picture, order.seeds[index], score, card)
 
     def _write(self, record: JobRecord, execution: str, index: int, one: _Developed) -> StoredImage:
         recipe = Recipe.of(record.request, one.seed, one.card)

@@ -58,6 +58,7 @@ class JobFields(TypedDict, total=False):
     init_image: "GivenPicture | None"
     mask: "GivenPicture | None"
     strength: float | None
+    compose: bool | None
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,14 @@ Strength = Annotated[
     float | None,
     typer.Option(help="0 to 1: how far to go from that picture.", show_default="0.8, masked 1"),
 ]
+Compose = Annotated[
+    bool | None,
+    typer.Option(
+        "--compose/--whole",
+        help="Paint the things that PROMPT names one by one and lay them together, or not.",
+        show_default="by model",
+    ),
+]
 Cache = Annotated[
     bool, typer.Option("--cache/--no-cache", help="Whether pictures drawn before may be given.")
 ]
@@ -119,6 +127,7 @@ def generate(
     init_image: InitImage = None,
     mask: Mask = None,
     strength: Strength = None,
+    compose: Compose = None,
     cache: Cache = True,
     server: Server = DEFAULT_SERVER,
     api_key: ApiKey = None,
@@ -162,6 +171,7 @@ def generate(
         "init_image": init_image,
         "mask": mask,
         "strength": strength,
+        "compose": compose,
         "cache": None if cache else False,
         "output_format": target.picture_format,
     }

@@ -21,7 +21,7 @@ def train(context: typer.Context) -> None:
 
 def evaluate(context: typer.Context) -> None:
     """Measure a bundle: retrieval, diversity, copying; writes evaluation.json and sheets."""
-    _hand_on("models.evaluate", context.args)
+    _hand_on("worker.evaluate", context.args)
 
 
 def import_model(context: typer.Context) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from app import __version__
 from app.jobs.models import ModelCard
 from app.jobs.record import JobRequest, LoraUse, OutputFormat, Sampler
+from app.jobs.scene import Scene
 
 __all__ = ["PNG_TEXT", "PNG_XMP", "Recipe", "recipe_in_xmp"]
 
@@ -55,6 +56,8 @@ class Recipe(BaseModel):
     init_image: str | None = None  # sha256 of the files that it starts from
     mask: str | None = None
     strength: float | None = None
+    compose: bool = False
+    scene: Scene | None = None  # what the prompt was read as
     model: str
     bundle_sha256: str
     fingerprint: str
@@ -85,6 +88,7 @@ class Recipe(BaseModel):
     def as_json(self) -> str:
         """ASCII JSON: everything else is escaped, so that it fits into any metadata field."""
         absent = (set() if self.lora else {"lora"}) | (set() if self.init_image else _OF_INPUTS)
+        absent |= (set() if self.compose else {"compose"}) | (set() if self.scene else {"scene"})
         said = self.model_dump(exclude=absent)
         return json.dumps(said, ensure_ascii=True, separators=(",", ":"))
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic_core import to_json
 
 from app.jobs.origin import trace_id
+from app.jobs.scene import Scene
 
 __all__ = [
     "FORMAT",
@@ -27,10 +28,10 @@ __all__ = [
 # The format of records, as the hash field `format` has it; those without it are of format 1. A
 # field that readers may ignore needs no new format; one that they would misunderstand does. What a
 # release writes the one before has to read: so a new format is first read, and written a release
-# later. Format 2 is that of jobs that start from a picture, which the release before would draw
-# without it: it leaves them to workers of this one.
-FORMAT = 2
-_WITHOUT_INPUTS = 1
+# later. Format 2 is that of jobs that start from a picture, format 3 that of jobs whose pictures
+# have layers: the release before would draw them otherwise, and leaves them to workers of this one.
+FORMAT = 3
+_PLAIN, _WITH_INPUTS = 1, 2
 
 
 class RecordTooNew(ValueError):
@@ -92,11 +93,23 @@ class JobRequest(_Frozen):
     init_image: str | None = None  # sha256 of the file of the picture that it starts from
     mask: str | None = None  # and of the mask, white where to draw anew
     strength: float | None = None  # share of the steps that are taken from there
+    compose: bool = False  # whether the things that the prompt names are painted one by one
+    scene: Scene | None = None  # those things; None where it names one
+
+    @property
+    def pictures(self) -> int:
+        """Pictures drawn, of which `n` are kept."""
+        return max(self.n, self.best_of)
 
     @property
     def rows(self) -> int:
-        """Pictures drawn, of which `n` are kept."""
-        return max(self.n, self.best_of)
+        """Rows of the engine: one a picture, or one for each of its layers."""
+        return self.pictures * len(self.texts)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What each picture is painted of: the prompts of its layers, or the one of the whole."""
+        return (self.prompt,) if self.scene is None else self.scene.layers
 
     @property
     def is_variation(self) -> bool:
@@ -217,7 +230,8 @@ _STORED_IMAGES = TypeAdapter(tuple[StoredImage, ...])
 
 def to_hash(record: JobRecord) -> dict[str, str]:
     """The record as fields of a Redis hash; what is None or empty is left out."""
-    fields = {"format": str(FORMAT if record.inputs else _WITHOUT_INPUTS)}
+    written = FORMAT if record.request.scene else _WITH_INPUTS if record.inputs else _PLAIN
+    fields = {"format": str(written)}
     for name, value in record:
         if value is None or value == () or value == {}:
             continue

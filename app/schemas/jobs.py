@@ -13,6 +13,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from app.jobs.record import JobStatus, LoraUse, OutputFormat, Priority, Sampler
+from app.jobs.scene import Scene
 from app.schemas.text import PROMPT_PATTERN, check_prompt
 
 __all__ = ["MAX_IMAGES", "MAX_SEED", "JobCreate", "JobList", "JobListQuery", "JobObject", "Time"]
@@ -157,6 +158,11 @@ class JobCreate(BaseModel):
         description="With `init_image`: share of the steps that are taken from there; at 1 "
         "hardly anything is left of it. Absent: 0.8, with a mask 1",
     )
+    compose: bool | None = Field(
+        None,
+        description="Whether the things that the prompt names are painted one by one and laid "
+        "together; absent: by model",
+    )
 
 
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
@@ -187,6 +193,12 @@ class ResolvedRequest(BaseModel):
     )
     mask: str | None = Field(None, description="sha256 of the mask's file")
     strength: float | None = None
+    compose: bool = False
+    scene: Scene | None = Field(
+        None,
+        description="The things that each picture is laid together from, and how they stand to "
+        "one another; null: painted whole",
+    )
 
 
 class Progress(BaseModel):

@@ -48,6 +48,9 @@ class ModelObject(BaseModel):
     default_guidance_scale: float
     default_guidance_interval: tuple[float, float]
     default_background: str
+    composes: bool = Field(
+        False, description="Whether things that a prompt names are painted one by one"
+    )
     max_steps: int
     context_length: int
     is_default: bool

@@ -96,7 +96,7 @@ ImageGeneration: type[BaseModel] = create_model(
 _Files = Annotated[list[bytes], Field(min_length=1, max_length=16)]
 _FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
 # What a form cannot carry, and what stands there as a file.
-_NO_PART = {"init_image", "mask", "metadata", "guidance_interval", "prompt"}
+_NO_PART = {"init_image", "mask", "metadata", "guidance_interval", "compose", "prompt"}
 
 
 def _document_form(schema: dict[str, Any]) -> None:

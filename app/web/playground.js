@@ -78,6 +78,7 @@ function asked() {
   take("size", fields.size.value, card?.native_size);
   take("background", background(), card?.default_background);
   take("output_format", fields.output_format.value, "png");
+  if (card?.composes && fields.compose.value === "false") given.compose = false;
   if (Number(fields.best_of.value) > Number(fields.n.value)) given.best_of = Number(fields.best_of.value);
   return { ...given, ...origin.fields() };
 }
@@ -154,6 +155,7 @@ function defaults() {
   setBackground(card.default_background);
   $("new-seed").click();
   [fields.n.value, fields.best_of.value, fields.output_format.value, fields.negative_prompt.value] = [2, 1, "png", ""];
+  [$("compose-field").hidden, fields.compose.value] = [!card.composes, card.composes];
   outputs();
 }
 
@@ -240,7 +242,7 @@ function restore(request, seed) {
   fields.prompt.value = request.prompt;
   fields.negative_prompt.value = request.negative_prompt || "";
   for (const name of ["steps", "guidance_scale", "sampler", "size", "output_format"]) fields[name].value = request[name];
-  [fields.n.value, fields.best_of.value] = [1, 1];
+  [fields.n.value, fields.best_of.value, fields.compose.value] = [1, 1, request.compose];
   fields.seed.value = seed;
   setBackground(request.background);
   document.querySelector(".options").open = true;
@@ -249,10 +251,12 @@ function restore(request, seed) {
 }
 
 // The request as its sender wrote it: what is at its default is left out.
-function given({ model: name, best_of, priority, guidance_interval, cache, ...request }) {
+function given({ model: name, best_of, priority, guidance_interval, cache, compose, scene, ...request }) {
   const rest = Object.entries(request).filter(([, value]) => value !== null);
   if (models.length > 1) rest.push(["model", name]);
   if (best_of > request.n) rest.push(["best_of", best_of]);
+  const composes = models.find((card) => card.id === name)?.composes && !request.init_image;
+  if (composes && !compose) rest.push(["compose", false]);
   return Object.fromEntries(rest);
 }
 

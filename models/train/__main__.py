@@ -146,6 +146,8 @@ def _denoiser(args: Namespace, budget: "Budget", device: torch.device) -> None:
         config = bundle_config(
             args.out, args.name, unet, args.parameterisation, schedule, reference
         )
+        if args.composes:
+            config = config.model_copy(update={"composes": True})
     except ValidationError as fault:
         first = fault.errors()[0]
         where = "".join(f"--{str(part).replace('_', '-')}: " for part in first["loc"][:1])

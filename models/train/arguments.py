@@ -109,6 +109,12 @@ def _of_the_network(part: argparse.ArgumentParser, name: str) -> None:
         part.add_argument("--clip", default="local-dir:clip", help="open_clip model name")
         part.add_argument("--pretrained", help="open_clip pretrained tag or weight file")
         part.add_argument("--name", default="custom", help="the model's name in requests")
+        part.add_argument(
+            "--composes",
+            action="store_true",
+            help="serve it so that things which a prompt names are painted one by one; for "
+            "drawings of single things on nothing",
+        )
 
 
 def _positive(text: str) -> int:

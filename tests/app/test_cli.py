@@ -35,14 +35,15 @@ def test_help_teaches_by_example(command: str) -> None:
     assert f"avocat {command}" in text
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("command", "module"), [("train", "models.train"), ("evaluate", "worker.evaluate")]
+)
 def test_train_and_evaluate_hand_every_argument_on(
-    command: str, monkeypatch: pytest.MonkeyPatch
+    command: str, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     became: list[str] = []
     monkeypatch.setattr(models.os, "execve", lambda _, argv, __: became.extend(argv))
     run(command, "clip", "--data", "a b", "--help", "-x")
-    module = f"models.{command}"
     assert became == [sys.executable, "-m", module, "clip", "--data", "a b", "--help", "-x"]
 
 

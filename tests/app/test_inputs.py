@@ -15,7 +15,7 @@ from PIL import Image
 from app import keys
 from app.bodies import largest
 from app.garbage import collect
-from app.jobs.record import FORMAT, JobStatus, Problem
+from app.jobs.record import JobStatus, Problem
 from app.settings import Settings
 from tests.app.service import Serve, Service
 
@@ -253,4 +253,3 @@ async def test_workers_of_the_release_before_leave_it_alone(service: Service) ->
     plain, edited = await service.submit(), await service.submit(init_image=data_url(file_of()))
     formats = [service.redis.hget(keys.job(job["id"]), "format") for job in (plain, edited)]
     assert formats == [b"1", b"2"]
-    assert FORMAT == 2

@@ -52,6 +52,8 @@ async def test_every_field_is_resolved(service: Service) -> None:
         "init_image": None,
         "mask": None,
         "strength": None,
+        "compose": False,
+        "scene": None,
     }
 
 

@@ -48,7 +48,7 @@ NOT_JSON = {
 FIELDS = [
     *("prompt", "negative_prompt", "model", "n", "seed", "steps", "sampler", "guidance_scale"),
     *("size", "output_format", "background", "priority", "webhook_url", "guidance_interval"),
-    *("best_of", "lora", "cache", "metadata", "init_image", "mask", "strength"),
+    *("best_of", "lora", "cache", "metadata", "init_image", "mask", "strength", "compose"),
 ]
 
 

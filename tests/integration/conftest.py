@@ -11,7 +11,7 @@ from tests.models.tiny import build_tiny_bundle
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+    return build_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny", composes=True)
 
 
 @pytest.fixture(scope="session")

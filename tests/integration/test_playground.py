@@ -330,7 +330,7 @@ def portrait(url: str) -> None:
         page = browser.new_page(viewport={"width": 1200, "height": 900})
         page.goto(url)
         expect(page.locator("#sampler option")).not_to_have_count(0)
-        for tiles, prompt in ((2, "a lemon"), (4, "a red heart")):
+        for tiles, prompt in ((2, "a cat inside an avocado"), (4, "a penguin riding a bicycle")):
             draw(page, prompt, tiles)
         for prompt in ("a blue star", "a green leaf"):
             page.fill("#prompt", prompt)

@@ -76,6 +76,30 @@ def test_the_best_of_several_verify_by_their_own_seeds(service: Service) -> None
             assert (said.verdict, said.recipe.seed) == ("identical", picture.seed)
 
 
+@pytest.mark.parametrize("size", ["16x16", "64x64"])
+def test_a_scene_verifies_as_one_and_painted_whole(
+    service: Service, tmp_path: Path, size: str
+) -> None:
+    prompt, fields = "two cats wearing sunglasses inside an avocado", {"seed": 5, "steps": 3}
+    with Avocat(service.url) as client:
+        [scene] = client.generate(prompt, size=size, **fields)
+        [whole] = client.generate(prompt, size=size, compose=False, **fields)
+        assert scene.job.request.scene is not None
+        assert scene.job.request.scene.layers == ("a cat", "sunglasses", "an avocado")
+        assert (scene.job.request.compose, whole.job.request.compose) == (True, False)
+        assert whole.job.request.scene is None
+        assert scene.data != whole.data
+        for picture in (scene, whole):
+            said = client.verify(picture)
+            assert said.recipe is not None
+            assert (said.verdict, said.recipe.prompt) == ("identical", prompt)
+    given = ("--seed", "5", "--steps", "3", "--size", size, "--server", service.url)
+    for option, picture in (("--compose", scene), ("--whole", whole)):
+        file = tmp_path / f"{option}.png"
+        assert avocat("generate", prompt, option, *given, "-o", str(file)).returncode == 0
+        assert file.read_bytes() == picture.data
+
+
 async def test_one_pixel_is_found(service: Service, tmp_path: Path) -> None:
     async with AsyncAvocat(service.url) as client:
         [picture] = await client.generate("a cat", seed=1, steps=3)

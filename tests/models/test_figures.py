@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from app.jobs.scene import read_scene
 from models import figures
 from models.bundle import Bundle
-from models.evaluate import against_default, main
+from models.evaluate import Painter, against_default, main
 from models.judge import Judge
+from models.layout import lay
+from models.sampling import layer_seed
 from models.train.data import Captions, PictureSet
 from tests.models.tiny import build_tiny_bundle
 
@@ -128,7 +131,8 @@ def test_the_command_writes_every_figure(
     pack(folder, "shard-000.tar", "heldout-000.tar")
     monkeypatch.setattr(figures, "COLOURED", "disc")
     options = ["--judge", str(bundle), "--data", str(folder), "--steps", "1"]
-    assert main([str(bundle), *options, "--sheet", str(tmp_path / "sheet.png")]) == 0
+    sheets = ["--sheet", str(tmp_path / "sheet.png"), "--scenes", str(tmp_path / "scenes.png")]
+    assert main([str(bundle), *options, *sheets]) == 0
     written = json.loads((bundle / "evaluation.json").read_text())
     assert written["judge"].startswith("a CLIP trained apart")
     assert written["subjects"]["pictures"] == 100
@@ -138,6 +142,8 @@ def test_the_command_writes_every_figure(
     assert written["judge_on_drawings"]["naming"]["pictures"] == 6
     assert written["clip"]["order"]["scenes"] == 400
     assert (tmp_path / "sheet.png").exists()
+    assert (tmp_path / "scenes.png").exists()
+    assert (written["compose"], written["scenes"]["pictures"]) == (False, 60)
 
 
 def test_a_preset_is_held_against_the_bundle_itself(tmp_path: Path) -> None:
@@ -159,3 +165,26 @@ def test_a_folder_without_a_clip_is_no_judge(
     bundle = build_tiny_bundle(tmp_path / "bundle")
     assert main([str(bundle), "--judge", str(tmp_path / "none")]) == 1
     assert "did not load" in capsys.readouterr().err
+
+
+def test_scenes_name_two_common_things_each() -> None:
+    prompts = figures.scenes()
+    assert len(set(prompts)) == 60
+    pairs = [figures.parts(prompt) for prompt in prompts]
+    assert all(pair and set(pair) <= set(figures.subjects()) for pair in pairs)
+    assert all(read_scene(prompt) for prompt in [*prompts, *figures.listed(figures.SHOWN)])
+
+
+def test_a_painter_composes_as_the_service_does(tiny: Bundle) -> None:
+    prompts = ["a cat inside an avocado", "a red apple"]
+    composed = Painter(tiny, steps=2, read=read_scene)(prompts, 3)
+    whole = Painter(tiny, steps=2)(prompts, 3)
+    assert not torch.equal(composed[0], whole[0])
+    things = (
+        Painter(tiny, steps=2)(["a cat"], 3)[0],
+        Painter(tiny, steps=2)(["an avocado"], layer_seed(3, 1))[0],
+    )
+    scene = read_scene(prompts[0])
+    assert scene is not None
+    assert torch.allclose(composed[0], lay(scene, things), atol=1e-3)
+    assert torch.allclose(composed[1], whole[1], atol=1e-4)

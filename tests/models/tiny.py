@@ -24,7 +24,7 @@ CONTEXT_WIDTH = 16
 
 
 def build_tiny_bundle(
-    path: Path, seed: int = 0, *, name: str = "tiny", turbo: bool = False
+    path: Path, seed: int = 0, *, name: str = "tiny", turbo: bool = False, composes: bool = False
 ) -> Path:
     """Write a random 16x16 RGBA bundle to `path` (made if missing) and return it."""
     torch.manual_seed(seed)
@@ -57,6 +57,7 @@ def build_tiny_bundle(
             upscaler=upscaler,
             default_steps=8,
             turbo=Turbo(steps=3) if turbo else None,
+            composes=composes,
         ),
     )
     return path

@@ -1,0 +1,141 @@
+"""What is read out of prompts: two things, and no more than is sure."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from app.jobs.scene import Relation, Scene, read_scene, singular
+
+# Names of single drawings, as Unicode has them, that have the words of relations in them.
+NAMES = """cat with tears of joy | face with tongue | smiling face with sunglasses | person in suit
+levitating | man in steamy room | bow and arrow | fork and knife with plate | sun behind cloud |
+sun behind rain cloud | person wearing turban | woman playing handball | people holding hands |
+couple with heart: woman, man | rolling on the floor laughing | heart on fire | umbrella on ground |
+diamond with a dot | index pointing at the viewer | person with crown | cloud with lightning and
+rain | bridge at night | meat on bone | nest with eggs | eye in speech bubble | flag in hole | three
+o'clock | four leaf clover | two-hump camel | litter in bin sign | horse racing | glass of milk"""
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "emoji"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "relation", "parts"),
+    [
+        ("a cat inside an avocado", "inside", ("a cat", "an avocado")),
+        ("cat in an avocado", "inside", ("cat", "an avocado")),
+        ("A Fox On Top Of A Skateboard", "on", ("A Fox", "A Skateboard")),
+        ("a penguin riding a bicycle", "on", ("a penguin", "a bicycle")),
+        ("a mouse under the big tree", "under", ("a mouse", "the big tree")),
+        ("a tree behind a house", "behind", ("a tree", "a house")),
+        ("a pig in front of a house", "before", ("a pig", "a house")),
+        ("a red apple next to a blue car", "beside", ("a red apple", "a blue car")),
+        ("a cat and a dog", "beside", ("a cat", "a dog")),
+        ("a cat, a dog and a bird", "beside", ("a cat", "a dog", "a bird")),
+        ("a dog wearing a crown", "on_head", ("a dog", "a crown")),
+        ("a cat face wearing sunglasses", "on_eyes", ("a cat face", "sunglasses")),
+        ("a bear with a top hat", "on_head", ("a bear", "a top hat")),
+        ("a bear in a tuxedo", "on_body", ("a bear", "a tuxedo")),
+        ("an octopus playing a guitar", "holding", ("an octopus", "a guitar")),
+        ("a robot with a red heart", "holding", ("a robot", "a red heart")),
+        ("a pizza with a smiling face", "inside", ("a smiling face", "a pizza")),
+        ("the cat inside the box", "inside", ("the cat", "the box")),
+        ("a bird flying over a house", "on", ("a bird flying", "a house")),
+        ("three apples", "three", ("an apple",)),
+        ("two red foxes", "two", ("a red fox",)),
+    ],
+)
+def test_two_things_and_how_they_stand(prompt: str, relation: str, parts: tuple[str, ...]) -> None:
+    found = read_scene(prompt)
+    assert found is not None
+    assert (found.relation, found.parts, found.layers) == (relation, parts, parts)
+
+
+def scene(relation: Relation, *parts: str | Scene) -> Scene:
+    return Scene(relation=relation, parts=parts)
+
+
+def test_what_is_worn_belongs_to_the_thing_beside_it() -> None:
+    crowned = scene("on_head", "a cat", "a crown")
+    assert read_scene("a cat wearing a crown inside an avocado") == scene(
+        "inside", crowned, "an avocado"
+    )
+    assert read_scene("a dog next to a cat wearing a crown") == scene("beside", "a dog", crowned)
+    assert read_scene("a cat wearing a crown and a scarf") == scene("on_neck", crowned, "a scarf")
+    two_in_a_box = scene("inside", scene("two", "a cat"), "a box")
+    read = read_scene("two cats inside a box on top of a car")
+    assert read == scene("on", two_in_a_box, "a car")
+    assert read.layers == ("a cat", "a box", "a car")
+
+
+def test_style_and_form_are_those_of_every_thing() -> None:
+    found = read_scene("an icon of a cat inside an avocado, noto style, no shadow")
+    assert found is not None
+    assert found.parts == (
+        "an icon of a cat, noto style, no shadow",
+        "an icon of an avocado, noto style, no shadow",
+    )
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a red apple",
+        "a blue cat face, flat style",
+        "a house made of cheese",
+        "a man in the rain",
+        "a dog with a long tail",
+        "a cat on the left",
+        "a house in the forest",
+        "a cat under the sun",
+        "a cat inside",
+        "inside a cat",
+        "two sheep",
+        "one apple",
+        "a cat, a dog, a bird and a fish and a frog",
+        "a cat on a dog on a car on a bus on a train",
+        "x" * 1000,
+        "a cat in " * 100,
+        "two cats wearing hats",
+    ],
+)
+def test_all_else_is_one_thing(prompt: str) -> None:
+    assert read_scene(prompt) is None
+
+
+@pytest.mark.parametrize("name", [" ".join(name.split()) for name in NAMES.split("|")])
+@pytest.mark.parametrize("form", ["{}", "a {}", "{}, noto style", "an emoji of a {}"])
+def test_names_are_never_taken_apart(name: str, form: str) -> None:
+    assert read_scene(form.format(name)) is None
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the training pictures are not here")
+def test_no_name_of_a_training_picture_is_taken_apart() -> None:
+    """But for "two hearts", which are two hearts."""
+    names = set()
+    for shard in sorted(REAL.glob("shard-*.tar")):
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                if member.name.endswith(".json") and (file := tar.extractfile(member)):
+                    names.add(json.load(file)["name"])
+    assert len(names) > 1000
+    taken_apart = {name for name in names if read_scene(name) or read_scene(f"a {name}")}
+    assert taken_apart <= {"two hearts"}
+
+
+@pytest.mark.parametrize(
+    ("plural", "one"),
+    [
+        ("apples", "apple"),
+        ("red foxes", "red fox"),
+        ("cherries", "cherry"),
+        ("dresses", "dress"),
+        ("o'clock", None),
+        ("glass", None),
+        ("sheep", None),
+        ("", None),
+        ("s", None),
+    ],
+)
+def test_singular(plural: str, one: str | None) -> None:
+    assert singular(plural) == one

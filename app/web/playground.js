@@ -242,7 +242,7 @@ function restore(request, seed) {
   fields.prompt.value = request.prompt;
   fields.negative_prompt.value = request.negative_prompt || "";
   for (const name of ["steps", "guidance_scale", "sampler", "size", "output_format"]) fields[name].value = request[name];
-  [fields.n.value, fields.best_of.value, fields.compose.value] = [1, 1, request.compose];
+  [fields.n.value, fields.best_of.value, fields.compose.value] = [1, 1, request.compose || Boolean(request.init_image)];
   fields.seed.value = seed;
   setBackground(request.background);
   document.querySelector(".options").open = true;
@@ -255,8 +255,7 @@ function given({ model: name, best_of, priority, guidance_interval, cache, compo
   const rest = Object.entries(request).filter(([, value]) => value !== null);
   if (models.length > 1) rest.push(["model", name]);
   if (best_of > request.n) rest.push(["best_of", best_of]);
-  const composes = models.find((card) => card.id === name)?.composes && !request.init_image;
-  if (composes && !compose) rest.push(["compose", false]);
+  if (!compose && !request.init_image && models.find((card) => card.id === name)?.composes) rest.push(["compose", false]);
   return Object.fromEntries(rest);
 }
 

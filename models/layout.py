@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["VERSION", "Scene", "lay"]
+__all__ = ["VERSION", "Box", "Scene", "lay", "over", "paste"]
 
 VERSION = 1  # of where things are laid: part of fingerprints
 _SEEN = 0.25  # alpha from which on a pixel is part of what is shown
@@ -83,11 +83,11 @@ class _Cut:
         return _Cut(self.pixels, Box(x - w / 2, y - h / 2, w, h))
 
 
-def lay(scene: Scene, pictures: Sequence[Tensor]) -> Tensor:
+def lay(scene: Scene | None, pictures: Sequence[Tensor]) -> Tensor:
     """The picture of a scene from those of its things, on CPU.
 
     Args:
-        scene: what is to be seen.
+        scene: what is to be seen; None: the one picture as it is, of whatever form.
         pictures: premultiplied `[4, S, S]` in [-1, 1], in the order of `scene.layers`.
 
     Returns:
@@ -96,6 +96,9 @@ def lay(scene: Scene, pictures: Sequence[Tensor]) -> Tensor:
     Raises:
         ValueError: other pictures, or not as many as the scene has layers.
     """
+    if scene is None:
+        [whole] = pictures
+        return whole
     shapes, wanted = {tuple(one.shape) for one in pictures}, len(scene.layers)
     side = pictures[0].shape[-1] if pictures else 0
     if shapes != {(4, side, side)} or len(pictures) != wanted:
@@ -111,12 +114,8 @@ def _laid(scene: Scene, pictures: Iterator[Tensor], side: int) -> Tensor:
         _cut(next(pictures) if isinstance(part, str) else _laid(part, pictures, side))
         for part in scene.parts
     ]
-    arranged = _arrange(scene.relation, cuts)
-    canvas = torch.zeros(4, side, side)
-    for cut in _centred(arranged, side):
-        top = _paste(cut, side)
-        canvas = top + canvas * (1 - top[3:])
-    return canvas.clamp(0, 1)
+    arranged = _centred(_arrange(scene.relation, cuts), side)
+    return over([paste(cut.pixels, cut.box, side) for cut in arranged]).clamp(0, 1)
 
 
 def _arrange(relation: str, cuts: list[_Cut]) -> list[_Cut]:
@@ -223,15 +222,26 @@ def _mass(cut: _Cut) -> tuple[float, float, float]:
     return cut.box.x + x * per, cut.box.y + y * per, total**0.5 * per
 
 
-def _paste(cut: _Cut, side: int) -> Tensor:
-    """The thing on an empty canvas `[4, side, side]`."""
-    w, h = max(1, round(cut.box.w)), max(1, round(cut.box.h))
+def paste(pixels: Tensor, box: Box, side: int) -> Tensor:
+    """`pixels` `[4, h, w]` in a box, scaled, on an empty canvas `[4, side, side]`."""
+    w, h = max(1, round(box.w)), max(1, round(box.h))
     small = F.interpolate(
-        cut.pixels[None], size=(h, w), mode="bilinear", antialias=True, align_corners=False
+        pixels[None], size=(h, w), mode="bilinear", antialias=True, align_corners=False
     )[0]
-    x, y = round(cut.box.x), round(cut.box.y)
+    x, y = round(box.x), round(box.y)
     left, top = max(0, x), max(0, y)
     seen = small[:, top - y : side - y, left - x : side - x]
-    canvas = torch.zeros(4, side, side)
+    canvas = pixels.new_zeros(len(pixels), side, side)
     canvas[:, top : top + seen.shape[1], left : left + seen.shape[2]] = seen
+    return canvas
+
+
+def over(layers: Sequence[Tensor]) -> Tensor:
+    """Premultiplied `[4, S, S]` layers in [0, 1] over one another, the last on top.
+
+    Porter & Duff 1984, "Compositing digital images": A over B.
+    """
+    canvas = torch.zeros_like(layers[0])
+    for top in layers:
+        canvas = top + canvas * (1 - top[3:])
     return canvas

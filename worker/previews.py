@@ -74,9 +74,7 @@ def _data_url(model: Model, record: JobRecord, preview: Preview) -> str:
     """The preview, small, in the format and on the background of the final picture."""
     output_format, background = record.request.output_format, record.request.background
     layers = [model.preview(layer) for layer in preview.layers]
-    scene = record.request.scene
-    whole = layers[0] if scene is None else lay(scene, layers)
-    picture = to_picture(whole)
+    picture = to_picture(lay(record.request.scene, layers))
     shown = on_background(picture, background, alpha=output_format != "jpeg")
     out = BytesIO()
     shown.save(out, output_format.upper(), quality=_QUALITY)

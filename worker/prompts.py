@@ -37,6 +37,10 @@ class Order:
         """Rows of each picture."""
         return len(self.rows) // len(self.seeds)
 
+    def rows_of(self, picture: int) -> range:
+        """The indices of a picture's rows."""
+        return range(picture * self.layers, (picture + 1) * self.layers)
+
 
 class Prompts:
     """The model's CLIP, for several threads: encodes prompts, scores pictures."""

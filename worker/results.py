@@ -13,7 +13,7 @@ from app.jobs.recipe import Recipe
 from app.jobs.record import JobRecord, StoredImage
 from app.storage.base import ImageStorage, StorageError
 from models.layout import lay
-from models.model import Model
+from models.model import Model, Size
 from models.pictures import to_picture
 from worker.encoding import CONTENT_TYPES, SUFFIXES, encode
 from worker.prompts import Order, Prompts
@@ -54,7 +54,11 @@ class Results:
             StorageError: an image could not be stored.
         """
         request = record.request
-        developed = [self._develop(record, order, i, rows, cards) for i in range(len(order.seeds))]
+        developed: list[_Developed] = []
+        for i, seed in enumerate(order.seeds):
+            own = order.rows_of(i)
+            layers, drawn = [rows[at] for at in own], [cards[at] for at in own]
+            developed.append(self._develop(record, order.size, seed, layers, drawn))
         if len(developed) > request.n:
             developed.sort(key=lambda one: -(one.clip_score or 0.0))  # stable: ties keep seed order
         images: list[StoredImage] = []
@@ -67,23 +71,16 @@ class Results:
         return images
 
     def _develop(
-        self,
-        record: JobRecord,
-        order: Order,
-        index: int,
-        rows: Mapping[int, Tensor],
-        cards: Mapping[int, ModelCard],
+        self, record: JobRecord, size: Size, seed: int, rows: list[Tensor], cards: list[ModelCard]
     ) -> _Developed:
-        first = index * order.layers
-        layers = [self._model.develop(rows[first + i], order.size) for i in range(order.layers)]
-        scene = record.request.scene
-        whole = layers[0] if scene is None else lay(scene, layers)
-        picture = to_picture(whole)
+        """One picture from the rows of its layers."""
+        layers = [self._model.develop(row, size) for row in rows]
+        picture = to_picture(lay(record.request.scene, layers))
         score = self._prompts.score(picture, record.request.prompt)
-        card = cards[first]
-        if any(cards[first + i].fingerprint != card.fingerprint for i in range(order.layers)):
+        card = cards[0]
+        if len({one.fingerprint for one in cards}) > 1:
             card = card.model_copy(update={"fingerprint": ""})  # no runtime gives it once more
-        return _Developed(picture, order.seeds[index], score, card)
+        return _Developed(picture, seed, score, card)
 
     def _write(self, record: JobRecord, execution: str, index: int, one: _Developed) -> StoredImage:
         recipe = Recipe.of(record.request, one.seed, one.card)

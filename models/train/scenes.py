@@ -4,10 +4,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from models.layout import Box, over, paste
 from models.train.captions import article
 
 # Where a drawing stands: centre (x, y) and scale, as shares of the side.
@@ -102,22 +101,13 @@ def compose(first: Tensor, second: Tensor, placement: Placement) -> Tensor:
 
 def lay(pictures: Sequence[Tensor], places: Sequence[Where]) -> Tensor:
     """Lay premultiplied `[4, S, S]` pictures over one another, the last on top."""
-    canvas = torch.zeros_like(pictures[0])
-    for picture, where in zip(pictures, places, strict=True):
-        top = _place(picture, where)
-        canvas = top + canvas * (1 - top[3:])
-    return canvas
+    return over([_place(*pair) for pair in zip(pictures, places, strict=True)])
 
 
 def _place(picture: Tensor, where: Where) -> Tensor:
     x, y, scale = where
     side = picture.shape[-1]
     size = max(4, round(side * scale))
-    small = F.interpolate(
-        picture[None], size=(size, size), mode="bilinear", antialias=True, align_corners=False
-    )[0]
     left = min(max(round(x * side - size / 2), 0), side - size)
     top = min(max(round(y * side - size / 2), 0), side - size)
-    canvas = torch.zeros_like(picture)
-    canvas[:, top : top + size, left : left + size] = small
-    return canvas
+    return paste(picture, Box(left, top, size, size), side)

@@ -139,6 +139,8 @@ class JobRequest(_Frozen):
     def most_bytes(self) -> int:
         """More than its images can take in storage: raw pixels, and the recipe in three forms."""
         texts = len(self.prompt) + len(self.negative_prompt or "")
+        if self.scene is not None:
+            texts += sum(map(len, self.texts))
         return self.n * (5 * self.width * self.height + 4096 + 64 * texts)
 
     @property

@@ -3,22 +3,39 @@
 A denoiser that paints one thing well, and two never, can still paint a scene: each thing by itself,
 laid together afterwards (models/layout.py). What is read here is part of the job, since it decides
 what the job costs and what the worker draws.
+
+A prompt is a chain: things, and links between them ("in", "wearing", "and"). It is read from left
+to right. A phrase that is not sure to name two things is one.
 """
 
 import re
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict
+
+from app.jobs.scene_words import (
+    CARRIED,
+    CREATURES,
+    HAVING,
+    LOOKS,
+    NEIGHBOURS,
+    NOWHERE,
+    PARTS,
+    PLACES,
+    THE_PLACES,
+    WORN,
+    Relation,
+    noun,
+    singular,
+)
 
 __all__ = ["MOST_LAYERS", "Relation", "Scene", "read_scene"]
 
 MOST_LAYERS = 4  # things that are painted for one picture
-
-# As models/layout.py knows them.
-Relation = Literal[
-    "inside", "on", "under", "beside", "behind", "before", "holding", "two", "three",
-    "on_head", "on_eyes", "on_neck", "on_body", "on_feet",
-]  # fmt: skip
+_MOST_BESIDE = 3
+_MOST_CHARACTERS = 2000  # of all their prompts: a JPEG holds no recipe of many more
 
 
 class Scene(BaseModel):
@@ -35,164 +52,267 @@ class Scene(BaseModel):
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The prompts of all things, in the order in which they are named."""
+        """The prompts of all things, from the first part to the last."""
         found: list[str] = []
         for part in self.parts:
             found += [part] if isinstance(part, str) else part.layers
         return tuple(found)
 
 
-# Where something is: read last, for what is worn or held belongs to the one thing that has it.
-_PLACES: dict[str, Relation] = {
-    "inside of": "inside",
-    "inside": "inside",
-    "in front of": "before",
-    "in": "inside",
-    "on top of": "on",
-    "on": "on",
-    "above": "on",
-    "over": "on",
-    "riding": "on",
-    "sitting on": "on",
-    "standing on": "on",
-    "sitting in": "inside",
-    "under": "under",
-    "underneath": "under",
-    "below": "under",
-    "next to": "beside",
-    "beside": "beside",
-    "near": "beside",
-    "behind": "behind",
-}
-_HAVING: dict[str, Relation] = {
-    "wearing": "on_head",
-    "with": "holding",
-    "holding": "holding",
-    "playing": "holding",
-    "eating": "holding",
-}
-_COUNTS: dict[str, Relation] = {"two": "two", "three": "three"}
-_THING = r"(?:an?|the|one|two|three|some) \S"
 # A thing has an article, for "face with tongue" and "sun behind cloud" are names of one drawing;
-# what one wears comes in pairs, which have none.
-_WORN_PAIRS = r"(?:\w+ )?(?:sun|eye)?(?:glasses|goggles|boots|shoes|headphones)\b"
-# No things that could be painted alone: places, times and weather, parts and looks.
-_NO_THING = re.compile(
-    r"^(?:the (?:ground|air|floor|left|right|top|bottom|middle|center|background|foreground|front|"
-    r"side|corner|world|rain|snow|wind|sun|sunshine|dark|night|morning|evening|distance)|"
-    r"(?:an?|the|one|two|three|some)\b.*\b(?:style|eyes?|nose|mouth|smile|grin|beard|mustache|"
-    r"moustache|tails?|ears?|hair|horns?|wings?|legs?|arms?|hands?|feet|fur|skin|tongue|teeth|"
-    r"stripes|spots|dots?|expression|colou?rs?))(?: \w+ing)?$"
+# what one wears comes in pairs, which have none. No letter but ASCII's is any of these.
+_THING = r"(?:an?|the|one|two|three|2|3|some) \S"
+_PAIR = r"(?:[\w-]+ )?(?:sun|eye)?(?:glasses|goggles|boots|shoes|sneakers|headphones)\b"
+_JOIN = r",? (?:and|&)|,"
+_LINK_WORDS = "|".join(sorted([*PLACES, *HAVING], key=len, reverse=True))
+_LINK = re.compile(
+    rf"(?P<join>{_JOIN})?(?: that| which| who)?(?: is| are)? (?P<word>{_LINK_WORDS}) "
+    rf"(?:(?={_THING})|(?<=wearing )(?={_PAIR}))"
+    rf"|(?P<list>{_JOIN}) (?={_THING}|{_PAIR})",
+    re.I | re.A,
 )
-# Where it is worn, by the last word; of these "with" and "in" say, too, that they are worn.
-_WORN_WORDS: dict[Relation, str] = {
-    "on_head": "hat cap crown helmet beanie tiara turban wig bow halo",
-    "on_eyes": "glasses sunglasses eyeglasses goggles spectacles monocle mask",
-    "on_neck": "scarf tie necktie necklace medal lei stethoscope collar",
-    "on_body": "suit tuxedo dress coat jacket kimono shirt t-shirt vest",
-    "on_feet": "boots shoes sneakers sandals skates socks slippers",
-}
-_WORN = {word: place for place, words in _WORN_WORDS.items() for word in words.split()}
-_PLACE = re.compile(rf" ({'|'.join(sorted(_PLACES, key=len, reverse=True))}) (?={_THING})", re.I)
-_AND = re.compile(rf"(?:,? and |, )(?={_THING})", re.I)
-_HAS = re.compile(rf" ({'|'.join(_HAVING)}) (?:(?={_THING})|(?<=wearing )(?={_WORN_PAIRS}))", re.I)
-_IS_THING = re.compile(_THING, re.I)
-_RELATED = frozenset([*_PLACES, *_HAVING])
+_IS_THING = re.compile(_THING, re.I | re.A)
+# "please draw an oil painting of": said of every thing, as what follows a comma is.
 _DRESS = re.compile(
-    r"^(?:an? |the )?(?:\w+ )?(?:emoji|icon|drawing|sticker|picture|image|illustration|cartoon|"
-    r"painting|sketch|photo) of ",
-    re.I,
+    r"^(?:(?:please|draw|paint|show|make|create|generate|give|me|i want|i would like|there is|"
+    r"there are) )*"
+    r"(?:(?:(?:an?|the) )?(?:(?!(?:an?|the|some) )[\w-]+ ){0,3}?(?:emoji|icon|drawing|sticker|"
+    r"picture|image|illustration|cartoon|painting|sketch|photo|photograph|render|rendering|portrait|"
+    r"logo|art|close-up) of )?",
+    re.I | re.A,
 )
-_STYLE = re.compile(rf",(?!\s*(?:and )?{_THING}).*$", re.I)
+_STYLE = re.compile(
+    rf"(?:,(?!\s*(?:(?:and|&|{_LINK_WORDS}) )?(?:{_THING}|{_PAIR}))"
+    rf"| in (?:the |an? )?(?:[\w-]+ ){{0,3}}?style\b(?=,|$| of \S+$)).*$",
+    re.I | re.A,
+)
+# A chain that has these says more than is read here.
+_BEYOND = re.compile(
+    r"\b(?:no|not|never|without|none|nothing|nobody)\b|n't\b|[;:!?\"“”]|\. | [-–—] ", re.I
+)
+_SAID_MORE = re.compile(rf"(?:^| )(?:of|{_LINK_WORDS})(?: |$)", re.I | re.A)
+_COUNTS: dict[str, Relation] = {"two": "two", "three": "three", "2": "two", "3": "three"}
+_FACE: Final = "face"  # what has one has it inside: "an avocado with a smiling face"
 
 
 def read_scene(prompt: str) -> Scene | None:
     """The scene that a prompt describes; None where it names one thing, or too many.
 
     "an icon of a cat inside an avocado, flat style" is "an icon of a cat, flat style" inside "an
-    icon of an avocado, flat style". A phrase that is not sure to name two things is one.
+    icon of an avocado, flat style".
     """
-    dress = found.group(0) if (found := _DRESS.match(prompt)) else ""
-    style = found.group(0) if (found := _STYLE.search(prompt)) else ""
-    phrase = prompt[len(dress) : len(prompt) - len(style)].strip()
-    scene = _read(phrase)
-    if isinstance(scene, str) or len(scene.layers) > MOST_LAYERS:
+    said = " ".join(prompt.split()).strip(" .!?;:\"'")
+    dress = found.group(0) if (found := _DRESS.match(said)) else ""
+    style = found.group(0) if (found := _STYLE.search(said, len(dress))) else ""
+    phrase = said[len(dress) : len(said) - len(style)]
+    if _BEYOND.search(phrase):
         return None
-    return _dressed(scene, dress, style)
-
-
-def _worn(thing: str) -> Relation | None:
-    """Where a thing is worn, if it is one that is."""
-    return _WORN.get(thing.split()[-1].lower())
-
-
-def _read(phrase: str) -> Scene | str:
-    """The parts of a phrase; itself where it has none."""
-    return _placed(phrase) or _listed(phrase) or _having(phrase) or _counted(phrase) or phrase
-
-
-def _placed(phrase: str) -> Scene | None:
-    for found in reversed([*_PLACE.finditer(phrase)]):
-        first, second = phrase[: found.start()], phrase[found.end() :]
-        word = found[1].lower()
-        somewhere = word in ("in", "on") and second.lower().startswith("the ")  # "in the forest"
-        if _are_things(first, second) and not somewhere:
-            worn = _worn(second) if word == "in" else None  # "a bear in a tuxedo"
-            parts = (_read(first), _read(second))
-            return Scene(relation=worn or _PLACES[word], parts=parts)
-    return None
-
-
-def _listed(phrase: str) -> Scene | None:
-    """Two or three things side by side."""
-    things = _AND.split(phrase)
-    if len(things) not in (2, 3) or not all(map(_IS_THING.match, things)):
+    phrase, links, look = _links(phrase)
+    scene = _read(phrase, links)
+    if not isinstance(scene, Scene) or len(scene.layers) > MOST_LAYERS:
         return None
-    also_worn = _worn(things[-1]) and _HAS.search(things[0])  # "a cat wearing a hat and a scarf"
-    if also_worn or not _are_things(*things):
-        return None
-    return Scene(relation="beside", parts=tuple(map(_read, things)))
+    dressed = _dressed(scene, dress, look + style)
+    return dressed if sum(map(len, dressed.layers)) <= _MOST_CHARACTERS else None
 
 
-def _having(phrase: str) -> Scene | None:
-    if (found := _HAS.search(phrase)) is None:
-        return None
-    first, second = phrase[: found.start()], phrase[found.end() :]
-    if not _are_things(first, second):
-        return None
-    word, scene = found[1].lower(), _read(first)
-    if word == "with" and second.split()[-1].lower() == "face":  # "an avocado with a smiling face"
-        return Scene(relation="inside", parts=(_read(second), scene))
-    worn = [*map(_worn, things := _AND.split(second))] if word in ("with", "wearing") else [None]
-    if not all(worn):
-        return Scene(relation=_HAVING[word], parts=(scene, _read(second)))
-    for place, thing in zip(worn, things, strict=True):
-        scene = Scene(relation=place or "on_head", parts=(scene, thing))
-    return scene if isinstance(scene, Scene) else None
+@dataclass(frozen=True)
+class _Link:
+    """Something that is said of what came before: `word` and `text`, from `start` to `end`.
+
+    `word` is empty where a thing is only listed; `joined`: by "and" or a comma.
+    """
+
+    start: int
+    end: int
+    word: str
+    joined: str
+    text: str
+
+    @property
+    def noun(self) -> str:
+        return noun(self.text)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it says how a thing looks: "with a long tail"."""
+        return self.word == "with" and self.noun in PARTS
+
+    @property
+    def is_look(self) -> bool:
+        """Whether it says where all is, or how the picture looks."""
+        if self.word in PLACES:
+            the = self.text.lower().startswith("the ")
+            return self.noun in NOWHERE or (the and self.noun in THE_PLACES)
+        of_all = self.word == "with" or (not self.word and self.joined == ",")
+        return of_all and self.noun in LOOKS
+
+    @property
+    def is_had(self) -> bool:
+        """Whether it says what a thing has or wears, as "in a tuxedo" does."""
+        return self.word in HAVING or (self.word == "in" and self.noun in WORN)
 
 
-def _counted(phrase: str) -> Scene | None:
-    word, _, plural = phrase.partition(" ")
-    one = singular(plural)
-    if word.lower() not in _COUNTS or one is None or _RELATED.intersection(plural.split()):
+def _links(phrase: str) -> tuple[str, list[_Link], str]:
+    """The phrase without what is said of all of it at its end, its links, and that end."""
+    found = [*_LINK.finditer(phrase)]
+    ends = [*[match.start() for match in found][1:], len(phrase)]
+    links = [
+        _Link(
+            match.start(),
+            end,
+            (match["word"] or "").lower(),
+            (match["join"] or match["list"] or "").strip(),
+            phrase[match.end() : end],
+        )
+        for match, end in zip(found, ends, strict=False)
+    ]
+    looks = [i for i, link in enumerate(links) if link.is_look and not link.word]
+    kept = looks[0] if looks else len(links)
+    while kept and links[kept - 1].is_look:
+        kept -= 1
+    cut = links[kept].start if kept < len(links) else len(phrase)
+    return phrase[:cut], links[:kept], phrase[cut:]
+
+
+@dataclass
+class _Thing:
+    """A thing, and what it has: on itself, or inside."""
+
+    name: str
+    has: list[tuple[Relation, str]] = field(default_factory=list)
+
+    def scene(self) -> "str | Scene":
+        scene = _counted(self.name)
+        for relation, name in self.has:
+            parts = (scene, _counted(name))
+            scene = Scene(relation=relation, parts=parts[::-1] if relation == "inside" else parts)
+        return scene
+
+
+@dataclass
+class _Clause:
+    """Things, and what they are all in, on, under, …, one after the other."""
+
+    things: list[_Thing]
+    places: list[tuple[Relation, list[_Thing]]] = field(default_factory=list)
+
+    def scene(self) -> "str | Scene | None":
+        scene = _beside([thing.scene() for thing in self.things])
+        for relation, things in self.places:
+            place = _beside([thing.scene() for thing in things])
+            if scene is None or place is None:
+                return None
+            scene = Scene(relation=relation, parts=(scene, place))
+        return scene
+
+
+def _read(phrase: str, links: Sequence[_Link]) -> "str | Scene | None":
+    """What a chain of links says; None where that is not sure."""
+    first = phrase[: links[0].start] if links else phrase
+    if not first or (links and not _IS_THING.match(first) and _is_name(links[0])):
         return None
-    article = "an" if one[0].lower() in "aeiou" else "a"
+    chain = _Chain(first)
+    for link, after in zip(links, [*links[1:], None], strict=False):
+        if not chain.add(link, after, phrase[link.start : link.end]):
+            return None
+    return _beside([clause.scene() for clause in chain.clauses])
+
+
+def _is_name(link: _Link) -> bool:
+    """Whether a first thing that has no article, with this, may be a name."""
+    return not link.word or link.text.lower().startswith("the ")
+
+
+class _Chain:
+    """Reads links one by one. What is worn or held belongs to the creature that was named last."""
+
+    def __init__(self, first: str) -> None:
+        self._near = _Thing(first)  # the last one that was named, but for what another has
+        self.clauses = [_Clause([self._near])]
+        self._holder: _Thing | None = None  # where the last link said what one has
+        self._word = ""  # by which
+
+    def add(self, link: _Link, after: _Link | None, text: str) -> bool:
+        """Take one in, which is `text`; False where it is not sure what it says."""
+        if link.is_part or link.is_look:
+            self._near.name += text
+            if link.is_part:
+                self._holder, self._word = self._near, "with"
+        elif not link.word:
+            return self._list(link, after)
+        elif link.is_had:
+            self._have(self._who(link), link.word, link.text)
+        else:
+            self._place(PLACES[link.word], link.text)
+        return True
+
+    def _list(self, link: _Link, after: _Link | None) -> bool:
+        """A thing more: one that somebody has, that somebody is at, or one with a clause."""
+        has_article = _IS_THING.match(link.text) is not None
+        is_worn = link.noun in WORN
+        more = after if after is not None and not after.joined and not after.is_part else None
+        if self._holder is not None:
+            begins = link.noun in CREATURES or (more is not None and more.is_had)
+            if is_worn or not begins:
+                self._have(self._holder, self._word, link.text)
+                return True
+        if not has_article:
+            return False
+        clause, thing = self.clauses[-1], _Thing(link.text)
+        begins = link.noun in CREATURES or (more is not None and bool(more.word))
+        if not clause.places and self._holder is None and not clause.things[-1].has:
+            clause.things.append(thing)
+        elif clause.places and self._holder is None and not begins:
+            clause.places[-1][1].append(thing)
+        else:
+            self.clauses.append(_Clause([thing]))
+        self._near, self._holder = thing, None
+        return True
+
+    def _place(self, relation: Relation, text: str) -> None:
+        self._near, self._holder = _Thing(text), None
+        self.clauses[-1].places.append((relation, [self._near]))
+
+    def _who(self, link: _Link) -> _Thing:
+        """Who wears or holds what a link says."""
+        clause = self.clauses[-1]
+        if self._holder is not None and not link.joined:
+            return self._holder
+        if not clause.places or link.joined:
+            return clause.things[-1]
+        likely = clause.places[-1][0] in NEIGHBOURS or noun(self._near.name) in CREATURES
+        return self._near if likely or link.word == "with" else clause.things[-1]
+
+    def _have(self, who: _Thing, word: str, text: str) -> None:
+        self._holder, self._word = who, word
+        what = noun(text)
+        if word == "with" and what == _FACE:
+            who.has.append(("inside", text))
+        elif word in ("wearing", "in") and what not in WORN:
+            who.has.append(("holding" if what in CARRIED else "on_head", text))
+        elif word in ("wearing", "in", "with"):
+            who.has.append((WORN.get(what, "holding"), text))
+        else:
+            who.has.append(("holding", text))
+
+
+def _beside(scenes: "Sequence[str | Scene | None]") -> "str | Scene | None":
+    """Things side by side; the one where there is one, None where they are too many."""
+    known = [scene for scene in scenes if scene is not None]
+    if len(known) < len(scenes) or len(known) > _MOST_BESIDE:
+        return None
+    return known[0] if len(known) == 1 else Scene(relation="beside", parts=tuple(known))
+
+
+def _counted(name: str) -> "str | Scene":
+    """Two or three of one, where a name says that."""
+    word, _, plural = name.partition(" ")
+    if word.lower() not in _COUNTS or _SAID_MORE.search(plural):
+        return name
+    if (one := singular(plural)) is None:
+        return name
+    article = "an" if one[0] in "aeiou" else "a"
     return Scene(relation=_COUNTS[word.lower()], parts=(f"{article} {one}",))
-
-
-def singular(plural: str) -> str | None:
-    """One of a regular English plural ("red foxes" → "red fox"); None where it is none."""
-    for ending, one in (("ies", "y"), ("xes", "x"), ("ches", "ch"), ("shes", "sh"), ("sses", "ss")):
-        if plural.endswith(ending):
-            return plural.removesuffix(ending) + one
-    return plural[:-1] if re.search(r"[^\W\d_]{2}s$", plural) and plural[-2] != "s" else None
-
-
-def _are_things(first: str, *others: str) -> bool:
-    """Whether all can be painted alone; a first thing without an article needs no "the" after."""
-    if not _IS_THING.match(first) and others[0].lower().startswith("the "):
-        return False
-    return bool(first.strip()) and not any(_NO_THING.match(one.lower()) for one in (first, *others))
 
 
 def _dressed(scene: Scene, dress: str, style: str) -> Scene:

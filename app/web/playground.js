@@ -239,6 +239,8 @@ document.addEventListener("click", ({ target }) => {
 });
 
 function restore(request, seed) {
+  if (models.some((card) => card.id === request.model)) fields.model.value = request.model;
+  defaults();
   fields.prompt.value = request.prompt;
   fields.negative_prompt.value = request.negative_prompt || "";
   for (const name of ["steps", "guidance_scale", "sampler", "size", "output_format"]) fields[name].value = request[name];

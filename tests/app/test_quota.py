@@ -11,6 +11,7 @@ from PIL import Image
 from app import keys
 from app.jobs.record import JobRequest, JobStatus, Problem
 from app.jobs.room import Room
+from app.jobs.scene import read_scene
 from app.jobs.store import JobStore
 from tests.app.service import CARD, PNG, Serve, Service
 from worker.encoding import encode
@@ -126,20 +127,24 @@ async def test_the_books_are_mended(serve: Serve) -> None:
         assert use(service) == (0, NEED)
 
 
-@pytest.mark.parametrize("output_format", ["png", "webp"])
+@pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
 def test_no_picture_takes_more_than_it_was_promised(output_format: str) -> None:
-    """Noise cannot be compressed, and every character of these prompts is escaped."""
+    """Noise cannot be compressed, every character is escaped, and a scene has some of it again."""
     from random import Random
 
     from app.jobs.recipe import Recipe
 
+    prompt = f"a cat and a dog, {'𝔸' * 980}"
     request = JobRequest(
-        prompt="𝔸" * 1000, negative_prompt="\u202e" * 1000, model="tiny", seed=1, steps=1,
+        prompt=prompt, negative_prompt="\U000e0001" * 1000, model="tiny", seed=1, steps=1,
         sampler="ddim", guidance_scale=1, size="64x64", background="white",
-        output_format=output_format,
+        output_format=output_format, compose=True, scene=read_scene(prompt),
     )  # fmt: skip
+    assert request.scene is not None
     noise = Image.frombytes("RGBA", (64, 64), Random(1).randbytes(4 * 64 * 64))
-    assert len(encode(noise, Recipe.of(request, 1, CARD))) <= request.most_bytes
+    recipe = Recipe.of(request, 1, CARD)
+    assert len(encode(noise, recipe)) <= request.most_bytes
+    assert Recipe.read(recipe.as_json()) == recipe
 
 
 def test_no_quota_no_limit(tmp_path: Path) -> None:

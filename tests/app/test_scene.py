@@ -5,6 +5,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.jobs.scene import Relation, Scene, read_scene, singular
 
@@ -43,6 +45,27 @@ REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "emoji"
         ("a bird flying over a house", "on", ("a bird flying", "a house")),
         ("three apples", "three", ("an apple",)),
         ("two red foxes", "two", ("a red fox",)),
+        ("TWO CATS!", "two", ("a cat",)),
+        ("2 cookies", "two", ("a cookie",)),
+        ("a cat is in the box", "inside", ("a cat", "the box")),
+        ("the cat in the hat", "on_head", ("the cat", "the hat")),
+        ("the sun wearing sunglasses.", "on_eyes", ("the sun", "sunglasses")),
+        ("a  dog with\na hat.", "on_head", ("a dog", "a hat")),
+        ("a dog wearing a backpack", "holding", ("a dog", "a backpack")),
+        ("a hand holding a pen", "holding", ("a hand", "a pen")),
+        ("a cat with green eyes in a box", "inside", ("a cat with green eyes", "a box")),
+        (
+            "a fox with a long tail by itself near a tree",
+            "beside",
+            ("a fox with a long tail by itself", "a tree"),
+        ),
+        (
+            "a monkey riding an elephant with big ears",
+            "on",
+            ("a monkey", "an elephant with big ears"),
+        ),
+        ("a man with a beard and a hat", "on_head", ("a man with a beard", "a hat")),
+        ("a cat in the forest next to a dog", "beside", ("a cat in the forest", "a dog")),
     ],
 )
 def test_two_things_and_how_they_stand(prompt: str, relation: str, parts: tuple[str, ...]) -> None:
@@ -68,13 +91,68 @@ def test_what_is_worn_belongs_to_the_thing_beside_it() -> None:
     assert read.layers == ("a cat", "a box", "a car")
 
 
-def test_style_and_form_are_those_of_every_thing() -> None:
-    found = read_scene("an icon of a cat inside an avocado, noto style, no shadow")
+def test_what_is_worn_or_held_belongs_to_the_creature() -> None:
+    board = "a skateboard"
+    for prompt, read in {
+        "a dog on a skateboard wearing a hat": scene(
+            "on", scene("on_head", "a dog", "a hat"), board
+        ),
+        "a dog riding a skateboard and holding a flag": scene(
+            "on", scene("holding", "a dog", "a flag"), board
+        ),
+        "a bird on a cat wearing a hat": scene("on", "a bird", scene("on_head", "a cat", "a hat")),
+        "a dog holding a ball and wearing a hat": scene(
+            "on_head", scene("holding", "a dog", "a ball"), "a hat"
+        ),
+        "a king with a sword and a crown on a horse": scene(
+            "on", scene("on_head", scene("holding", "a king", "a sword"), "a crown"), "a horse"
+        ),
+        "a boy in a blue shirt playing a guitar": scene(
+            "holding", scene("on_body", "a boy", "a blue shirt"), "a guitar"
+        ),
+        "a cat wearing a red hat, sunglasses and boots": scene(
+            "on_feet",
+            scene("on_eyes", scene("on_head", "a cat", "a red hat"), "sunglasses"),
+            "boots",
+        ),
+    }.items():
+        assert read_scene(prompt) == read, prompt
+
+
+def test_two_clauses_are_two_scenes_side_by_side() -> None:
+    hat, scarf = scene("on_head", "a cat", "a hat"), scene("on_neck", "a dog", "a scarf")
+    for prompt, parts in {
+        "a cat in a hat and a dog in a scarf": (hat, scarf),
+        "a cat wearing a hat, a dog wearing a scarf": (hat, scarf),
+        "a cat on a table and a dog under a chair": (
+            scene("on", "a cat", "a table"),
+            scene("under", "a dog", "a chair"),
+        ),
+        "a dog and a cat wearing a hat": ("a dog", hat),
+        "a cat wearing a hat and a dog": (hat, "a dog"),
+    }.items():
+        assert read_scene(prompt) == scene("beside", *parts), prompt
+    both = scene("beside", "a dog", "a cat")
+    assert read_scene("a dog and a cat in a box") == scene("inside", both, "a box")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "dress", "style"),
+    [
+        ("an icon of {}, noto style, no shadow", "an icon of ", ", noto style, no shadow"),
+        ("Please draw {}", "Please draw ", ""),
+        ("a cute little emoji of {}", "a cute little emoji of ", ""),
+        ("{} on a white background", "", " on a white background"),
+        ("{}, a flat vector illustration", "", ", a flat vector illustration"),
+        ("{}, the background is blue", "", ", the background is blue"),
+        ("{} in the style of noto", "", " in the style of noto"),
+        ("{} in the snow", "", " in the snow"),
+    ],
+)
+def test_style_form_and_place_are_those_of_every_thing(prompt: str, dress: str, style: str) -> None:
+    found = read_scene(prompt.format("a cat inside an avocado"))
     assert found is not None
-    assert found.parts == (
-        "an icon of a cat, noto style, no shadow",
-        "an icon of an avocado, noto style, no shadow",
-    )
+    assert found.parts == (f"{dress}a cat{style}", f"{dress}an avocado{style}")
 
 
 @pytest.mark.parametrize(
@@ -97,6 +175,20 @@ def test_style_and_form_are_those_of_every_thing() -> None:
         "x" * 1000,
         "a cat in " * 100,
         "two cats wearing hats",
+        "two pairs of shoes",
+        "a red apple on a white background",
+        "a house on a snowy day",
+        "a bird with a red beak",
+        "a dragon with three heads",
+        "a cat not wearing a hat",
+        "no cat inside an avocado",
+        "a cat in a box; a dog on a car",
+        "a cat and sunglasses",
+        "A CAT \u0130N A BOX",  # letters that are i and s but for their bytes
+        "a cat \u0131n a box",
+        "a cat in\u017fide an avocado",
+        "a cat and a dog in a box, "
+        + "\U0001f600" * 970,  # its prompt in each thing: more than a file holds
     ],
 )
 def test_all_else_is_one_thing(prompt: str) -> None:
@@ -123,6 +215,19 @@ def test_no_name_of_a_training_picture_is_taken_apart() -> None:
     assert taken_apart <= {"two hearts"}
 
 
+WORDS = """a an the two 3 cat dogs box hat sunglasses in on with wearing and , & of is not emoji
+style background white tail eyes next to holding riding draw \u0130n \u017f \U0001f600 . ;"""
+
+
+@given(st.lists(st.sampled_from(WORDS.split()), max_size=60).map(" ".join))
+def test_whatever_a_prompt_says_a_scene_has_two_to_four_things(prompt: str) -> None:
+    found = read_scene(prompt[:1000])
+    if found is not None:
+        counted = found.relation in ("two", "three")
+        assert (1 if counted else 2) <= len(found.layers) <= 4
+        assert all(found.layers)
+
+
 @pytest.mark.parametrize(
     ("plural", "one"),
     [
@@ -130,6 +235,15 @@ def test_no_name_of_a_training_picture_is_taken_apart() -> None:
         ("red foxes", "red fox"),
         ("cherries", "cherry"),
         ("dresses", "dress"),
+        ("Buses", "bus"),
+        ("tomatoes", "tomato"),
+        ("puppies", "puppy"),
+        ("cookies", "cookie"),
+        ("houses", "house"),
+        ("octopuses", "octopus"),
+        ("old snowmen", "old snowman"),
+        ("wolves", "wolf"),
+        ("gloves", "glove"),
         ("o'clock", None),
         ("glass", None),
         ("sheep", None),

@@ -117,6 +117,28 @@ def test_again_keeps_the_seed_and_vary_does_not(open_page: Open) -> None:
     assert page.locator("li.tile .seed").first.inner_text() != f"seed {seed}"
 
 
+def test_again_is_with_the_model_it_was(open_page: Open) -> None:
+    def another(route: Route) -> None:
+        found = route.fetch().json()
+        [card] = found["data"]
+        other = {**card, "id": "other", "default_steps": 3, "is_default": True}
+        found["data"] = [{**card, "is_default": False}, other]
+        route.fulfill(json=found)
+
+    page = open_page()
+    page.route("**/v1/models", another)
+    page.reload()
+    expect(page.locator("#model")).to_have_value("other")
+    page.locator("#model").evaluate("field => field.closest('details').open = true")
+    page.select_option("#model", "tiny")
+    draw(page)
+    page.reload()
+    expect(page.locator("#model")).to_have_value("other")
+    page.locator("li.tile").first.locator("[data-do=again]").click()
+    expect(page.locator("#model")).to_have_value("tiny")
+    draw(page, tiles=3)
+
+
 def test_pictures_appear_while_they_are_drawn(open_page: Open) -> None:
     page = open_page()
     set_option(page, "steps", 200)

@@ -1,5 +1,6 @@
 """A request of OpenAI's form, read as a job and as how its pictures are handed over."""
 
+import json
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,9 +103,19 @@ def _value(name: str, text: str) -> object:
             return float(text)
     except ValueError:
         return text
+    if name == "lora":
+        return _json(text)
     if name in _YES_OR_NO:
         return {"true": True, "false": False}.get(text.lower(), text)
     return text
+
+
+def _json(text: str) -> object:
+    """A list, written as JSON; other texts stay."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _take_options(

@@ -208,7 +208,7 @@ def _loras(draft: Draft, card: ModelCard) -> tuple[LoraUse, ...]:
         if asked.name in found:
             draft.refuse("lora", f"{asked.name!r} is named twice; give it once, with its weight")
         elif lora is None:
-            choice = f"should be one of {fit}" if fit else f"is unknown: {card.name!r} has no LoRAs"
+            choice = f"should be one of {fit}" if fit else _no_loras(card)
             draft.refuse("lora", f"{asked.name!r} {choice}", "model")
         elif lora.fault:
             draft.refuse("lora", lora.fault, "model")
@@ -216,6 +216,15 @@ def _loras(draft: Draft, card: ModelCard) -> tuple[LoraUse, ...]:
             use = LoraUse(name=lora.name, weight=asked.weight, sha256=lora.sha256)
             found[asked.name] = use
     return tuple(found.values())
+
+
+def _no_loras(card: ModelCard) -> str:
+    if card.runtime:  # it is loaded
+        return f"is unknown: {card.name!r} has no LoRAs"
+    return (
+        f"is not known yet: what suits {card.name!r} is found when it is loaded; load it first "
+        f"(POST /v1/models/{card.name}/load, or a job without a LoRA)"
+    )
 
 
 def _refuse_transparency(draft: Draft, card: ModelCard) -> None:

@@ -85,6 +85,7 @@ def describe_model(path: Path, preset: str = "", itemsize: int = _FLOAT32) -> De
 def _imported(path: Path, itemsize: int) -> Description:
     # Here, for other models do not need it.
     from models.stable_diffusion.loading import read_pipeline_config
+    from models.stable_diffusion.single_file import PREFIXES
 
     config = read_pipeline_config(read_entry(path))
     if not config.source.is_dir():
@@ -93,13 +94,15 @@ def _imported(path: Path, itemsize: int) -> Description:
             "import it again from where it lies now"
         )
     betas = config.noise.betas
+    # A single file may hold more, as the averages of training.
+    under = tuple(PREFIXES[config.generation].values()) if config.generation else ("",)
     weights = [config.source / name for name in config.files if name.endswith(".safetensors")]
     return Description(
         config=config,
         sha256=_sha256(path / CONFIG_FILE),
         path=path,
         source=config.source,
-        weights_bytes=_weights_bytes(weights, itemsize),
+        weights_bytes=_weights_bytes(weights, itemsize, under),
         sizes=config.sizes,
         free_sizes=config.free_sizes,
         channels=3,
@@ -108,13 +111,16 @@ def _imported(path: Path, itemsize: int) -> Description:
     )
 
 
-def _weights_bytes(files: Iterable[Path], itemsize: int = _FLOAT32) -> int:
-    """Memory of all tensors, from the files' headers."""
+def _weights_bytes(
+    files: Iterable[Path], itemsize: int = _FLOAT32, under: tuple[str, ...] = ("",)
+) -> int:
+    """Memory of the tensors whose names begin with one of `under`, from the files' headers."""
     total = 0
     for file in files:
         try:
             with safe_open(file, "pt") as tensors:
-                shapes = [tensors.get_slice(key).get_shape() for key in tensors.keys()]  # noqa: SIM118 - not a mapping
+                names = [key for key in tensors.keys() if key.startswith(under)]  # noqa: SIM118 - not a mapping
+                shapes = [tensors.get_slice(key).get_shape() for key in names]
         except (SafetensorError, OSError) as fault:
             missing = not file.is_file()
             what = "is missing" if missing else f"is damaged or truncated: {fault}"

@@ -1,8 +1,10 @@
 """`avocat train`, `evaluate` and `import`: handed on to the programs that know tensors."""
 
 import importlib.util
+import json
 import os
 import sys
+from pathlib import Path
 
 import typer
 
@@ -26,8 +28,19 @@ def evaluate(context: typer.Context) -> None:
 
 def import_model(context: typer.Context) -> None:
     """Serve local Stable Diffusion weights under a name; their files stay where they are."""
-    into = read_settings().models_dir
-    _hand_on("models.stable_diffusion", ["--into", str(into), *context.args])
+    settings = read_settings()
+    taken = [f"--taken={name}" for name in _names_of(settings.bundle)]
+    _hand_on("models.stable_diffusion", [f"--into={settings.models_dir}", *taken, *context.args])
+
+
+def _names_of(bundle: Path) -> list[str]:
+    """What the models of a bundle are called; none where it cannot be read."""
+    try:
+        entry = json.loads((bundle / "bundle.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return []
+    name = entry.get("name") if isinstance(entry, dict) else None
+    return [str(name), f"{name}-turbo"] if name else []
 
 
 def _hand_on(module: str, arguments: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -178,6 +179,7 @@ def remove(
     source = _source(file)
     try:
         file.unlink()
+        shutil.rmtree(file.parent / "parts", ignore_errors=True)  # of a single file: ours, too
         if not any(file.parent.iterdir()):
             file.parent.rmdir()
     except OSError as fault:

@@ -30,6 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.license,
         options.description,
     )
+    if options.name in options.taken:
+        print(
+            f"avocat import: {options.name!r} is a model of the bundle that is served; give "
+            "another --name",
+            file=sys.stderr,
+        )
+        return 1
     into = options.into / options.name
     try:
         config = import_folder(
@@ -62,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("path", type=Path, help="folder, or a .safetensors file")
     parser.add_argument("--name", required=True, type=_name, help="`model` of a job")
     parser.add_argument("--into", required=True, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--taken", action="append", default=[], help=argparse.SUPPRESS)
     parser.add_argument("--variant", help="of the weights, where there are several: fp16")
     parser.add_argument("--sampler", choices=SAMPLERS, help="default (from the scheduler's)")
     parser.add_argument("--steps", type=_positive, help="default steps")

@@ -79,6 +79,7 @@ class PipelineConfig(ModelConfig):
     samplers: tuple[Sampler, ...] = SAMPLERS
     default_background: str = "white"
     files: dict[str, str]
+    variant: str | None = None  # of the weights, as "fp16"
     # Of a single file in the original layout: which it is, whose configurations and vocabulary lie
     # beside `bundle.json`, each with its sha256.
     generation: Literal["sd1", "sd2", "sdxl"] | None = None

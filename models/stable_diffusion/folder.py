@@ -65,6 +65,7 @@ class Folder:
     path: Path
     index: Mapping[str, Any]
     components: Mapping[str, Component]
+    variant: str | None = None  # that was preferred
 
     @property
     def is_xl(self) -> bool:
@@ -89,7 +90,8 @@ def read_folder(path: Path, variant: str | None = None) -> Folder:
     if kind not in _PIPELINES:
         known = ", ".join(_PIPELINES)
         raise BundleError(f"{INDEX} says {kind!r}; these can be imported: {known}")
-    second = any(isinstance(index.get(name), list) and index[name][0] for name in _SECOND)
+    listed = (index.get(name) for name in _SECOND)  # as [library, class]
+    second = any(isinstance(entry, list) and any(entry) for entry in listed)
     second = second or kind.startswith("StableDiffusionXL")
     names = _ALWAYS + (_SECOND if second else ())
     missing = [name for name in names if not (path / name).is_dir()]
@@ -97,7 +99,8 @@ def read_folder(path: Path, variant: str | None = None) -> Folder:
         raise BundleError(
             f"{str(path)!r} has no folder {', '.join(missing)}; a {kind} needs {', '.join(names)}"
         )
-    return Folder(path, index, {name: _component(path / name, variant) for name in names})
+    components = {name: _component(path / name, variant) for name in names}
+    return Folder(path, index, components, variant)
 
 
 def read_parts(path: Path, file: Path, generation: str) -> Folder:
@@ -119,7 +122,7 @@ def read_parts(path: Path, file: Path, generation: str) -> Folder:
 
 
 def _refuse_file(path: Path) -> None:
-    if path.suffix in _PICKLES and path.is_file():
+    if path.suffix.lower() in _PICKLES and path.is_file():
         raise BundleError(
             f"{path.name} is a pickle, which can run any program when it is read, so it is not "
             f"read here. Convert it where you trust it: {_conversion_of_file(path)}"

@@ -17,7 +17,7 @@ from torch import nn
 from models.errors import BundleError
 from models.layers import channels_last
 from models.memory import free_bytes
-from models.stable_diffusion.config import PipelineConfig
+from models.stable_diffusion.config import KIND, PipelineConfig
 from models.stable_diffusion.folder import INDEX, Folder, read_folder, read_parts
 from models.stable_diffusion.modules import (
     build,
@@ -28,7 +28,7 @@ from models.stable_diffusion.modules import (
 )
 from models.stable_diffusion.parts import PARTS, write_parts
 from models.stable_diffusion.pipeline import Autoencoder, LatentDenoiser, Pipeline
-from models.stable_diffusion.settle import Wishes, settle
+from models.stable_diffusion.settle import Wishes, settle, unheeded
 from models.stable_diffusion.single_file import configurations, generation_of
 from models.stable_diffusion.text import TextEncoders, Tower
 from models.torchvision_ops import declare_missing_operators
@@ -59,7 +59,8 @@ def import_folder(
     """
     wishes = wishes or Wishes()
     with TemporaryDirectory() as scratch:
-        single = source.suffix == ".safetensors" and source.is_file()
+        _refuse_bundle(into, name)
+        single = source.suffix.lower() == ".safetensors" and source.is_file()
         parts = Path(scratch) / PARTS
         folder = _single(source, parts, wishes) if single else read_folder(source, variant)
         for part in _weighed(folder):
@@ -72,12 +73,14 @@ def import_folder(
             where = ".".join(str(part) for part in first["loc"])
             raise BundleError(f"{where}: {first['msg']}") from None
         _write(into, config, parts)
+    for asked in unheeded(folder):
+        progress(f"not served, and left out: {asked} of the scheduler; pictures may differ by it")
     return config
 
 
 def _single(file: Path, parts: Path, wishes: Wishes) -> Folder:
     """A single file, with its configurations and vocabulary written to `parts`."""
-    file = file.resolve()
+    file = file.absolute()  # a link has the suffix that what it leads to may lack, as in HF's cache
     shapes = read_shapes(file, file.name)
     generation = generation_of(shapes, file.name)
     configs = configurations(shapes, generation, file.name, wishes.prediction)
@@ -100,6 +103,19 @@ def _hashes(
     if ours:
         ours[INDEX] = _sha256(parts / INDEX)
     return theirs, ours
+
+
+def _refuse_bundle(into: Path, name: str) -> None:
+    """What was imported may be again; a bundle's own weights would be lost."""
+    try:
+        entry = json.loads((into / CONFIG_FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(entry, dict) and entry.get("kind") != KIND:
+        raise BundleError(
+            f"{str(into)!r} is a bundle with weights of its own: give another name than {name!r}, "
+            "or move that folder"
+        )
 
 
 def _write(into: Path, config: PipelineConfig, parts: Path) -> None:
@@ -189,7 +205,7 @@ def _recorded(path: Path, config: PipelineConfig) -> Folder:
         _check_hashes(path / PARTS, config.parts)
         [file] = config.files
         return read_parts(path / PARTS, config.source / file, config.generation)
-    folder = read_folder(config.source)
+    folder = read_folder(config.source, config.variant)
     kept = {}
     for name, component in folder.components.items():
         recorded = sorted(one for one in config.files if one.startswith(f"{name}/"))

@@ -74,7 +74,8 @@ def read_lora(file: Path, networks: Mapping[str, nn.Module], device: torch.devic
     parts: dict[str, dict[str, Delta]] = defaultdict(dict)
     for (part, layer), weights in found.items():
         weight: Any = networks[part].get_submodule(layer).weight
-        down, up = (weights[one].to(device, weight.dtype) for one in ("down", "up"))
+        # Copies: a mapped file that is cut short ends the process.
+        down, up = (weights[one].to(device, weight.dtype, copy=True) for one in ("down", "up"))
         if weight.ndim == 2:  # some files have 1x1 convolutions where the network is linear
             down, up = down.flatten(1), up.flatten(1)
         elif down.ndim == 2:
@@ -116,7 +117,9 @@ def _checked(
     for (part, layer), weights in found.items():
         _check_shapes(name, part, layer, weights, networks[part])
         if "alpha" not in weights and (alpha := _alpha(metadata, part, layer)) is not None:
-            weights["alpha"] = torch.tensor(alpha)
+            # α / √r instead of α / r (Kalajdzievski 2023, rank-stabilised LoRA).
+            ranked = len(weights["down"]) ** 0.5 if metadata.get(f"{part}.use_rslora") else 1.0
+            weights["alpha"] = torch.tensor(alpha * ranked)
     if not found:
         raise LoraError(f"LoRA {name!r} holds no update of a network that this model has")
     return found

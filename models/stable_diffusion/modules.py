@@ -116,7 +116,8 @@ def load_weights(
     state: dict[str, Tensor] = {}
     for key, weight in _weights(name, component):
         if (known := _known_as(key, expected)) is not None:
-            state[known] = weight.to(device, dtype).reshape(expected[known].shape)
+            # A copy: what is mapped changes with the file, and ends the process where that is cut.
+            state[known] = weight.to(device, dtype, copy=True).reshape(expected[known].shape)
     module.load_state_dict(state, assign=True)
     for key, buffer in list(module.named_buffers()):
         if buffer.is_meta:

@@ -6,13 +6,14 @@ from math import ceil, prod, sqrt
 from types import MappingProxyType
 from typing import Any, Final
 
-from models.errors import BundleError
+from models.errors import BundleError, ScheduleError
+from models.knots import knots
 from models.model import FreeSizes, Size
 from models.samplers import Parameterisation, Sampler
 from models.stable_diffusion.config import KIND, LayoutConfig, PipelineConfig, TrainingNoise
 from models.stable_diffusion.folder import Folder
 
-__all__ = ["Wishes", "settle"]
+__all__ = ["Wishes", "settle", "unheeded"]
 
 _KINDS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 _PREDICTS: Final[Mapping[str, Parameterisation]] = {
@@ -32,6 +33,19 @@ _INSTEAD: Sampler = "dpmpp_2m"  # of a scheduler that is none of ours, as PNDM
 _USUAL_STEPS, _FEW_STEPS = 25, 4
 _USUAL_GUIDANCE: Final = {"sd": 7.5, "sdxl": 5.0}
 _EMBEDDED_GUIDANCE = 8.5  # of denoisers that take the scale as an input, as LCM's
+# Values of a scheduler's configuration that are served; others are named at the import.
+_HEEDED: Final[Mapping[str, tuple[object, ...]]] = {
+    "use_karras_sigmas": (False,),
+    "use_exponential_sigmas": (False,),
+    "use_beta_sigmas": (False,),
+    "use_lu_lambdas": (False,),
+    "interpolation_type": ("linear",),
+    "thresholding": (False,),
+    "variance_type": ("fixed_small",),
+    "algorithm_type": ("dpmsolver++",),
+    "solver_order": (2,),
+}
+_HEEDED_OF_SDXL: Final[Mapping[str, tuple[object, ...]]] = {"clip_sample": (False,)}
 _ASPECTS = (4 / 3, 3 / 2, 16 / 9)
 
 
@@ -65,7 +79,7 @@ def settle(
     family = "sdxl" if folder.is_xl else "sd"
     _refuse_unserved(folder)
     sampler, steps, guidance = _defaults(folder, family)
-    return PipelineConfig(
+    config = PipelineConfig(
         kind=KIND,
         name=name,
         description=wishes.description,
@@ -83,9 +97,43 @@ def settle(
         default_steps=wishes.steps or steps,
         default_guidance_scale=guidance if wishes.guidance_scale is None else wishes.guidance_scale,
         files=dict(files),
+        variant=folder.variant,
         generation=folder.components["unet"].generation,
         parts=dict(parts),
     )
+    _refuse_impossible(folder, config)
+    return config
+
+
+def unheeded(folder: Folder) -> list[str]:
+    """What the scheduler's configuration asks for that no sampler here does, as "key: value"."""
+    scheduler = folder.config("scheduler")
+    kind = str(scheduler.get("_class_name", ""))
+    served = {**_HEEDED, **(_HEEDED_OF_SDXL if folder.is_xl else {})}
+    if kind.startswith("DPMSolver"):
+        del served["use_karras_sigmas"]
+    said = {key: scheduler[key] for key in served if scheduler.get(key) is not None}
+    return [f"{key}: {value}" for key, value in said.items() if value not in served[key]]
+
+
+def _refuse_impossible(folder: Folder, config: PipelineConfig) -> None:
+    """Wishes with which no job could be drawn."""
+    towers = [name for name in ("text_encoder", "text_encoder_2") if name in folder.components]
+    layers = min(folder.config(name).get("num_hidden_layers", 12) for name in towers)
+    most = layers - (2 if folder.is_xl else 1)  # SDXL leaves one out by itself
+    if config.clip_skip > most:
+        raise BundleError(
+            f"clip_skip is {config.clip_skip}; of {layers} layers {most} can be left out"
+        )
+    schedule, _, scale = config.noise.schedule(), *_native(folder)
+    try:
+        layout = config.layout.layout(schedule)
+        knots(schedule, config.default_sampler, config.default_steps, layout)
+    except ScheduleError as fault:
+        raise BundleError(f"{config.default_sampler}: {fault}") from None
+    for width, height in config.sizes:
+        if width % scale or height % scale:
+            raise BundleError(f"size {width}x{height} should be in multiples of {scale} pixels")
 
 
 def _refuse_unserved(folder: Folder) -> None:
@@ -150,8 +198,14 @@ def _defaults(folder: Folder, family: str) -> tuple[Sampler, int, float]:
     embedded = folder.config("unet").get("time_cond_proj_dim") is not None
     if kind == "LCMScheduler" or embedded:
         return "lcm", _FEW_STEPS, _EMBEDDED_GUIDANCE if embedded else 1.0
-    if kind.startswith("Euler") and scheduler.get("timestep_spacing") == "trailing":
-        return _SAMPLERS[kind], _FEW_STEPS, 1.0  # the turbo models
+    # The turbo models; those of v that end in pure noise have that spacing, too.
+    few = kind.startswith("Euler") and scheduler.get("timestep_spacing") == "trailing"
+    if (
+        few
+        and _parameterisation(scheduler) == "eps"
+        and not scheduler.get("rescale_betas_zero_snr")
+    ):
+        return _SAMPLERS[kind], _FEW_STEPS, 1.0
     sampler = _SAMPLERS.get(kind, _INSTEAD)
     if sampler == "dpmpp_2m" and scheduler.get("use_karras_sigmas"):
         sampler = "dpmpp_2m_karras"
@@ -178,7 +232,7 @@ def _native(folder: Folder) -> tuple[Size, int]:
     """The size it was trained at, and how many pixels wide a latent is."""
     unet, vae = folder.config("unet"), folder.config("vae")
     scale = 2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1)
-    side = unet.get("sample_size", 64)
+    side = unet.get("sample_size") or (128 if folder.is_xl else 64)
     if isinstance(side, int) and _is_before_0_9(unet) and side < 64:
         side = 64  # early files say 32, wrongly
     height, width = (side, side) if isinstance(side, int) else side

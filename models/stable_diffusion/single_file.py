@@ -36,6 +36,7 @@ _STRANGERS: Final[Mapping[str, str]] = {
     "control_model.": "a ControlNet, which is not served",
     "controlnet_cond_embedding.": "a ControlNet, which is not served",
     "edm_mean": "a checkpoint of Playground 2.5, whose noise is not served",
+    "edm_vpred": "a checkpoint of CosXL, whose noise is not served",
     "conditioner.embedders.0.model.": "the refiner of SDXL, which only works on another's latents",
     "joint_blocks.": "a checkpoint of Stable Diffusion 3, which is not served",
     "double_blocks.": "a checkpoint of Flux, which is not served",
@@ -51,6 +52,7 @@ _NOISE: Final[Mapping[str, Any]] = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
+_SD2_LAYERS = 23  # of its text tower that are used; original files have one more
 _SIDES: Final[Mapping[str, int]] = {"sd1": 64, "sd2": 64, "sdxl": 128}  # of latents
 
 
@@ -246,8 +248,12 @@ def _clip(shapes: Shapes) -> dict[str, Any]:
 
 
 def _open_clip(shapes: Shapes, *, drops_last: bool = True) -> dict[str, Any]:
-    """OpenCLIP's text tower; Stable Diffusion 2 has no use for the last layer."""
+    """OpenCLIP's text tower; Stable Diffusion 2 has no use for the last layer.
+
+    diffusers' conversion to this layout has left it out already.
+    """
     layers = _count(shapes, r"transformer\.resblocks\.(\d+)\.")
+    drops_last = drops_last and layers != _SD2_LAYERS
     inner = shapes["transformer.resblocks.0.mlp.c_fc.weight"][0]
     length = shapes["positional_embedding"][0]
     found = _text(shapes["token_embedding.weight"], length, inner, layers - drops_last)

@@ -1,5 +1,6 @@
 """LoRAs and free sizes of a model, as jobs may ask for them."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from app.jobs.recipe import Recipe
 from app.jobs.record import JobRequest, LoraUse
 from app.jobs.repeats import repeat_key
 from tests.app.service import CARD, Service
+from tests.app.test_inputs import file_of
+from tests.app.test_openai import drawn
 from tests.app.test_verify import png_of, recipe, verified
 
 SKETCH, OIL = "5c" * 32, "01" * 32
@@ -63,10 +66,30 @@ async def test_what_is_wrong_is_said(capable: Service, lora: Any, message: str) 
     assert message in error["message"]
 
 
-async def test_models_without_say_so(service: Service) -> None:
+@pytest.mark.parametrize(
+    ("runtime", "message"),
+    [("eager", "'tiny' has no LoRAs"), ("", "what suits 'tiny' is found when it is loaded")],
+)
+async def test_models_without_say_so(service: Service, runtime: str, message: str) -> None:
+    card = CARD.model_copy(update={"runtime": runtime})
+    service.redis.hset(keys.MODELS, CARD.name, card.model_dump_json())
     answer = await service.client.post("/v1/jobs", json={"prompt": "x", "lora": [{"name": "oil"}]})
     [error] = answer.json()["errors"]
-    assert error["message"] == "'oil' is unknown: 'tiny' has no LoRAs"
+    assert message in error["message"]
+
+
+async def test_a_form_has_them_as_json(capable: Service) -> None:
+    def post(text: str) -> Any:
+        files = {"image": ("a.png", file_of(), "image/png")}
+        form = {"prompt": "x", "lora": text}
+        return capable.client.post("/v1/images/edits", data=form, files=files)
+
+    answer, job = await asyncio.gather(post('[{"name": "oil"}]'), drawn(capable))
+    assert answer.status_code == 200
+    request = (await capable.job(job))["request"]
+    assert request["lora"] == [{"name": "oil", "weight": 1.0, "sha256": OIL}]
+    for wrong in ("oil", "[" * 5000, '{"name": "oil"}'):
+        assert (await post(wrong)).status_code == 422
 
 
 async def test_a_repeat_has_the_same_loras(capable: Service) -> None:

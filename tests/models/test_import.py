@@ -15,6 +15,7 @@ from models.loading import load_model
 from models.stable_diffusion import loading
 from models.stable_diffusion.__main__ import main
 from models.stable_diffusion.loading import import_folder
+from models.stable_diffusion.settle import Wishes
 from tests.models.tiny_diffusers import build_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -187,6 +188,80 @@ def test_what_is_wrong_is_named(source: Path, tmp_path: Path, fault: str) -> Non
     assert not (tmp_path / "m").exists()
 
 
+IMPOSSIBLE: list[tuple[Wishes, str]] = [
+    (Wishes(clip_skip=4), r"clip_skip is 4; of 4 layers 3 can be left out"),
+    (Wishes(sampler="lcm", steps=60), r"lcm: .*50"),
+    (Wishes(steps=5000), r"steps is 5000; it must be from 1 to 1000"),
+    (Wishes(sizes=((100, 64),)), r"size 100x64 should be in multiples of 8"),
+]
+
+
+@pytest.mark.parametrize(("wishes", "message"), IMPOSSIBLE)
+def test_wishes_that_no_job_could_be_drawn_with(
+    source: Path, tmp_path: Path, wishes: Wishes, message: str
+) -> None:
+    with pytest.raises(BundleError, match=message):
+        import_folder(source, tmp_path / "m", "mine", wishes)
+    most = Wishes(clip_skip=3, sampler="lcm", steps=50)
+    import_folder(source, tmp_path / "m", "mine", most)
+    assert load_model(tmp_path / "m").context.conditioning("a cat", None, 1.0, (64, 64))
+
+
+def test_any_variant_is_loaded_as_it_was_imported(source: Path, tmp_path: Path) -> None:
+    for file in source.rglob("*.safetensors"):
+        file.rename(file.with_suffix(".bf16.safetensors"))
+    import_folder(source, tmp_path / "m", "mine", variant="bf16")
+    assert load_model(tmp_path / "m")
+
+
+def test_configurations_that_leave_things_out(source: Path, tmp_path: Path) -> None:
+    change(source / "unet/config.json", sample_size=None)
+    change(source / "model_index.json", text_encoder_2=[], tokenizer_2=[])
+    assert import_folder(source, tmp_path / "m", "mine").sizes[0] == (512, 512)
+
+
+def test_turbo_is_known_by_its_scheduler_and_not_taken_for_zero_snr(
+    source: Path, tmp_path: Path
+) -> None:
+    scheduler = source / "scheduler/scheduler_config.json"
+    change(scheduler, _class_name="EulerDiscreteScheduler", timestep_spacing="trailing")
+    config = import_folder(source, tmp_path / "m", "mine")
+    assert (config.default_steps, config.default_guidance_scale) == (4, 1.0)
+    change(scheduler, prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    config = import_folder(source, tmp_path / "m", "mine")
+    assert (config.default_steps, config.default_guidance_scale) == (25, 7.5)
+
+
+def test_what_of_a_scheduler_is_left_out_is_said(source: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    scheduler = source / "scheduler/scheduler_config.json"
+    change(scheduler, _class_name="EulerDiscreteScheduler", use_karras_sigmas=True)
+    import_folder(source, tmp_path / "m", "mine", progress=told.append)
+    assert told[-1].startswith("not served, and left out: use_karras_sigmas: True")
+    change(scheduler, _class_name="DPMSolverMultistepScheduler")
+    config = import_folder(source, tmp_path / "m", "mine", progress=(told := []).append)
+    assert config.default_sampler == "dpmpp_2m_karras"
+    assert not [line for line in told if line.startswith("not served")]
+
+
+def test_a_bundle_of_that_name_is_not_written_over(source: Path, tmp_path: Path) -> None:
+    own = tmp_path / "m" / "bundle.json"
+    own.parent.mkdir()
+    own.write_text(json.dumps({"name": "mine", "format": 1}))
+    with pytest.raises(BundleError, match=r"is a bundle with weights of its own: give another"):
+        import_folder(source, tmp_path / "m", "mine")
+    assert json.loads(own.read_text()) == {"name": "mine", "format": 1}
+
+
+def test_a_loaded_model_does_not_change_with_its_files(source: Path, tmp_path: Path) -> None:
+    import_folder(source, tmp_path / "m", "mine")
+    state = load_model(tmp_path / "m").denoiser.network.state_dict()  # type: ignore[attr-defined]
+    before = {name: weight.clone() for name, weight in state.items()}
+    with (source / UNET).open("r+b") as handle:
+        handle.write(bytes((source / UNET).stat().st_size))
+    assert all(torch.equal(state[name], weight) for name, weight in before.items())
+
+
 def test_files_that_changed_since_are_refused(source: Path, tmp_path: Path) -> None:
     import_folder(source, tmp_path / "m", "mine")
     change(source / "scheduler/scheduler_config.json", prediction_type="v_prediction")
@@ -221,3 +296,5 @@ def test_the_command_says_what_it_made(
     assert main([str(source), *arguments, "--size", "96x64"]) == 0
     assert "mine: sd, predicts eps, 96x64, euler in 9 steps" in capsys.readouterr().out
     assert load_model(tmp_path / "mine").sizes == ((96, 64),)
+    assert main([str(source), *arguments, "--taken=mine"]) == 1
+    assert "'mine' is a model of the bundle that is served" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from models.description import describe_model
 from models.errors import BundleError
 from models.loading import load_model
 from models.stable_diffusion.__main__ import main
@@ -125,6 +126,36 @@ def test_what_predicts_v_has_to_be_said_for_sd2_and_is_read_of_sdxl(
     assert config.parameterisation == "v"
     assert config.noise.zero_terminal_snr
     assert config.layout.spacing == "trailing"
+
+
+@pytest.mark.parametrize(("layers", "used"), [(24, 23), (23, 23), (3, 2)])
+def test_sd2_uses_23_layers_of_its_text_tower(
+    built: dict[str, tuple[Path, Path]], layers: int, used: int
+) -> None:
+    shapes = {key: tuple(one.shape) for key, one in load_file(built["sd2"][1]).items()}
+    stem = "cond_stage_model.model.transformer.resblocks."
+    first = {key: one for key, one in shapes.items() if key.startswith(f"{stem}0.")}
+    shapes = {key: one for key, one in shapes.items() if not key.startswith(stem)}
+    for i in range(layers):
+        shapes |= {key.replace(f"{stem}0.", f"{stem}{i}."): one for key, one in first.items()}
+    found = configurations(shapes, "sd2", "file", "v")
+    assert found["text_encoder"]["num_hidden_layers"] == used
+
+
+def test_memory_is_that_of_the_model_and_a_link_has_it_too(file: Path, tmp_path: Path) -> None:
+    """As in the hub's cache, where a file is a link to a name without an ending."""
+    plain = describe_model(_imported(file, tmp_path / "plain")).weights_bytes
+    assert plain > 1_000_000
+    blob = file.rename(tmp_path / "0123abcd")
+    file.symlink_to(blob)
+    assert describe_model(_imported(file, tmp_path / "link")).weights_bytes == plain
+    _with(model_ema__diffusion_model_weight=(1000, 1000))(blob)
+    assert describe_model(_imported(file, tmp_path / "ema")).weights_bytes == plain
+
+
+def _imported(file: Path, into: Path) -> Path:
+    import_folder(file, into, "mine")
+    return into
 
 
 def _without(prefix: str) -> Any:

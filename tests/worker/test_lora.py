@@ -1,6 +1,7 @@
 """LoRAs in the engine, against diffusers' own with the same noise."""
 
 import hashlib
+import json
 import math
 import re
 import shutil
@@ -18,7 +19,7 @@ from models.loading import load_model
 from models.model import LoraFolder, Model, Wanted
 from models.stable_diffusion import lora_folder
 from models.stable_diffusion.loading import import_folder
-from models.stable_diffusion.lora_file import LoraError
+from models.stable_diffusion.lora_file import LoraError, read_lora
 from models.stable_diffusion.settle import Wishes
 from models.stable_diffusion.text import TextEncoders
 from tests.models.lora_files import save_kohya, save_peft
@@ -107,6 +108,30 @@ def test_names_of_the_original_unet_are_known(place: Path, tmp_path: Path) -> No
     pipeline.set_adapters(["sgm"], [0.6])
     expected = theirs(pipeline, steps=2)
     assert float((drawn(model, [spec])["0"] - expected).abs().max()) <= 1e-3
+
+
+@pytest.mark.parametrize(("ranked", "strength"), [(False, 2.0), (True, 4.0)])
+def test_alpha_of_the_metadata_is_over_the_rank_or_its_root(
+    place: Path, tmp_path: Path, ranked: bool, strength: float
+) -> None:
+    _, pipeline, _ = _built(place, "sd1")
+    file = save_peft(tmp_path / "a.safetensors", pipeline, seed=5)
+    about = {"unet.lora_alpha": 8, "unet.use_rslora": ranked}
+    save_file(load_file(file), file, {"lora_adapter_metadata": json.dumps(about)})
+    networks = {part: getattr(pipeline, part) for part in ("unet", "text_encoder")}
+    found = read_lora(file, networks, torch.device("cpu"))
+    assert {delta.scale for delta in found.parts["unet"].values()} == {strength}  # of rank 4
+
+
+def test_a_loaded_lora_does_not_change_with_its_file(place: Path, tmp_path: Path) -> None:
+    _, pipeline, _ = _built(place, "sd1")
+    file = save_peft(tmp_path / "a.safetensors", pipeline, seed=5)
+    networks = {part: getattr(pipeline, part) for part in ("unet", "text_encoder")}
+    [delta, *_] = read_lora(file, networks, torch.device("cpu")).parts["unet"].values()
+    before = delta.down.clone()
+    with file.open("r+b") as handle:
+        handle.write(bytes(file.stat().st_size))
+    assert torch.equal(delta.down, before)
 
 
 def _renamed(old: str, new: str) -> Any:

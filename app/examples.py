@@ -71,6 +71,7 @@ _MODEL = {
     "default_guidance_interval": [0.0, 1.0],
     "default_background": "transparent",
     "composes": True,
+    "styles": ["noto", "flat"],
     "max_steps": 1000,
     "context_length": 77,
     "exact": True,

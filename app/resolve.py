@@ -121,7 +121,7 @@ def resolve(draft: Draft, card: ModelCard, inputs: Mapping[str, str] | None = No
         mask=(inputs or {}).get("mask"),
         strength=strength,
         compose=compose,
-        scene=read_scene(fields.prompt) if compose else None,
+        scene=read_scene(fields.prompt, card.styles) if compose else None,
     )
 
 

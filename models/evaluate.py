@@ -9,7 +9,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from models.train.data import load_pictures
 _AT_ONCE = 16
 
 
-# A prompt → its things, to be painted one by one; None where it names one.
-ReadScene = Callable[[str], Scene | None]
+# A prompt and the styles that the model knows → its things, to be painted one by one; None where it
+# is painted as it stands.
+ReadScene = Callable[[str, Collection[str]], Scene | None]
 
 
 class Painter:
@@ -54,7 +55,8 @@ class Painter:
 
     def __call__(self, prompts: Sequence[str], seed: int) -> Tensor:
         """Pictures float32 `[B, C, H, W]` in [-1, 1]; the i-th with `seed + i`."""
-        scenes = [self.read(prompt) if self.read is not None else None for prompt in prompts]
+        styles = self.bundle.config.styles
+        scenes = [self.read(one, styles) if self.read is not None else None for one in prompts]
         asked = [
             (text, layer_seed(seed + i, layer))
             for i, (prompt, scene) in enumerate(zip(prompts, scenes, strict=True))

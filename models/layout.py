@@ -29,7 +29,7 @@ _WORN = {
 class Scene(Protocol):
     """Things in a relation (app/jobs/scene.py), each a prompt or a scene itself.
 
-    `layers`: the prompts of all things in it, in the order in which they are named.
+    `layers`: the prompts of all things in it, from the first part to the last.
     """
 
     @property
@@ -105,6 +105,8 @@ def lay(scene: Scene | None, pictures: Sequence[Tensor]) -> Tensor:
         raise ValueError(
             f"the scene takes {wanted} pictures [4, S, S], not {len(pictures)} of {shapes}"
         )
+    if scene.relation == "alone":
+        return pictures[0].float().cpu()
     return _laid(scene, ((one.float().cpu() + 1) / 2 for one in pictures), side) * 2 - 1
 
 

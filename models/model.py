@@ -83,6 +83,9 @@ class ModelConfig(BaseModel):
         default=False,
         description="paints the things that a prompt names one by one (models/layout.py)",
     )
+    styles: tuple[str, ...] = Field(
+        default=(), description="that prompts may name; where it composes, it is asked for no other"
+    )
 
 
 class Adapters(Protocol):

@@ -97,6 +97,7 @@ def _card(model: Model | Description, max_steps: int, context_length: int) -> Mo
         default_guidance_interval=config.default_guidance_interval,
         default_background=config.default_background,
         composes=config.composes and model.channels == 4,
+        styles=config.styles,
         max_steps=max_steps,
         context_length=context_length,
         created_at=(model.path / "bundle.json").stat().st_mtime,

@@ -64,6 +64,7 @@ class ModelCard(BaseModel):
     default_guidance_interval: tuple[float, float] = (0.0, 1.0)
     default_background: str = "transparent"
     composes: bool = False  # paints the things that a prompt names one by one
+    styles: tuple[str, ...] = ()  # that prompts may name
     max_steps: int  # the training length
     context_length: int = 77  # tokens of a prompt that are read
     loras: tuple[LoraCard, ...] = ()  # that jobs may name

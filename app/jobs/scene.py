@@ -9,7 +9,7 @@ to right. A phrase that is not sure to name two things is one.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -35,12 +35,12 @@ __all__ = ["MOST_LAYERS", "Relation", "Scene", "read_scene"]
 
 MOST_LAYERS = 4  # things that are painted for one picture
 _MOST_BESIDE = 3
-_MOST_CHARACTERS = 2000  # of all their prompts: a JPEG holds no recipe of many more
 
 
 class Scene(BaseModel):
     """`parts` in a relation: prompts of single things, or scenes themselves.
 
+    `alone` is the one part as it is, without what else the prompt said.
     The second part is held by the first, or on its head; else the first is inside, on, … the
     second. Two or three are `beside` each other; `two` and `three` are so many of the one part.
     """
@@ -72,7 +72,7 @@ _LINK = re.compile(
     re.I | re.A,
 )
 _IS_THING = re.compile(_THING, re.I | re.A)
-# "please draw an oil painting of": said of every thing, as what follows a comma is.
+# "please draw an oil painting of", and ", highly detailed".
 _DRESS = re.compile(
     r"^(?:(?:please|draw|paint|show|make|create|generate|give|me|i want|i would like|there is|"
     r"there are) )*"
@@ -81,8 +81,8 @@ _DRESS = re.compile(
     r"logo|art|close-up) of )?",
     re.I | re.A,
 )
-_STYLE = re.compile(
-    rf"(?:,(?!\s*(?:(?:and|&|{_LINK_WORDS}) )?(?:{_THING}|{_PAIR}))"
+_SUFFIX = re.compile(
+    rf"(?:(?:[,;]|(?<=\w{{4}})\.)(?= )(?!\s*(?:(?:and|&|{_LINK_WORDS}) )?(?:{_THING}|{_PAIR}))"
     rf"| in (?:the |an? )?(?:[\w-]+ ){{0,3}}?style\b(?=,|$| of \S+$)).*$",
     re.I | re.A,
 )
@@ -95,24 +95,44 @@ _COUNTS: dict[str, Relation] = {"two": "two", "three": "three", "2": "two", "3":
 _FACE: Final = "face"  # what has one has it inside: "an avocado with a smiling face"
 
 
-def read_scene(prompt: str) -> Scene | None:
-    """The scene that a prompt describes; None where it names one thing, or too many.
+def read_scene(prompt: str, styles: Collection[str] = ()) -> Scene | None:
+    """The scene that a prompt describes; None where the prompt is to be painted as it stands.
 
-    "an icon of a cat inside an avocado, flat style" is "an icon of a cat, flat style" inside "an
-    icon of an avocado, flat style".
+    `styles` are those that the model knows. "a photo of a cat inside an avocado in the snow, flat
+    style, 4k" is "a cat, flat style" inside "an avocado, flat style": a small network that has seen
+    single things on nothing makes nothing good of other words about the picture.
     """
     said = " ".join(prompt.split()).strip(" .!?;:\"'")
     dress = found.group(0) if (found := _DRESS.match(said)) else ""
-    style = found.group(0) if (found := _STYLE.search(said, len(dress))) else ""
-    phrase = said[len(dress) : len(said) - len(style)]
+    suffix = found.group(0) if (found := _SUFFIX.search(said, len(dress))) else ""
+    phrase = said[len(dress) : len(said) - len(suffix)]
     if _BEYOND.search(phrase):
         return None
-    phrase, links, look = _links(phrase)
+    phrase, links, place = _links(phrase)
     scene = _read(phrase, links)
-    if not isinstance(scene, Scene) or len(scene.layers) > MOST_LAYERS:
+    style = _style(dress + place + suffix, styles)
+    if isinstance(scene, str):
+        if f"{scene}{suffix}" == said and _is_style(suffix, style):
+            return None
+        scene = Scene(relation="alone", parts=(scene,))
+    if scene is None or len(scene.layers) > MOST_LAYERS:
         return None
-    dressed = _dressed(scene, dress, look + style)
-    return dressed if sum(map(len, dressed.layers)) <= _MOST_CHARACTERS else None
+    return _styled(scene, style)
+
+
+def _style(said: str, styles: Collection[str]) -> str:
+    """The longest style that words about a picture name."""
+    longest_first = sorted(styles, key=len, reverse=True)
+    return next((one for one in longest_first if _named(one).search(said)), "")
+
+
+def _named(style: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w-]){re.escape(style)}(?![\w-])", re.I)
+
+
+def _is_style(suffix: str, style: str) -> bool:
+    """Whether a suffix says no more than its style, as training's captions do."""
+    return not suffix or suffix.lower() in (f", {style}", f", {style} style")
 
 
 @dataclass(frozen=True)
@@ -138,13 +158,22 @@ class _Link:
         return self.word == "with" and self.noun in PARTS
 
     @property
-    def is_look(self) -> bool:
-        """Whether it says where all is, or how the picture looks."""
+    def is_place(self) -> bool:
+        """Whether it says where all is: "in the snow", "with a white background"."""
         if self.word in PLACES:
             the = self.text.lower().startswith("the ")
             return self.noun in NOWHERE or (the and self.noun in THE_PLACES)
-        of_all = self.word == "with" or (not self.word and self.joined == ",")
-        return of_all and self.noun in LOOKS
+        return self.word == "with" and self.noun in LOOKS
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it says no more: not "on the floor laughing"."""
+        return self.text.lower().endswith(self.noun)
+
+    @property
+    def is_look(self) -> bool:
+        """Whether it says how the picture looks: ", a flat illustration"."""
+        return not self.word and self.joined == "," and self.noun in LOOKS
 
     @property
     def is_had(self) -> bool:
@@ -153,7 +182,7 @@ class _Link:
 
 
 def _links(phrase: str) -> tuple[str, list[_Link], str]:
-    """The phrase without what is said of all of it at its end, its links, and that end."""
+    """The phrase without its end about place and looks, its links, and that end."""
     found = [*_LINK.finditer(phrase)]
     ends = [*[match.start() for match in found][1:], len(phrase)]
     links = [
@@ -166,9 +195,8 @@ def _links(phrase: str) -> tuple[str, list[_Link], str]:
         )
         for match, end in zip(found, ends, strict=False)
     ]
-    looks = [i for i, link in enumerate(links) if link.is_look and not link.word]
-    kept = looks[0] if looks else len(links)
-    while kept and links[kept - 1].is_look:
+    kept = next((i for i, link in enumerate(links) if link.is_look), len(links))
+    while kept and links[kept - 1].is_place and links[kept - 1].is_plain:
         kept -= 1
     cut = links[kept].start if kept < len(links) else len(phrase)
     return phrase[:cut], links[:kept], phrase[cut:]
@@ -234,10 +262,11 @@ class _Chain:
 
     def add(self, link: _Link, after: _Link | None, text: str) -> bool:
         """Take one in, which is `text`; False where it is not sure what it says."""
-        if link.is_part or link.is_look:
+        if link.is_place:
+            return link.is_plain  # then it is left out
+        if link.is_part:
             self._near.name += text
-            if link.is_part:
-                self._holder, self._word = self._near, "with"
+            self._holder, self._word = self._near, "with"
         elif not link.word:
             return self._list(link, after)
         elif link.is_had:
@@ -315,9 +344,10 @@ def _counted(name: str) -> "str | Scene":
     return Scene(relation=_COUNTS[word.lower()], parts=(f"{article} {one}",))
 
 
-def _dressed(scene: Scene, dress: str, style: str) -> Scene:
+def _styled(scene: Scene, style: str) -> Scene:
+    """As training's captions name a style."""
+    ending = f", {style} style" if style else ""
     parts = (
-        f"{dress}{part}{style}" if isinstance(part, str) else _dressed(part, dress, style)
-        for part in scene.parts
+        f"{part}{ending}" if isinstance(part, str) else _styled(part, style) for part in scene.parts
     )
     return Scene(relation=scene.relation, parts=tuple(parts))

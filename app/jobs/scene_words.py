@@ -22,7 +22,7 @@ __all__ = [
 # As models/layout.py knows them.
 Relation = Literal[
     "inside", "on", "under", "beside", "behind", "before", "holding", "two", "three",
-    "on_head", "on_eyes", "on_neck", "on_body", "on_feet",
+    "on_head", "on_eyes", "on_neck", "on_body", "on_feet", "alone",
 ]  # fmt: skip
 
 # Where a thing is.

@@ -51,6 +51,9 @@ class ModelObject(BaseModel):
     composes: bool = Field(
         False, description="Whether things that a prompt names are painted one by one"
     )
+    styles: list[str] = Field(
+        default_factory=list, description='That prompts may name: "a red apple, flat style"'
+    )
     max_steps: int
     context_length: int
     is_default: bool

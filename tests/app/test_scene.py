@@ -65,7 +65,7 @@ REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "emoji"
             ("a monkey", "an elephant with big ears"),
         ),
         ("a man with a beard and a hat", "on_head", ("a man with a beard", "a hat")),
-        ("a cat in the forest next to a dog", "beside", ("a cat in the forest", "a dog")),
+        ("a cat in the forest next to a dog", "beside", ("a cat", "a dog")),
     ],
 )
 def test_two_things_and_how_they_stand(prompt: str, relation: str, parts: tuple[str, ...]) -> None:
@@ -136,23 +136,38 @@ def test_two_clauses_are_two_scenes_side_by_side() -> None:
     assert read_scene("a dog and a cat in a box") == scene("inside", both, "a box")
 
 
+STYLES = ("noto", "fluent 3d", "3d", "flat")
+
+
 @pytest.mark.parametrize(
-    ("prompt", "dress", "style"),
+    ("prompt", "style"),
     [
-        ("an icon of {}, noto style, no shadow", "an icon of ", ", noto style, no shadow"),
-        ("Please draw {}", "Please draw ", ""),
-        ("a cute little emoji of {}", "a cute little emoji of ", ""),
-        ("{} on a white background", "", " on a white background"),
-        ("{}, a flat vector illustration", "", ", a flat vector illustration"),
-        ("{}, the background is blue", "", ", the background is blue"),
-        ("{} in the style of noto", "", " in the style of noto"),
-        ("{} in the snow", "", " in the snow"),
+        ("an icon of {}, noto style, no shadow", "noto"),
+        ("Please draw {}", ""),
+        ("a cute little 3d emoji of {}", "3d"),
+        ("{}, fluent 3d style", "fluent 3d"),
+        ("{} on a white background, highly detailed", ""),
+        ("{}, a flat vector illustration", "flat"),
+        ("{}, the background is blue", ""),
+        ("{} in the style of noto", "noto"),
+        ("{} in the snow", ""),
+        ("{}. 4k, masterpiece", ""),
     ],
 )
-def test_style_form_and_place_are_those_of_every_thing(prompt: str, dress: str, style: str) -> None:
-    found = read_scene(prompt.format("a cat inside an avocado"))
-    assert found is not None
-    assert found.parts == (f"{dress}a cat{style}", f"{dress}an avocado{style}")
+def test_of_what_else_is_said_a_style_is_kept(prompt: str, style: str) -> None:
+    ending = f", {style} style" if style else ""
+    for said, parts in {
+        "a cat inside an avocado": (f"a cat{ending}", f"an avocado{ending}"),
+        "a red apple": (f"a red apple{ending}",),
+        "a house made of cheese": (f"a house made of cheese{ending}",),
+    }.items():
+        found = read_scene(prompt.format(said), STYLES)
+        whole = said != "a cat inside an avocado" and prompt == "{}, fluent 3d style"
+        assert (found is None) is whole  # as training's captions say it
+        assert found is None or found.parts == parts
+    assert read_scene("a house in the forest with a red roof") == scene(
+        "alone", "a house with a red roof"
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,11 +176,9 @@ def test_style_form_and_place_are_those_of_every_thing(prompt: str, dress: str, 
         "a red apple",
         "a blue cat face, flat style",
         "a house made of cheese",
-        "a man in the rain",
         "a dog with a long tail",
-        "a cat on the left",
-        "a house in the forest",
-        "a cat under the sun",
+        "a dog, flat style",
+        "a dog on the floor laughing",
         "a cat inside",
         "inside a cat",
         "two sheep",
@@ -176,8 +189,6 @@ def test_style_form_and_place_are_those_of_every_thing(prompt: str, dress: str, 
         "a cat in " * 100,
         "two cats wearing hats",
         "two pairs of shoes",
-        "a red apple on a white background",
-        "a house on a snowy day",
         "a bird with a red beak",
         "a dragon with three heads",
         "a cat not wearing a hat",
@@ -187,18 +198,17 @@ def test_style_form_and_place_are_those_of_every_thing(prompt: str, dress: str, 
         "A CAT \u0130N A BOX",  # letters that are i and s but for their bytes
         "a cat \u0131n a box",
         "a cat in\u017fide an avocado",
-        "a cat and a dog in a box, "
-        + "\U0001f600" * 970,  # its prompt in each thing: more than a file holds
     ],
 )
-def test_all_else_is_one_thing(prompt: str) -> None:
-    assert read_scene(prompt) is None
+def test_all_else_is_painted_as_it_stands(prompt: str) -> None:
+    assert read_scene(prompt, STYLES) is None
 
 
 @pytest.mark.parametrize("name", [" ".join(name.split()) for name in NAMES.split("|")])
 @pytest.mark.parametrize("form", ["{}", "a {}", "{}, noto style", "an emoji of a {}"])
 def test_names_are_never_taken_apart(name: str, form: str) -> None:
-    assert read_scene(form.format(name)) is None
+    found = read_scene(form.format(name), STYLES)
+    assert found is None or found == scene("alone", f"a {name}")
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the training pictures are not here")
@@ -211,8 +221,8 @@ def test_no_name_of_a_training_picture_is_taken_apart() -> None:
                 if member.name.endswith(".json") and (file := tar.extractfile(member)):
                     names.add(json.load(file)["name"])
     assert len(names) > 1000
-    taken_apart = {name for name in names if read_scene(name) or read_scene(f"a {name}")}
-    assert taken_apart <= {"two hearts"}
+    changed = {name for name in names if read_scene(name) or read_scene(f"a {name}")}
+    assert changed <= {"two hearts"}
 
 
 WORDS = """a an the two 3 cat dogs box hat sunglasses in on with wearing and , & of is not emoji
@@ -220,10 +230,10 @@ style background white tail eyes next to holding riding draw \u0130n \u017f \U00
 
 
 @given(st.lists(st.sampled_from(WORDS.split()), max_size=60).map(" ".join))
-def test_whatever_a_prompt_says_a_scene_has_two_to_four_things(prompt: str) -> None:
+def test_whatever_a_prompt_says_a_scene_has_one_to_four_things(prompt: str) -> None:
     found = read_scene(prompt[:1000])
     if found is not None:
-        counted = found.relation in ("two", "three")
+        counted = found.relation in ("two", "three", "alone")
         assert (1 if counted else 2) <= len(found.layers) <= 4
         assert all(found.layers)
 

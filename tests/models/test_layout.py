@@ -142,7 +142,7 @@ def test_other_pictures_are_refused(pictures: list[Tensor]) -> None:
 
 def test_all_relations_are_known() -> None:
     for relation in get_args(Relation):
-        alone = relation in ("two", "three")
+        alone = relation in ("two", "three", "alone")
         scene = Scene(relation=relation, parts=("a",) if alone else ("a", "b"))
         picture = lay(scene, [thing(RED)] * len(scene.parts))
         assert where(picture, RED)[2] > 0.1

@@ -162,7 +162,7 @@ class Batches:
         colour = self.colours[index]
         if colour and entry.group != "flags" and colour not in phrase and rng.random() < 0.2:
             coloured = f"{colour} {phrase}"
-            phrase = phrase if self.heldout.forbids(coloured) else coloured
+            phrase = phrase if self.heldout.forbids(f"{coloured} {entry.name}") else coloured
         return _Sample(picture, dress(phrase, entry.style, rng), (thing,))
 
     def _picture(self, index: int, rng: random.Random) -> Tensor:
@@ -176,7 +176,8 @@ class Batches:
     def _recoloured(self, picture: Tensor, entry: Captions, rng: random.Random) -> _Sample:
         word = rng.choice(COLOURS)
         phrase = _without_colour(subject(entry, rng))
-        if self.heldout.forbids(f"{word} {phrase}"):
+        # A keyword ("kitten") hides what a held-out prompt calls by its name ("cat").
+        if self.heldout.forbids(f"{word} {phrase} {entry.name}"):
             phrase = subject(entry, rng)
             return _Sample(picture, dress(phrase, entry.style, rng), (phrase,))
         caption = dress(f"{word} {phrase}", entry.style, rng)

@@ -93,10 +93,13 @@ class Batches:
             unit = picture.float() / 255
             _, share = dominant_hue(unit)
             steady = entry.group in ("flags", "people & body", "symbols")
-            self.paintable.append(share > 0.45 and not steady)
-            self.colours.append(colour_word(unit))
+            # A whole caption says by itself what has which colour.
+            self.paintable.append(share > 0.45 and not steady and not entry.whole)
+            self.colours.append(None if entry.whole else colour_word(unit))
         self.scene_members = [
-            i for i, entry in enumerate(data.captions) if entry.group in _SCENE_GROUPS
+            i
+            for i, entry in enumerate(data.captions)
+            if entry.group in _SCENE_GROUPS and not entry.whole
         ]
 
     def draw(self, step: int, size: int) -> Batch:
@@ -163,7 +166,8 @@ class Batches:
         if colour and entry.group != "flags" and colour not in phrase and rng.random() < 0.2:
             coloured = f"{colour} {phrase}"
             phrase = phrase if self.heldout.forbids(f"{coloured} {entry.name}") else coloured
-        return _Sample(picture, dress(phrase, entry.style, rng), (thing,))
+        caption = dress(phrase, entry.style, rng, whole=entry.whole)
+        return _Sample(picture, caption, (thing,))
 
     def _picture(self, index: int, rng: random.Random) -> Tensor:
         picture = self.data.pictures[index].float() / 255

@@ -7,10 +7,11 @@ A sample is a picture (`KEY.webp`, `.png`, `.jpg`) and its caption beside it: `K
 import io
 import json
 import lzma
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,11 +25,15 @@ from models.errors import DatasetError
 
 PICTURE_SUFFIXES = (".webp", ".png", ".jpg", ".jpeg")
 CAPTION_SUFFIXES = (".json", ".txt")
+_WORDS_OF_A_NAME = 3
 
 
 @dataclass(frozen=True)
 class Captions:
-    """What is known of one picture's content."""
+    """What is known of one picture's content.
+
+    `name` has no article before it, unless it is `whole`: a caption to be said as it is written.
+    """
 
     name: str
     keywords: tuple[str, ...] = ()
@@ -36,6 +41,7 @@ class Captions:
     group: str | None = None
     base: str | None = None
     skin_tone: str | None = None
+    whole: bool = False
 
 
 @dataclass
@@ -56,8 +62,8 @@ class PictureSet:
 def load_pictures(source: Path, image_size: int, *, progress: bool = True) -> PictureSet:
     """Read every sample of a tar file, or of a folder.
 
-    Of a folder its `shard-*.tar` are read, else its loose pictures, else other tar files, and never
-    `heldout-*.tar`. What is left out or cannot be used is skipped and named.
+    Of a folder its `shard-*.tar` are read, else its captioned loose pictures, else other tar files,
+    and never `heldout-*.tar`. What is left out or cannot be used is skipped and named.
 
     Raises:
         DatasetError: the folder is missing or holds no usable sample, or a tar file is damaged.
@@ -119,16 +125,13 @@ def _chosen(source: Path, skipped: list[str]) -> tuple[list[Path], list[Path]]:
     shards = [tar for tar in tars if tar.name.startswith("shard-")]
     heldout = [tar for tar in tars if tar.name.startswith("heldout-")]
     others = [tar for tar in tars if tar not in (*shards, *heldout)]
+    captioned = any(p.with_suffix(end).exists() for p in loose for end in CAPTION_SUFFIXES)
+    chosen = shards or ([] if captioned else others)
+    unread = [p for p in (*others, *loose) if p not in chosen] if chosen else others
+    kind = "tar files" if chosen else "loose pictures"
     skipped += [f"{tar}: it is held out" for tar in heldout]
-    if shards:
-        skipped += [f"{p}: where there are shard-*.tar, only they are read" for p in others + loose]
-        return shards, []
-    if loose:
-        skipped += [
-            f"{tar}: it lies among loose pictures, which are read instead" for tar in others
-        ]
-        return [], loose
-    return others, []
+    skipped += [f"{p}: the {kind} beside it are read instead" for p in unread]
+    return chosen, [] if chosen else loose
 
 
 def _tar_samples(shard: Path, skipped: list[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -198,7 +201,7 @@ def _caption(parts: dict[str, bytes]) -> Captions:
         raise DatasetError(f"the caption cannot be read: {fault}") from None
     if not text:
         raise DatasetError("the caption is empty")
-    return Captions(name=" ".join(text.split()))
+    return _named(text, plain=True)
 
 
 def _described(entry: Any) -> Captions:
@@ -217,7 +220,17 @@ def _described(entry: Any) -> Captions:
         raise DatasetError(f"{wrong[0]!r} is {words[wrong[0]]!r}; it should be a word")
     kept = tuple(word for word in (str(keyword).strip() for keyword in keywords) if word)
     "".join((name, *kept, words["style"] or "")).encode()  # ValueError: a lone surrogate
-    return Captions(" ".join(name.split()), kept, **words)
+    given: dict[str, Any] = {key: (word or "").strip() or None for key, word in words.items()}
+    return replace(_named(name, plain=not entry.get("name")), keywords=kept, **given)
+
+
+def _named(text: str, *, plain: bool) -> Captions:
+    """A plain caption is a name if it is short ("a red apple"), else whole."""
+    name = " ".join(text.split())
+    bare = re.sub(r"^(?:an?|the) ", "", name, flags=re.I)
+    if plain and len(bare.split()) > _WORDS_OF_A_NAME:
+        return Captions(name, whole=True)
+    return Captions(bare)
 
 
 def _decode(data: bytes, image_size: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.train.data import Captions, PictureSet, read_pictures
 
-_FORMAT = 1  # of the two files, and of what decoding makes of a picture
+_FORMAT = 2  # of the two files, and of what decoding makes of a picture
 
 
 def decoded_pictures(

@@ -221,6 +221,16 @@ def test_captions_vary_and_keep_their_subject() -> None:
     assert article("cat") == "a cat"
 
 
+def test_a_whole_caption_stays_as_it_is_written(folder: Path) -> None:
+    data = load_pictures(folder, 24, progress=False)
+    text = "a house stands on an apple"
+    data.captions = [Captions(text, style="flat", group="objects", whole=True)] * len(data)
+    batches = Batches(data, HELDOUT, 0, Mix(0.5, 0.3))
+    made = [caption.lower() for step in range(20) for caption in batches.draw(step, 16).captions]
+    right = [caption in (text, f"{text}, flat style") for caption in made]
+    assert sum(right) > 0.95 * len(made)  # but for a typo
+
+
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "emoji"
 
 

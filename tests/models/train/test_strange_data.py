@@ -85,7 +85,7 @@ def test_keywords_in_one_text_and_lines_in_a_caption_are_understood(folder: Path
     (folder / "a.png").write_bytes(picture())
     (folder / "a.json").write_text(json.dumps({"caption": "a\n cat ", "keywords": "pet, kitten,"}))
     entry = load_pictures(folder, 8, progress=False).captions[0]
-    assert (entry.name, entry.keywords) == ("a cat", ("pet", "kitten"))
+    assert (entry.name, entry.keywords) == ("cat", ("pet", "kitten"))
 
 
 def test_a_photograph_is_turned_as_its_camera_was_held(tmp_path: Path) -> None:
@@ -231,6 +231,7 @@ def test_a_tar_among_loose_pictures_does_not_stand_in_for_them(folder: Path) -> 
 def test_other_tars_are_read_where_there_is_nothing_else(tmp_path: Path) -> None:
     for name in ("heldout-000.tar", "mine.tar"):
         (tmp_path / name).write_bytes(archive(count=2))
+    (tmp_path / "sheet.png").write_bytes(picture())  # without a caption
     assert len(load_pictures(tmp_path, 8, progress=False)) == 2
     (tmp_path / "mine.tar").unlink()
     with pytest.raises(DatasetError, match=r"heldout-000\.tar: it is held out"):
@@ -243,7 +244,7 @@ def test_pictures_beside_shards_are_named_as_left_out(folder: Path) -> None:
     data = load_pictures(folder, 8, progress=False)
     assert len(data) == 2
     assert len(data.skipped) == 7
-    assert all("only they are read" in line for line in data.skipped)
+    assert all("the tar files beside it are read instead" in line for line in data.skipped)
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar at all" * 100, None])

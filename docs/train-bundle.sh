@@ -11,8 +11,6 @@ python=${PYTHON:-python3}
 loaders=${LOADERS:-0}
 end=$(($(date +%s) + minutes * 60))
 mkdir -p "$out"
-held=()
-[ -e "$pictures/heldout.txt" ] && held=(--heldout "$pictures/heldout.txt")
 
 part() { # part NAME FOLDER MINUTES OPTIONS…
     local name=$1 folder=$2 length=${LENGTH:---minutes $3}
@@ -21,7 +19,7 @@ part() { # part NAME FOLDER MINUTES OPTIONS…
     local left=$(((end - $(date +%s)) / 60))
     [ "$left" -ge 1 ] || exit 75
     # shellcheck disable=SC2086  # the length is two words
-    "$python" -m models.train "$name" --data "$pictures" "${held[@]}" --out "$folder" $length \
+    "$python" -m models.train "$name" --data "$pictures" --out "$folder" $length \
         --call-minutes "$left" --loaders "$loaders" "$@"
     touch "$out/.$name.done"
 }

@@ -83,7 +83,8 @@ def _batches(args: Namespace, size: int) -> "Batches":
     if unknown := set(args.favour) - {entry.style for entry in data.captions}:
         raise ModelError(f"--favour names styles that no caption has: {', '.join(sorted(unknown))}")
     mix = Mix(args.recolour, args.scenes, tuple(args.favour))
-    return Batches(data, read_heldout(args.heldout), args.seed, mix, args.loaders, args.echo)
+    heldout = read_heldout(args.heldout or args.data / "heldout.txt")
+    return Batches(data, heldout, args.seed, mix, args.loaders, args.echo)
 
 
 def _clip(args: Namespace, budget: "Budget", device: torch.device) -> None:

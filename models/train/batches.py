@@ -93,10 +93,13 @@ class Batches:
             unit = picture.float() / 255
             _, share = dominant_hue(unit)
             steady = entry.group in ("flags", "people & body", "symbols")
-            self.paintable.append(share > 0.45 and not steady)
-            self.colours.append(colour_word(unit))
+            # A whole caption says by itself what has which colour.
+            self.paintable.append(share > 0.45 and not steady and not entry.whole)
+            self.colours.append(None if entry.whole else colour_word(unit))
         self.scene_members = [
-            i for i, entry in enumerate(data.captions) if entry.group in _SCENE_GROUPS
+            i
+            for i, entry in enumerate(data.captions)
+            if entry.group in _SCENE_GROUPS and not entry.whole
         ]
 
     def draw(self, step: int, size: int) -> Batch:
@@ -162,8 +165,9 @@ class Batches:
         colour = self.colours[index]
         if colour and entry.group != "flags" and colour not in phrase and rng.random() < 0.2:
             coloured = f"{colour} {phrase}"
-            phrase = phrase if self.heldout.forbids(coloured) else coloured
-        return _Sample(picture, dress(phrase, entry.style, rng), (thing,))
+            phrase = phrase if self.heldout.forbids(f"{coloured} {entry.name}") else coloured
+        caption = dress(phrase, entry.style, rng, whole=entry.whole)
+        return _Sample(picture, caption, (thing,))
 
     def _picture(self, index: int, rng: random.Random) -> Tensor:
         picture = self.data.pictures[index].float() / 255
@@ -176,7 +180,8 @@ class Batches:
     def _recoloured(self, picture: Tensor, entry: Captions, rng: random.Random) -> _Sample:
         word = rng.choice(COLOURS)
         phrase = _without_colour(subject(entry, rng))
-        if self.heldout.forbids(f"{word} {phrase}"):
+        # A keyword ("kitten") hides what a held-out prompt calls by its name ("cat").
+        if self.heldout.forbids(f"{word} {phrase} {entry.name}"):
             phrase = subject(entry, rng)
             return _Sample(picture, dress(phrase, entry.style, rng), (phrase,))
         caption = dress(f"{word} {phrase}", entry.style, rng)

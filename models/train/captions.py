@@ -64,14 +64,20 @@ def subject(entry: Captions, rng: random.Random) -> str:
     return name
 
 
-def dress(phrase: str, style: str | None, rng: random.Random) -> str:
-    """Turn a subject phrase into a prompt: article, template, style, case, and rarely a typo."""
-    if rng.random() < 0.55:
-        phrase = article(phrase)
-    caption = rng.choice(_TEMPLATES).format(phrase)
+def dress(phrase: str, style: str | None, rng: random.Random, *, whole: bool = False) -> str:
+    """Turn a subject phrase into a prompt: article, template, style, case, and rarely a typo.
+
+    A `whole` caption gets neither article nor template.
+    """
+    caption = phrase
+    if not whole:
+        if rng.random() < 0.55:
+            phrase = article(phrase)
+        caption = rng.choice(_TEMPLATES).format(phrase)
     if style is not None and rng.random() < 0.4:
         word = rng.choice(STYLE_WORDS.get(style, (style,)))
-        caption = rng.choice((f"{caption}, {word} style", f"{word} {phrase}", f"{caption} {word}"))
+        styled = (f"{caption}, {word} style", f"{word} {phrase}", f"{caption} {word}")
+        caption = styled[0] if whole else rng.choice(styled)
     if rng.random() < 0.85:
         caption = caption.lower()
     return _typo(caption, rng) if rng.random() < 0.02 else caption

@@ -6,9 +6,12 @@ A sample is a picture (`KEY.webp`, `.png`, `.jpg`) and its caption beside it: `K
 
 import io
 import json
+import lzma
+import re
 import tarfile
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,11 +25,15 @@ from models.errors import DatasetError
 
 PICTURE_SUFFIXES = (".webp", ".png", ".jpg", ".jpeg")
 CAPTION_SUFFIXES = (".json", ".txt")
+_WORDS_OF_A_NAME = 3
 
 
 @dataclass(frozen=True)
 class Captions:
-    """What is known of one picture's content."""
+    """What is known of one picture's content.
+
+    `name` has no article before it, unless it is `whole`: a caption to be said as it is written.
+    """
 
     name: str
     keywords: tuple[str, ...] = ()
@@ -34,6 +41,7 @@ class Captions:
     group: str | None = None
     base: str | None = None
     skin_tone: str | None = None
+    whole: bool = False
 
 
 @dataclass
@@ -52,12 +60,13 @@ class PictureSet:
 
 
 def load_pictures(source: Path, image_size: int, *, progress: bool = True) -> PictureSet:
-    """Read every sample of a folder of pictures, or of its `shard-*.tar` (else `*.tar`) files.
+    """Read every sample of a tar file, or of a folder.
 
-    A sample whose picture cannot be decoded or which has no caption is skipped and named.
+    Of a folder its `shard-*.tar` are read, else its captioned loose pictures, else other tar files,
+    and never `heldout-*.tar`. What is left out or cannot be used is skipped and named.
 
     Raises:
-        DatasetError: the folder is missing, or holds no usable sample.
+        DatasetError: the folder is missing or holds no usable sample, or a tar file is damaged.
     """
     skipped: list[str] = []
     read = list(read_pictures(source, image_size, skipped, progress=progress))
@@ -75,7 +84,9 @@ def read_pictures(
     if not source.exists():
         raise DatasetError(f"there is no folder {str(source)!r} to train on")
     usable = False
-    for key, parts in tqdm(_samples(source), desc="pictures", disable=not progress, unit=""):
+    for key, parts in tqdm(
+        _samples(source, skipped), desc="pictures", disable=not progress, unit=""
+    ):
         try:
             caption = _caption(parts)
             picture = _decode(_picture(parts), image_size)
@@ -92,43 +103,78 @@ def read_pictures(
         )
 
 
-def _samples(source: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _samples(source: Path, skipped: list[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
     """`(key, {suffix: bytes})`, in an order that depends on the names alone."""
-    if source.is_file():
-        yield from _tar_samples(source)
-        return
-    shards = sorted(source.glob("shard-*.tar")) or sorted(source.glob("*.tar"))
-    for shard in shards:
-        yield from _tar_samples(shard)
-    if shards:
-        return
-    files = sorted(p for p in source.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
-    for picture in files:
+    tars, loose = ([source], []) if source.is_file() else _chosen(source, skipped)
+    for tar in tars:
+        yield from _tar_samples(tar, skipped)
+    for picture in loose:
         beside = [picture.with_suffix(suffix) for suffix in CAPTION_SUFFIXES]
-        parts = {p.suffix.lower(): p.read_bytes() for p in (picture, *beside) if p.exists()}
+        try:
+            parts = {p.suffix.lower(): p.read_bytes() for p in (picture, *beside) if p.exists()}
+        except OSError as fault:  # no file, or one that may not be read
+            skipped.append(f"{picture}: it cannot be read: {fault}")
+            continue
         yield str(picture), parts
 
 
-def _tar_samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _chosen(source: Path, skipped: list[str]) -> tuple[list[Path], list[Path]]:
+    """The tar files of a folder, or else its loose pictures; what is left out is named."""
+    tars = sorted(source.glob("*.tar"))
+    loose = sorted(p for p in source.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+    shards = [tar for tar in tars if tar.name.startswith("shard-")]
+    heldout = [tar for tar in tars if tar.name.startswith("heldout-")]
+    others = [tar for tar in tars if tar not in (*shards, *heldout)]
+    captioned = any(p.with_suffix(end).exists() for p in loose for end in CAPTION_SUFFIXES)
+    chosen = shards or ([] if captioned else others)
+    unread = [p for p in (*others, *loose) if p not in chosen] if chosen else others
+    kind = "tar files" if chosen else "loose pictures"
+    skipped += [f"{tar}: it is held out" for tar in heldout]
+    skipped += [f"{p}: the {kind} beside it are read instead" for p in unread]
+    return chosen, [] if chosen else loose
+
+
+def _tar_samples(shard: Path, skipped: list[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Each sample once it is whole: files of one follow one another, as in WebDataset, mostly."""
     begun: dict[str, dict[str, bytes]] = {}
     last = ""
+    for key, suffix, content in _members(shard, skipped):
+        if key != last and _is_whole(begun.get(last, {})):
+            yield f"{shard.name}:{last}", begun.pop(last)
+        begun.setdefault(key, {})[suffix] = content
+        last = key
+    for key, parts in begun.items():
+        yield f"{shard.name}:{key}", parts
+
+
+def _members(shard: Path, skipped: list[str]) -> Iterator[tuple[str, str, bytes]]:
+    """`(key, suffix, bytes)` of every file in a tar."""
     try:
         with tarfile.open(shard) as tar:
             for member in tar:
-                handle = tar.extractfile(member)
-                if handle is None:
+                try:
+                    if (handle := tar.extractfile(member)) is None:
+                        continue
+                    path = PurePosixPath(member.name)
+                    key = str(path.with_suffix(""))
+                except (KeyError, RecursionError, ValueError) as fault:  # links to nothing, no name
+                    skipped.append(f"{shard.name}:{member.name}: it cannot be read: {fault}")
                     continue
-                path = PurePosixPath(member.name)
-                key = str(path.with_suffix(""))
-                if key != last and _is_whole(begun.get(last, {})):
-                    yield f"{shard.name}:{last}", begun.pop(last)
-                begun.setdefault(key, {})[path.suffix.lower()] = handle.read()
-                last = key
-    except (tarfile.TarError, EOFError, OSError) as fault:
-        raise DatasetError(f"{str(shard)!r} is no tar file, or is cut short: {fault}") from None
-    for key, parts in begun.items():
-        yield f"{shard.name}:{key}", parts
+                yield key, path.suffix.lower(), handle.read()
+            _require_end(tar)
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as fault:
+        why = str(fault).partition("\n")[0].rstrip(":")
+        raise DatasetError(f"{str(shard)!r} is no tar file, or is cut short: {why}") from None
+
+
+def _require_end(tar: tarfile.TarFile) -> None:
+    """Damaged headers and missing ends, which end tarfile's loop as if all were read."""
+    file = tar.fileobj
+    file.seek(tar.offset)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"no file and no end of the archive at byte {tar.offset}")
+    while file.read(1 << 20):  # as far as the checksum of what is compressed
+        pass
 
 
 def _is_whole(parts: dict[str, bytes]) -> bool:
@@ -151,11 +197,11 @@ def _caption(parts: dict[str, bytes]) -> Captions:
         if ".txt" not in parts:
             raise DatasetError("no caption beside the picture (.json or .txt)")
         text = parts[".txt"].decode("utf-8-sig").strip()
-    except ValueError as fault:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError) as fault:  # not JSON, or not UTF-8; too deep
         raise DatasetError(f"the caption cannot be read: {fault}") from None
     if not text:
         raise DatasetError("the caption is empty")
-    return Captions(name=" ".join(text.split()))
+    return _named(text, plain=True)
 
 
 def _described(entry: Any) -> Captions:
@@ -173,7 +219,18 @@ def _described(entry: Any) -> Captions:
     if wrong := [key for key, word in words.items() if not isinstance(word, str | None)]:
         raise DatasetError(f"{wrong[0]!r} is {words[wrong[0]]!r}; it should be a word")
     kept = tuple(word for word in (str(keyword).strip() for keyword in keywords) if word)
-    return Captions(" ".join(name.split()), kept, **words)
+    "".join((name, *kept, words["style"] or "")).encode()  # ValueError: a lone surrogate
+    given: dict[str, Any] = {key: (word or "").strip() or None for key, word in words.items()}
+    return replace(_named(name, plain=not entry.get("name")), keywords=kept, **given)
+
+
+def _named(text: str, *, plain: bool) -> Captions:
+    """A plain caption is a name if it is short ("a red apple"), else whole."""
+    name = " ".join(text.split())
+    bare = re.sub(r"^(?:an?|the) ", "", name, flags=re.I)
+    if plain and len(bare.split()) > _WORDS_OF_A_NAME:
+        return Captions(name, whole=True)
+    return Captions(bare)
 
 
 def _decode(data: bytes, image_size: int) -> Tensor:
@@ -182,7 +239,7 @@ def _decode(data: bytes, image_size: int) -> Tensor:
     A photograph is turned as its camera was held.
     """
     try:
-        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGBA")
+        upright = _eight_bit(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))).convert("RGBA")
         if (factor := max(upright.size) // (4 * image_size)) > 1:
             # Thinned out before it is made square in floats: a banner would fill the memory.
             upright = upright.convert("RGBa").reduce(factor).convert("RGBA")
@@ -202,3 +259,11 @@ def _decode(data: bytes, image_size: int) -> Tensor:
     x = x.clamp(0, 1)
     x[:, :3] = torch.minimum(x[:, :3], x[:, 3:])  # what premultiplied colour can be
     return (x[0] * 255).round().byte()
+
+
+def _eight_bit(picture: Image.Image) -> Image.Image:
+    """Grey of 16 bits, or of floats to 1, as 8 bits: Pillow would cut it off at 255."""
+    if picture.mode != "F" and not picture.mode.startswith("I"):
+        return picture
+    grey = np.asarray(picture, np.float32) / (1 if picture.mode == "F" else 65535)
+    return Image.fromarray((grey.clip(0, 1) * 255).round().astype(np.uint8))

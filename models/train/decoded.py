@@ -6,41 +6,75 @@ Every later call, and the next part at the same size, starts at once.
 import hashlib
 import json
 import os
+from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from models.train.data import Captions, PictureSet, read_pictures
+from models.errors import DatasetError
+from models.train.data import (
+    CAPTION_SUFFIXES,
+    PICTURE_SUFFIXES,
+    Captions,
+    PictureSet,
+    read_pictures,
+)
 
-_FORMAT = 1  # of the two files, and of what decoding makes of a picture
+_FORMAT = 2  # of the two files, and of what decoding makes of a picture
+_SUFFIXES = (".tar", *PICTURE_SUFFIXES, *CAPTION_SUFFIXES)
 
 
 def decoded_pictures(
     source: Path, image_size: int, folder: Path, *, progress: bool = True
 ) -> PictureSet:
-    """`load_pictures`, kept in `folder` as long as no file of `source` changes.
+    """`load_pictures`, kept in `folder` as long as no sample of `source` changes.
 
     Raises:
-        DatasetError: as of `load_pictures`.
+        DatasetError: as of `load_pictures`, or the folder cannot be listed.
     """
     name = f"{image_size}-{_fingerprint(source)[:16]}"
     pixels, index = folder / f"{name}.pixels", folder / f"{name}.json"
-    if not index.exists():
-        _decode_into(pixels, index, source, image_size, progress)
+    with suppress(OSError, ValueError, LookupError, TypeError):  # not there, or damaged
+        return _kept(pixels, index, image_size)
+    _decode_into(pixels, index, source, image_size, progress)
+    for former in folder.glob(f"{image_size}-*"):
+        if former.suffix in (".pixels", ".json") and former.stem != name:
+            former.unlink(missing_ok=True)
+    return _kept(pixels, index, image_size)
+
+
+def _kept(pixels: Path, index: Path, image_size: int) -> PictureSet:
     known = json.loads(index.read_text("utf-8"))
     captions = [
         Captions(**{**entry, "keywords": tuple(entry["keywords"])}) for entry in known["captions"]
     ]
+    if pixels.stat().st_size != len(captions) * 4 * image_size**2:
+        raise ValueError("more or fewer pixels than captions")
     return PictureSet(_mapped(pixels, len(captions), image_size), captions, known["skipped"])
 
 
 def _fingerprint(source: Path) -> str:
-    """Changes with the names, sizes and times of the files that lie there."""
-    files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
-    seen = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files if p.exists()]
+    """Changes with the names, sizes, times and rights of the tar files and samples there.
+
+    A picture or text that stands alone is no sample, but often what training itself writes there.
+    """
+    try:
+        states = [(str(p), p.stat()) for p in _read(source) if p.exists()]
+    except OSError as fault:
+        raise DatasetError(f"{str(source)!r} cannot be listed: {fault}") from None
+    seen = [(path, s.st_size, s.st_mtime_ns, s.st_mode) for path, s in states]
     return hashlib.sha256(repr((_FORMAT, str(source), seen)).encode()).hexdigest()
+
+
+def _read(source: Path) -> list[Path]:
+    if not source.is_dir():
+        return [source]
+    files = sorted(p for p in source.rglob("*") if p.suffix.lower() in _SUFFIXES)
+    beside = Counter(p.with_suffix("") for p in files)
+    return [p for p in files if p.suffix == ".tar" or beside[p.with_suffix("")] > 1]
 
 
 def _decode_into(pixels: Path, index: Path, source: Path, image_size: int, progress: bool) -> None:

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.errors import DatasetError
+
 # Words that say how things stand together, not what they are.
 _RELATIONS = frozenset(
     {
@@ -32,7 +34,7 @@ _RELATIONS = frozenset(
 
 def content_words(text: str) -> frozenset[str]:
     """The words of a caption that name things and colours."""
-    return frozenset(re.findall(r"[a-z][a-z'-]*", text.lower())) - _RELATIONS
+    return frozenset(re.findall(r"\w[\w'-]*", text.lower())) - _RELATIONS
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,27 @@ class HeldOut:
 
 
 def read_heldout(path: Path | None) -> HeldOut:
-    """Read `heldout.txt` (rows `prompt<TAB>text`); a missing file holds nothing out."""
+    """Read `heldout.txt` (rows `prompt<TAB>text`); a missing file holds nothing out.
+
+    Raises:
+        DatasetError: the file cannot be read, or a prompt names nothing.
+    """
     if path is None or not path.exists():
         return HeldOut()
-    rows = (line.split("\t") for line in path.read_text("utf-8").splitlines())
-    return HeldOut(tuple(content_words(row[1]) for row in rows if row[0] == "prompt"))
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, ValueError) as fault:  # ValueError: not UTF-8
+        raise DatasetError(f"{str(path)!r} cannot be read: {fault}") from None
+    rows = [(number, line.split("\t")) for number, line in enumerate(lines, 1)]
+    asked = [(number, row[1:2]) for number, row in rows if row[0].split()[:1] == ["prompt"]]
+    return HeldOut(tuple(_prompt(path, number, text) for number, text in asked))
+
+
+def _prompt(path: Path, number: int, text: list[str]) -> frozenset[str]:
+    words = content_words("".join(text))
+    if not words:  # no words would forbid every caption
+        raise DatasetError(
+            f"{str(path)!r}, line {number}: the prompt names nothing; "
+            "write 'prompt', a tab, and the words of a composition"
+        )
+    return words

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.errors import DatasetError
 from models.train.batches import Batches, Mix
 from models.train.captions import article, dress, subject
 from models.train.colour import COLOURS as WORDS
@@ -82,9 +83,41 @@ def test_held_out_compositions_are_known_in_any_wording(caption: str, forbidden:
     assert HELDOUT.forbids(caption) is forbidden
 
 
+def test_words_of_any_script_are_held_out() -> None:
+    assert content_words("ein übel Ärger, 猫") == {"ein", "übel", "ärger", "猫"}
+
+
+@pytest.mark.parametrize("row", ["prompt", "prompt\t", "prompt\ta the", "prompt a pink cat"])
+def test_a_held_out_prompt_without_words_is_one_sentence(tmp_path: Path, row: str) -> None:
+    file = tmp_path / "heldout.txt"
+    file.write_text(f"# comment\n{row}\n")
+    with pytest.raises(DatasetError, match=r"heldout\.txt', line 2: the prompt names nothing"):
+        read_heldout(file)
+
+
+def test_a_held_out_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"prompt\tcaf\xe9\n")
+    for file in (tmp_path, tmp_path / "latin.txt"):
+        with pytest.raises(DatasetError, match="cannot be read"):
+            read_heldout(file)
+
+
+def test_a_keyword_does_not_hide_what_is_held_out(folder: Path) -> None:
+    data = load_pictures(folder, 24, progress=False)
+    data.captions = [replace(entry, keywords=("plate",)) for entry in data.captions]
+    heldout = HeldOut((content_words("a blue disc"),))
+    batches, rng = Batches(data, heldout, 0, Mix(0.6, 0)), random.Random(0)
+    discs = [i for i, entry in enumerate(data.captions) if entry.name == "disc"]
+    drawn = {batches._sample(i, rng).caption.lower() for i in discs * 400}
+    assert any("green plate" in caption for caption in drawn)
+    assert not [caption for caption in drawn if "blue" in caption]
+
+
 def test_heldout_file_is_read(tmp_path: Path) -> None:
     file = tmp_path / "heldout.txt"
-    file.write_text("# comment\nemoji\tU+1F431\tcat face\tanimals\nprompt\ta pink elephant\n")
+    file.write_text(
+        "\ufeff# comment\n\nemoji\tU+1F431\tcat face\tanimals\nprompt\ta pink elephant\n"
+    )
     assert read_heldout(file).prompts == (frozenset({"pink", "elephant"}),)
     assert read_heldout(None).prompts == ()
 
@@ -188,6 +221,16 @@ def test_captions_vary_and_keep_their_subject() -> None:
     assert article("cat") == "a cat"
 
 
+def test_a_whole_caption_stays_as_it_is_written(folder: Path) -> None:
+    data = load_pictures(folder, 24, progress=False)
+    text = "a house stands on an apple"
+    data.captions = [Captions(text, style="flat", group="objects", whole=True)] * len(data)
+    batches = Batches(data, HELDOUT, 0, Mix(0.5, 0.3))
+    made = [caption.lower() for step in range(20) for caption in batches.draw(step, 16).captions]
+    right = [caption in (text, f"{text}, flat style") for caption in made]
+    assert sum(right) > 0.95 * len(made)  # but for a typo
+
+
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "emoji"
 
 
@@ -200,6 +243,11 @@ def test_no_held_out_pair_in_the_real_data() -> None:
     batches = Batches(data, heldout, 0, Mix(0.5, 0.5))
     made = [caption for step in range(40) for caption in batches.draw(step, 64).captions]
     assert not [caption for caption in made if heldout.forbids(caption)]
+    batches.mix, rng = Mix(1, 0), random.Random(0)
+    cats = [i for i, entry in enumerate(data.captions) if "cat" in content_words(entry.name)]
+    coloured = [batches._sample(i, rng).caption for i in cats * 200]
+    assert any("green" in caption for caption in coloured)
+    assert not [caption for caption in coloured if "blue" in caption]  # "a blue kitten"
 
 
 @pytest.mark.parametrize("start", range(0, 14, 2))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from models.errors import DatasetError
-from models.train.data import load_pictures
+from models.train.data import Captions, load_pictures
 
 
 def test_a_folder_of_pictures_with_json(folder: Path) -> None:
@@ -45,7 +45,7 @@ def test_text_captions_and_wide_pictures(tmp_path: Path) -> None:
     Image.new("RGB", (20, 10), "red").save(tmp_path / "wide.png")
     (tmp_path / "wide.txt").write_text(" a red flag \n")
     data = load_pictures(tmp_path, 10, progress=False)
-    assert data.captions[0].name == "a red flag"
+    assert data.captions[0].name == "red flag"
     assert int(data.pictures[0, 3, 0].max()) <= 1  # padded to a square, not stretched
     assert int(data.pictures[0, 3, 5].min()) >= 254
 
@@ -83,5 +83,25 @@ def test_an_empty_or_missing_folder_is_a_sentence(tmp_path: Path) -> None:
 
 def test_caption_field_is_enough(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    (tmp_path / "a.json").write_text(json.dumps({"caption": "a dark night"}))
-    assert load_pictures(tmp_path, 4, progress=False).captions[0].name == "a dark night"
+    (tmp_path / "a.json").write_text(json.dumps({"caption": "a dark night", "style": " "}))
+    assert load_pictures(tmp_path, 4, progress=False).captions == [Captions("dark night")]
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("The cat", Captions("cat")),
+        ("an old red house", Captions("old red house")),
+        ("A", Captions("A")),
+        ("a red house on a table", Captions("a red house on a table", whole=True)),
+        ("Two children play ball.", Captions("Two children play ball.", whole=True)),
+    ],
+)
+def test_short_captions_are_names_and_long_ones_stay_whole(
+    tmp_path: Path, text: str, known: Captions
+) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text(text)
+    assert load_pictures(tmp_path, 4, progress=False).captions == [known]
+    (tmp_path / "a.json").write_text(json.dumps({"name": text}))
+    assert not load_pictures(tmp_path, 4, progress=False).captions[0].whole

@@ -33,12 +33,80 @@ def test_nothing_is_decoded_twice(
     assert again.skipped == first.skipped
 
 
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("pixels", None),
+        ("pixels", b"short"),
+        ("json", b'{"captions": ['),
+        ("json", b"[]"),
+        ("json", b"{}"),
+        ("json", b'{"captions": [{"colour": 1}], "skipped": []}'),
+        ("json", b'{"captions": [], "skipped": []}'),
+    ],
+)
+def test_damaged_files_are_decoded_again(
+    folder: Path, tmp_path: Path, kind: str, content: bytes | None
+) -> None:
+    kept = tmp_path / "kept"
+    first = decoded_pictures(folder, 12, kept, progress=False).pictures.clone()
+    (damaged,) = kept.glob(f"*.{kind}")
+    damaged.unlink()
+    if content is not None:
+        damaged.write_bytes(content)
+    again = decoded_pictures(folder, 12, kept, progress=False)
+    assert torch.equal(again.pictures, first)
+    assert len(again) == 6
+
+
+def test_what_training_writes_among_the_pictures_is_not_decoded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded_pictures(folder, 12, folder / "out" / "decoded", progress=False)
+    for name in ("grid.png", "bundle.json", "clip.checkpoint", "clip.safetensors", "clip.jsonl"):
+        (folder / "out" / name).write_bytes(b"written")
+    monkeypatch.setattr(decoded, "read_pictures", None)
+    assert len(decoded_pictures(folder, 12, folder / "out" / "decoded", progress=False)) == 6
+
+
+def test_former_pictures_of_the_size_are_removed(folder: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    for size in (12, 16):
+        decoded_pictures(folder, size, kept, progress=False)
+    (folder / "red_disc.png").unlink()
+    assert len(decoded_pictures(folder, 12, kept, progress=False)) == 5
+    assert sorted(p.name[:3] + p.suffix for p in kept.iterdir()) == [
+        "12-.json",
+        "12-.pixels",
+        "16-.json",
+        "16-.pixels",
+    ]
+
+
+def test_a_file_that_may_be_read_at_last_is_decoded(folder: Path, tmp_path: Path) -> None:
+    (folder / "red_disc.png").chmod(0o200)
+    first = decoded._fingerprint(folder)
+    (folder / "red_disc.png").chmod(0o644)
+    assert decoded._fingerprint(folder) != first
+
+
+def test_a_folder_that_cannot_be_listed_is_one_sentence(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(DatasetError, match=r"pictures' cannot be listed: .*Permission denied"):
+        decoded_pictures(folder, 12, tmp_path / "kept", progress=False)
+
+
 def test_a_changed_file_is_decoded_again(folder: Path, tmp_path: Path) -> None:
     decoded_pictures(folder, 12, tmp_path / "kept", progress=False)
     (folder / "red_disc.json").write_text('{"name": "a red plate"}')
     os.utime(folder / "red_disc.json", (1, 1))
     again = decoded_pictures(folder, 12, tmp_path / "kept", progress=False)
-    assert "a red plate" in {entry.name for entry in again.captions}
+    assert "red plate" in {entry.name for entry in again.captions}
 
 
 def test_other_sizes_lie_side_by_side(folder: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from models.errors import DatasetError
-from models.train.data import load_pictures
+from models.train.data import _eight_bit, load_pictures
 from tests.models.conftest import COLOURS, draw
 
 
@@ -30,6 +30,8 @@ def picture(**options: object) -> bytes:
         ({"a.json": b'{"name": "cat", "style": ["flat"]}'}, "'style' is"),
         ({"a.txt": b"  \n"}, "caption is empty"),
         ({"a.txt": b"\xff\xfe\x00"}, "cannot be read"),
+        ({"a.json": b'{"name": "\\ud83d half a character"}'}, "cannot be read"),
+        ({"a.json": b"[" * 200_000}, "cannot be read"),
         ({}, "no caption beside the picture"),
     ],
 )
@@ -83,7 +85,7 @@ def test_keywords_in_one_text_and_lines_in_a_caption_are_understood(folder: Path
     (folder / "a.png").write_bytes(picture())
     (folder / "a.json").write_text(json.dumps({"caption": "a\n cat ", "keywords": "pet, kitten,"}))
     entry = load_pictures(folder, 8, progress=False).captions[0]
-    assert (entry.name, entry.keywords) == ("a cat", ("pet", "kitten"))
+    assert (entry.name, entry.keywords) == ("cat", ("pet", "kitten"))
 
 
 def test_a_photograph_is_turned_as_its_camera_was_held(tmp_path: Path) -> None:
@@ -96,6 +98,153 @@ def test_a_photograph_is_turned_as_its_camera_was_held(tmp_path: Path) -> None:
     turned = load_pictures(tmp_path, 8, progress=False).pictures[0]
     assert turned[:3, 0, 4].tolist() == [255, 255, 255]
     assert turned[:3, 7, 4].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.txt"])
+def test_a_folder_named_like_a_file_is_skipped(folder: Path, name: str) -> None:
+    (folder / "a.png").write_bytes(picture())
+    (folder / "a.txt").write_text("a disc")
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    data = load_pictures(folder, 8, progress=False)
+    assert len(data) == 6
+    assert [str(folder / "a.png") in line and name in line for line in data.skipped] == [True]
+
+
+def test_a_file_that_may_not_be_read_is_skipped(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.name == "red_disc.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    data = load_pictures(folder, 8, progress=False)
+    assert len(data) == 5
+    assert ["red_disc.json" in line for line in data.skipped] == [True]
+
+
+@pytest.mark.parametrize(
+    ("mode", "level"), [("I;16", 0x4000), ("I;16B", 0x4000), ("I", 0x4000), ("F", 0.25)]
+)
+def test_deep_greys_are_grey_and_not_white(mode: str, level: float) -> None:
+    grey = Image.new("F", (8, 8), level)
+    if mode != "F":
+        grey = grey.convert("I").convert(mode) if mode != "I" else grey.convert("I")
+    assert _eight_bit(grey).convert("RGBA").getpixel((4, 4)) == (64, 64, 64, 255)
+
+
+def test_a_16_bit_png_is_read_as_grey(tmp_path: Path) -> None:
+    Image.new("I;16", (8, 8), 0x8000).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a fog")
+    assert load_pictures(tmp_path, 8, progress=False).pictures[0, 0, 4, 4] == 128
+
+
+def archive(mode: str = "w", *odd: tarfile.TarInfo, count: int = 30) -> bytes:
+    """A tar of `count` captioned pictures, each followed by noise, and what is odd at its end."""
+    buffer, noise = io.BytesIO(), random.Random(0)
+    with tarfile.open(fileobj=buffer, mode=mode) as tar:  # type: ignore[call-overload]
+        for i in range(count):
+            for name, data in ((f"{i}.png", picture()), (f"{i}.txt", b"a disc")):
+                info = tarfile.TarInfo(name)
+                data += noise.randbytes(700) if name.endswith("png") else b""
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        for info in odd:
+            tar.addfile(info, io.BytesIO(bytes(info.size)))
+    return buffer.getvalue()
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, target, 3 * (kind == tarfile.REGTYPE)
+    return info
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        member("b.png", tarfile.SYMTYPE, "nowhere"),
+        member("b.png", tarfile.LNKTYPE, "nowhere"),
+        member("b.png", tarfile.SYMTYPE, "b.png"),
+        member("."),
+        member("/"),
+        member(""),
+    ],
+)
+def test_an_odd_member_of_a_shard_is_skipped(tmp_path: Path, odd: tarfile.TarInfo) -> None:
+    (tmp_path / "shard-0.tar").write_bytes(archive("w", odd, count=1))
+    data = load_pictures(tmp_path, 8, progress=False)
+    assert len(data) == 1
+    assert [f"shard-0.tar:{odd.name}: it cannot be read" in s for s in data.skipped] == [True]
+
+
+def damaged(kind: str) -> bytes:
+    whole = bytearray(archive())
+    if kind == "header":
+        whole[whole.find(b"15.png") + 1] ^= 1
+    elif kind == "cut between files":
+        del whole[whole.find(b"15.png") :]
+    else:
+        whole = bytearray(archive(f"w:{kind}"))
+        middle = len(whole) // 2
+        whole[middle : middle + 40] = bytes(40)
+    return bytes(whole)
+
+
+@pytest.mark.parametrize("kind", ["header", "cut between files", "gz", "bz2", "xz"])
+def test_no_damaged_shard_passes_for_a_shorter_one(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "shard-000.tar").write_bytes(damaged(kind))
+    with pytest.raises(DatasetError, match=r"shard-000\.tar' is no tar file, or is cut short: .+"):
+        load_pictures(tmp_path, 8, progress=False)
+
+
+@pytest.mark.parametrize("kind", ["", "gz", "bz2", "xz"])
+def test_whole_shards_are_read_to_their_end(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "shard-000.tar").write_bytes(archive(f"w:{kind}"))
+    assert len(load_pictures(tmp_path, 8, progress=False)) == 30
+
+
+def test_a_damaged_checksum_of_a_shard_is_seen(tmp_path: Path) -> None:
+    whole = bytearray(archive("w:gz"))
+    whole[-6] ^= 1
+    (tmp_path / "shard-000.tar").write_bytes(whole)
+    with pytest.raises(DatasetError, match="CRC check failed"):
+        load_pictures(tmp_path, 8, progress=False)
+
+
+def test_a_tar_among_loose_pictures_does_not_stand_in_for_them(folder: Path) -> None:
+    for name in ("heldout-000.tar", "backup.tar"):
+        (folder / name).write_bytes(archive(count=1))
+    data = load_pictures(folder, 8, progress=False)
+    assert len(data) == 6
+    assert [line.split(": ")[0] for line in data.skipped] == [
+        str(folder / "heldout-000.tar"),
+        str(folder / "backup.tar"),
+    ]
+    assert len(load_pictures(folder / "heldout-000.tar", 8, progress=False)) == 1
+
+
+def test_other_tars_are_read_where_there_is_nothing_else(tmp_path: Path) -> None:
+    for name in ("heldout-000.tar", "mine.tar"):
+        (tmp_path / name).write_bytes(archive(count=2))
+    (tmp_path / "sheet.png").write_bytes(picture())  # without a caption
+    assert len(load_pictures(tmp_path, 8, progress=False)) == 2
+    (tmp_path / "mine.tar").unlink()
+    with pytest.raises(DatasetError, match=r"heldout-000\.tar: it is held out"):
+        load_pictures(tmp_path, 8, progress=False)
+
+
+def test_pictures_beside_shards_are_named_as_left_out(folder: Path) -> None:
+    (folder / "shard-000.tar").write_bytes(archive(count=2))
+    (folder / "backup.tar").write_bytes(archive(count=2))
+    data = load_pictures(folder, 8, progress=False)
+    assert len(data) == 2
+    assert len(data.skipped) == 7
+    assert all("the tar files beside it are read instead" in line for line in data.skipped)
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar at all" * 100, None])

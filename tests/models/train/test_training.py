@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from models.bundle import load_bundle, read_config
 from models.schedule import noise_schedule
-from models.train.__main__ import main
+from models.train.__main__ import _batches, main
+from models.train.arguments import parser
 from models.train.checkpoint import Checkpoint
 from models.train.denoiser import loss_weight
 from models.train.ema import Ema
@@ -84,6 +85,18 @@ def test_without_a_checkpoint_a_run_goes_on_from_the_saved_weights(
     again = load_file(clip_only / "denoiser.safetensors")
     assert all(torch.allclose(again[k], trained[k], atol=0.02) for k in trained)
     assert float(trained["head.weight"].abs().max()) > 0.01  # which starts at zero
+
+
+def test_heldout_beside_the_pictures_is_read_unless_another_is_named(
+    folder: Path, tmp_path: Path
+) -> None:
+    (folder / "heldout.txt").write_text("prompt\ta blue disc\n")
+    other = tmp_path / "other.txt"
+    other.write_text("prompt\ta red disc\n")
+    for options, word in (([], "blue"), (["--heldout", str(other)], "red")):
+        common = ["--data", str(folder), "--out", str(tmp_path / "out"), "--steps", "1"]
+        args = parser().parse_args(["clip", *common, *options])
+        assert _batches(args, 24).heldout.prompts == (frozenset({word, "disc"}),)
 
 
 def test_without_a_clip_the_denoiser_says_what_to_do(

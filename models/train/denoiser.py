@@ -24,7 +24,7 @@ from models.sampling import sample
 from models.schedule import NoiseSchedule, noise_schedule
 from models.train import parallel
 from models.train.batches import Batch, Batches
-from models.train.checkpoint import Checkpoint
+from models.train.checkpoint import Checkpoint, fingerprint
 from models.train.ema import Ema
 from models.train.loop import train
 from models.train.muon import Muon
@@ -250,7 +250,18 @@ def train_denoiser(
     """Train until the budget is spent, resuming `out/denoiser.checkpoint`; writes the bundle."""
     trainer = DenoiserTrainer(config, clip, options, device)
     checkpoint = Checkpoint(
-        out / "denoiser.checkpoint", trainer.optimizers, trainer.network, trainer.ema.average
+        out / "denoiser.checkpoint",
+        trainer.optimizers,
+        trainer.network,
+        trainer.ema.average,
+        of={
+            "--parameterisation": config.parameterisation,
+            "--schedule": config.noise_schedule.kind,
+            "--zero-terminal-snr": config.noise_schedule.zero_terminal_snr,
+            "a CLIP of sha256": fingerprint(clip.model),
+            "--seed": options.seed,
+            "--batch-size": options.batch_size,
+        },
     )
     if compiled:
         trainer.compile()

@@ -85,6 +85,11 @@ class Teacher:
 
             encoder = SentenceTransformer(path, device="cpu")
             parts = int(encoder.get_sentence_embedding_dimension() or 0)
+        except ModuleNotFoundError:
+            raise ModelError(
+                "a teacher is read by sentence-transformers, which is not installed: "
+                "pip install '.[train]', or give --teacher none"
+            ) from None
         except Exception as fault:  # it raises many kinds; all mean that there is none
             first = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
             raise ModelError(f"--teacher {path!r} is no sentence encoder: {first}") from None

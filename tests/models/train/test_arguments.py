@@ -65,3 +65,15 @@ def test_a_teacher_that_does_not_do_is_one_sentence(
 def test_weights_may_be_read_by_whom_the_umask_lets(folder: Path, clip_only: Path) -> None:
     file = clip_only / "clip" / "open_clip_model.safetensors"
     assert file.stat().st_mode == (clip_only / "clip" / "clip.jsonl").stat().st_mode
+
+
+def test_a_teacher_without_its_library_is_told_what_to_install(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    options = [*SMALL_CLIP[:4], "--teacher", str(tmp_path)]
+    assert train("clip", folder, tmp_path / "out", 1, *options) == 1
+    assert "pip install '.[train]'" in capsys.readouterr().err

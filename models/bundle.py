@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from models.context import LOCAL_PREFIX, ClipReference, ContextEncoder, load_clip
@@ -19,6 +19,7 @@ from models.errors import BundleError, ContextError
 from models.layers import channels_last, unfilled
 from models.model import ModelConfig, Origin, Shape, Size
 from models.pictures import fitted, fitted_mask, to_mask, to_tensor
+from models.replacing import replacing
 from models.samplers import Sampler, Trajectory, trajectory
 from models.schedule import Kind, NoiseSchedule, noise_schedule
 from models.unet import Denoiser, Parameterisation, UNet, UNetConfig
@@ -237,8 +238,10 @@ def read_config(path: Path) -> BundleConfig:
         raise BundleError(f"{CONFIG_FILE}: {where}: {first['msg']}") from None
 
 
-def load_bundle(path: Path, device: torch.device | str = "cpu", preset: str = "") -> Bundle:
-    """Load a bundle in float32 onto `device`, every file checked against its hash.
+def load_bundle(
+    path: Path, device: torch.device | str = "cpu", preset: str = "", *, unchecked: str = ""
+) -> Bundle:
+    """Load a bundle in float32 onto `device`, every file but `unchecked` checked against its hash.
 
     Under the preset `turbo` it is the model `NAME-turbo`: another network of the same form, with
     the defaults that suit it.
@@ -248,7 +251,7 @@ def load_bundle(path: Path, device: torch.device | str = "cpu", preset: str = ""
     """
     path = Path(path)
     config = read_config(path).preset(preset)
-    _check_hashes(path, config)
+    _check_hashes(path, config, unchecked)
     schedule = noise_schedule(**config.noise_schedule.model_dump())
     with unfilled():
         network = _build(UNet, config.denoiser)
@@ -277,18 +280,28 @@ def load_bundle(path: Path, device: torch.device | str = "cpu", preset: str = ""
 
 
 def save_weights(module: nn.Module, file: Path) -> None:
-    """Write a module's weights as safetensors, floating point in float16 to halve the file."""
+    """Write a module's weights as safetensors, floating point in float16 to halve the file.
+
+    Raises:
+        ModelError: they cannot be written; the former file is as it was.
+    """
     state = {k: _half(v).contiguous() for k, v in module.state_dict().items()}
-    save_file(state, file)
+    with replacing(file) as handle:  # safetensors' own files are for their owner alone
+        handle.write(save(state))
 
 
 def save_config(path: Path, config: BundleConfig) -> BundleConfig:
-    """Write `bundle.json` with the hash of every weight and configuration file beside it."""
+    """Write `bundle.json` with the hash of every weight and configuration file beside it.
+
+    Raises:
+        ModelError: it cannot be written; the former file is as it was.
+    """
     names = [DENOISER_FILE, UPSCALER_FILE, TURBO_FILE]
     names += [f"{CLIP_FOLDER}/open_clip_config.json", f"{CLIP_FOLDER}/open_clip_model.safetensors"]
     files = {name: _sha256(path / name) for name in names if (path / name).exists()}
     config = config.model_copy(update={"files": files})
-    (path / CONFIG_FILE).write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
+    with replacing(path / CONFIG_FILE) as handle:
+        handle.write((config.model_dump_json(indent=2) + "\n").encode())
     return config
 
 
@@ -321,8 +334,10 @@ def _load_weights(module: nn.Module, file: Path) -> None:
     module.float().eval().requires_grad_(False)
 
 
-def _check_hashes(path: Path, config: BundleConfig) -> None:
+def _check_hashes(path: Path, config: BundleConfig, unchecked: str) -> None:
     for name, expected in config.files.items():
+        if name == unchecked:
+            continue
         file = path / name
         try:
             inside, there = file.resolve().is_relative_to(path.resolve()), file.is_file()
@@ -332,7 +347,10 @@ def _check_hashes(path: Path, config: BundleConfig) -> None:
             raise BundleError(f"{CONFIG_FILE} names {name!r}, which lies outside the bundle")
         if not there:
             raise BundleError(f"{name} is missing from {str(path)!r}")
-        found = _sha256(file)
+        try:
+            found = _sha256(file)
+        except OSError as fault:
+            raise BundleError(f"{name} of {str(path)!r} cannot be read: {fault.strerror}") from None
         if found != expected:
             raise BundleError(
                 f"{name} is damaged: its sha256 is {found[:12]}…, {CONFIG_FILE} says "

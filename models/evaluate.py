@@ -6,6 +6,7 @@ used, which knows the contexts that the denoiser was trained on and so flatters.
 
 import argparse
 import json
+import os
 import platform
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,6 +27,7 @@ from models.judge import Judge
 from models.layout import Scene, lay
 from models.pictures import sheet, to_picture
 from models.sampling import layer_seed, sample
+from models.train.arguments import guidance, positive, seed
 from models.train.data import load_pictures
 
 _AT_ONCE = 16
@@ -99,8 +102,8 @@ def evaluate(
 ) -> tuple[dict[str, Any], Tensor]:
     """All figures, and the pictures of the hundred subjects.
 
-    `data` is the folder that the bundle was trained on: its shards, `heldout.txt` and held-out tar
-    are needed for the figures on unseen combinations, diversity and copies.
+    `data` is the folder that the bundle was trained on: its pictures are needed for diversity and
+    copies, its `heldout.txt` and held-out tar, where there are any, for unseen combinations.
     """
     captions = figures.subjects()
     started = time.monotonic()
@@ -120,32 +123,47 @@ def evaluate(
         "scenes": figures.composed(paint, judge, figures.scenes(), seed),
     }
     if data is not None:
-        measured |= _unseen(paint, judge, data, seed)
+        measured |= _unseen(paint, judge, data, seed, pictures)
     return measured, pictures
 
 
-def _unseen(paint: Painter, judge: Judge, data: Path, seed: int) -> dict[str, Any]:
+def _unseen(
+    paint: Painter, judge: Judge, data: Path, seed: int, subjects: Tensor
+) -> dict[str, Any]:
+    """What needs the training pictures; copies are sought among `subjects` if nothing else was
+    held out to be painted."""
     size = paint.bundle.config.image_size
+    prompts = _held_out_prompts(data / "heldout.txt")
     known = load_pictures(data, size)
     measured: dict[str, Any] = {
         "colours": figures.coloured(paint, figures.listed(figures.COLOURED), seed),
         "diversity": figures.diversity(paint, figures.subjects()[20:30], known, seed),
     }
-    rows = [line.split("\t") for line in (data / "heldout.txt").read_text("utf-8").splitlines()]
-    prompts = [row[1] for row in rows if row[0] == "prompt"]
     painted: list[Tensor] = []
 
     def paint_and_keep(asked: Sequence[str], first: int) -> Tensor:
         painted.append(paint(asked, first))
         return painted[-1]
 
-    measured["composed"] = figures.composed(paint_and_keep, judge, prompts, seed)
+    if any(figures.parts(prompt) for prompt in prompts):
+        measured["composed"] = figures.composed(paint_and_keep, judge, prompts, seed)
     for tar in sorted(data.glob("heldout-*.tar")):
         unseen = load_pictures(tar, size).captions
         measured["unseen_styles"] = figures.styled(paint_and_keep, judge, unseen, seed)
         measured |= _on_drawings(Judge(paint.bundle.context, "the bundle's own"), judge, tar)
-    measured["copies"] = figures.copies(torch.cat(painted)[:200], known)
+    measured["copies"] = figures.copies(torch.cat(painted or [subjects])[:200], known)
     return measured
+
+
+def _held_out_prompts(file: Path) -> list[str]:
+    """The texts of the rows `prompt<TAB>text`; none where there is no such file."""
+    if not file.is_file():
+        return []
+    try:
+        rows = [line.split("\t") for line in file.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as fault:
+        raise ModelError(f"{str(file)!r} cannot be read: {fault}") from None
+    return [row[1] for row in rows if row[0] == "prompt" and len(row) > 1]
 
 
 def _on_drawings(own: Judge, judge: Judge, heldout: Path) -> dict[str, Any]:
@@ -175,6 +193,32 @@ def main(arguments: list[str] | None = None, read: ReadScene | None = None) -> i
 
     `read` takes prompts of several things apart, for bundles that compose.
     """
+    args = _parser().parse_args(arguments)
+    name = f"evaluation-{args.preset}.json" if args.preset else "evaluation.json"
+    try:
+        bundle = load_bundle(args.bundle, preset=args.preset)
+        _check_writable(args.bundle / name)
+        own = Judge(bundle.context, "the bundle's own CLIP")
+        judge = own if args.judge is None else Judge.from_folder(args.judge)
+        composes = bundle.config.composes if args.compose is None else args.compose
+        paint = Painter(bundle, args.steps, args.guidance_scale, read if composes else None)
+        measured, pictures = evaluate(paint, judge, args.data, args.seed)
+        if args.preset:
+            measured["against_default"] = against_default(measured, args.bundle / "evaluation.json")
+        text = json.dumps(measured, indent=2)
+        print(text)
+        (args.bundle / name).write_text(text + "\n")
+        if args.sheet is not None:
+            _show(bundle, pictures[:64], args.sheet)
+        if args.scenes is not None:
+            _show(bundle, paint(figures.listed(figures.SHOWN), args.seed), args.scenes)
+    except (ModelError, OSError) as fault:
+        print(f"avocat evaluate: {fault}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="avocat evaluate", description=__doc__)
     parser.add_argument("bundle", type=Path, help="bundle folder")
     parser.add_argument("--preset", default="", help="turbo: the bundle's network of few steps")
@@ -185,33 +229,29 @@ def main(arguments: list[str] | None = None, read: ReadScene | None = None) -> i
         action=argparse.BooleanOptionalAction,
         help="paint the things that a prompt names one by one; default: the bundle's",
     )
-    parser.add_argument("--steps", type=int, help="default: the bundle's")
-    parser.add_argument("--guidance-scale", type=float, help="default: the bundle's")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sheet", type=Path, help="also write 64 of the pictures to this PNG")
-    parser.add_argument("--scenes", type=Path, help="paint scenes of several things into this one")
-    args = parser.parse_args(arguments)
-    try:
-        bundle = load_bundle(args.bundle, preset=args.preset)
-        own = Judge(bundle.context, "the bundle's own CLIP")
-        judge = own if args.judge is None else Judge.from_folder(args.judge)
-        composes = bundle.config.composes if args.compose is None else args.compose
-        paint = Painter(bundle, args.steps, args.guidance_scale, read if composes else None)
-        measured, pictures = evaluate(paint, judge, args.data, args.seed)
-    except ModelError as fault:
-        print(f"avocat evaluate: {fault}", file=sys.stderr)
-        return 1
-    if args.preset:
-        measured["against_default"] = against_default(measured, args.bundle / "evaluation.json")
-    text = json.dumps(measured, indent=2)
-    name = f"evaluation-{args.preset}.json" if args.preset else "evaluation.json"
-    (args.bundle / name).write_text(text + "\n")
-    print(text)
-    if args.sheet is not None:
-        _show(bundle, pictures[:64], args.sheet)
-    if args.scenes is not None:
-        _show(bundle, paint(figures.listed(figures.SHOWN), args.seed), args.scenes)
-    return 0
+    parser.add_argument("--steps", type=positive, help="default: the bundle's")
+    parser.add_argument("--guidance-scale", type=guidance, help="default: the bundle's")
+    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--sheet", type=_picture, help="also write 64 of the pictures to this PNG")
+    parser.add_argument(
+        "--scenes", type=_picture, help="paint scenes of several things into this one"
+    )
+    return parser
+
+
+def _picture(text: str) -> Path:
+    """A file that a sheet can be written to: seen to before an hour is spent on painting."""
+    file = Path(text)
+    if not file.parent.is_dir() or file.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a file in a folder that is there")
+    if Image.registered_extensions().get(file.suffix.lower()) not in Image.SAVE:
+        raise argparse.ArgumentTypeError(f"{text!r} should end in .png, or as another picture")
+    return file
+
+
+def _check_writable(file: Path) -> None:
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise ModelError(f"{str(file)!r} cannot be written: the figures are kept there")
 
 
 def against_default(measured: dict[str, Any], default: Path) -> float | None:

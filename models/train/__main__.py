@@ -5,6 +5,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 
 from models.errors import ModelError
 from models.train import parallel
+from models.train.alone import alone
 from models.train.arguments import UNFINISHED, parser
 
 if TYPE_CHECKING:
@@ -30,6 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
         budget = _run(args)
     except ModelError as fault:
         print(f"avocat train: {fault}", file=sys.stderr)
+        return 1
+    except OSError as fault:
+        where = f"{str(fault.filename)!r} " if fault.filename else ""
+        print(f"avocat train: {where}cannot be read or written: {fault.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -62,7 +68,8 @@ def _run(args: Namespace) -> "Budget":
         "distil": _distil,
         "judge": _judge,
     }
-    parts[args.part](args, budget, device)
+    with alone(args.out, args.part) if parallel.rank() == 0 else nullcontext():
+        parts[args.part](args, budget, device)
     return budget
 
 
@@ -93,17 +100,22 @@ def _clip(args: Namespace, budget: "Budget", device: torch.device) -> None:
     if args.image_size % PATCH:
         raise ModelError(f"--image-size is {args.image_size}; a CLIP needs a multiple of {PATCH}")
     options = ClipTraining(batch_size=args.batch_size or 128, width=args.width, seed=args.seed)
-    batches, teacher = _batches(args, args.image_size), _teacher(args.teacher)
+    teacher, batches = _teacher(args.teacher), _batches(args, args.image_size)
     train_clip(batches, args.out / "clip", options, budget, teacher, device)
 
 
 def _judge(args: Namespace, budget: "Budget", device: torch.device) -> None:
     from models.train.judge import SMALLEST, JudgeTraining, train_judge
 
-    if args.image_size < SMALLEST:
-        raise ModelError(f"--image-size is {args.image_size}; a judge needs at least {SMALLEST}")
+    size = args.image_size
+    if size < SMALLEST:
+        raise ModelError(f"--image-size is {size}; a judge needs at least {SMALLEST}")
+    if (size + 1) % SMALLEST == 0:  # which open_clip's network halves to one row more
+        raise ModelError(f"--image-size is {size}; a judge takes {size - 1} or {size + 1}")
+    if args.batch_size == 1:
+        raise ModelError("--batch-size is 1; a judge needs at least 2")
     options = JudgeTraining(batch_size=args.batch_size or 128, seed=args.seed)
-    train_judge(_batches(args, args.image_size), args.out, options, budget, device)
+    train_judge(_batches(args, size), args.out, options, budget, device)
 
 
 def _upscaler(args: Namespace, budget: "Budget", device: torch.device) -> None:
@@ -116,10 +128,11 @@ def _upscaler(args: Namespace, budget: "Budget", device: torch.device) -> None:
 
 
 def _distil(args: Namespace, budget: "Budget", device: torch.device) -> None:
-    from models.bundle import load_bundle
+    from models.bundle import TURBO_FILE, load_bundle
     from models.train.distil import DistilTraining, train_distil
 
-    bundle = load_bundle(args.out, device)
+    # A turbo that a kill left behind its hash is about to be written again.
+    bundle = load_bundle(args.out, device, unchecked=TURBO_FILE)
     scale = args.guidance_scale
     options = DistilTraining(
         batch_size=args.batch_size or 64,

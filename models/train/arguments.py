@@ -38,22 +38,24 @@ def _of_the_run(part: argparse.ArgumentParser) -> None:
     part.add_argument("--data", type=Path, required=True, help="folder or shard-*.tar folder")
     part.add_argument("--out", type=Path, required=True, help="the bundle folder to write")
     length = part.add_mutually_exclusive_group(required=True)
-    length.add_argument("--steps", type=_positive, help="length of the run in steps")
+    length.add_argument("--steps", type=positive, help="length of the run in steps")
     length.add_argument("--minutes", type=_minutes, help="length of the run in minutes")
     part.add_argument(
         "--call-minutes",
         type=_minutes,
         help=f"stop this call after so long, with exit code {UNFINISHED}; the next one goes on",
     )
-    part.add_argument("--batch-size", type=_positive, help="pictures per step and process")
-    part.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    part.add_argument("--threads", type=int, default=0, help="CPU threads (0: all cores)")
+    part.add_argument("--batch-size", type=positive, help="pictures per step and process")
     part.add_argument(
-        "--loaders", type=int, default=0, help="processes that draw batches ahead (for a GPU)"
+        "--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    part.add_argument("--threads", type=_count, default=0, help="CPU threads (0: all cores)")
+    part.add_argument(
+        "--loaders", type=_count, default=0, help="processes that draw batches ahead (for a GPU)"
     )
     part.add_argument(
         "--echo",
-        type=_positive,
+        type=positive,
         default=1,
         help="updates per batch drawn, each with fresh noise (where a GPU outruns the loaders)",
     )
@@ -61,37 +63,39 @@ def _of_the_run(part: argparse.ArgumentParser) -> None:
 
 def _of_the_pictures(part: argparse.ArgumentParser, name: str) -> None:
     part.add_argument("--heldout", type=Path, help="heldout.txt: compositions never to show")
-    part.add_argument("--recolour", type=float, default=0.12, help="share of recoloured pictures")
+    part.add_argument("--recolour", type=_share, default=0.12, help="share of recoloured pictures")
     part.add_argument(
         "--scenes",
-        type=float,
+        type=_share,
         default=_SCENES.get(name, 0.1),
         help="share of scenes of two or three pictures",
     )
     part.add_argument(
         "--favour", nargs="+", default=[], metavar="STYLE", help="styles drawn ten times as often"
     )
-    part.add_argument("--seed", type=int, default=1 if name == "judge" else 0)
+    part.add_argument("--seed", type=seed, default=1 if name == "judge" else 0)
 
 
 def _of_the_network(part: argparse.ArgumentParser, name: str) -> None:
     if name in ("clip", "judge", "denoiser"):
-        part.add_argument("--image-size", type=_positive, default=48, help="side in pixels")
+        part.add_argument("--image-size", type=positive, default=48, help="side in pixels")
     if name == "clip":
-        part.add_argument("--width", type=int, default=192, help="of the text tower and contexts")
+        part.add_argument(
+            "--width", type=_width_of_clip, default=192, help="of the text tower and contexts"
+        )
         part.add_argument(
             "--teacher", default="auto", help="sentence-transformers folder, auto or none"
         )
     if name == "distil":
-        part.add_argument("--turbo-steps", type=_positive, default=6, help="steps of the preset")
+        part.add_argument("--turbo-steps", type=positive, default=6, help="steps of the preset")
         part.add_argument(
             "--guidance-share",
             type=_share,
             default=0.5,
             help="share of the run that distils guidance; the rest distils steps",
         )
-        part.add_argument("--guidance-scale", type=float, help="default: the bundle's")
-        part.add_argument("--learning-rate", type=float, default=3e-4)
+        part.add_argument("--guidance-scale", type=guidance, help="default: the bundle's")
+        part.add_argument("--learning-rate", type=_rate, default=3e-4)
     if name == "denoiser":
         part.add_argument("--width", type=int, default=64, help="channels of the first level")
         part.add_argument("--patch", type=int, default=3, help="pixel-unshuffle factor")
@@ -104,7 +108,7 @@ def _of_the_network(part: argparse.ArgumentParser, name: str) -> None:
         part.add_argument(
             "--zero-terminal-snr", action="store_true", help="end the schedule in pure noise"
         )
-        part.add_argument("--learning-rate", type=float, default=1e-3)
+        part.add_argument("--learning-rate", type=_rate, default=1e-3)
         part.add_argument("--compile", action="store_true", help="train through torch.compile")
         part.add_argument("--clip", default="local-dir:clip", help="open_clip model name")
         part.add_argument("--pretrained", help="open_clip pretrained tag or weight file")
@@ -117,9 +121,30 @@ def _of_the_network(part: argparse.ArgumentParser, name: str) -> None:
         )
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number from 1."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text} should be at least 1")
+    return number
+
+
+def seed(text: str) -> int:
+    """A seed: steps are counted up from a million times it, and generators end at 2^63."""
+    if not 0 <= (number := int(text)) < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} should be from 0 to {2**32 - 1}")
+    return number
+
+
+def guidance(text: str) -> float:
+    """A guidance scale, as requests may have it."""
+    if not 0 <= (number := float(text)) <= 20:
+        raise argparse.ArgumentTypeError(f"{text} should be between 0 and 20")
+    return number
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{text} should be at least 0")
     return number
 
 
@@ -134,3 +159,23 @@ def _share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1")
     return value
+
+
+def _rate(text: str) -> float:
+    if not 0 < (number := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} should be above 0 and at most 1")
+    return number
+
+
+def _device(text: str) -> str:
+    cards = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    usable = ["cpu", *(["cuda"] if cards else []), *cards]
+    if text not in usable:
+        raise argparse.ArgumentTypeError(f"{text!r} is not there; there is {', '.join(usable)}")
+    return text
+
+
+def _width_of_clip(text: str) -> int:
+    if (number := int(text)) % 32 or not 32 <= number <= 1024:
+        raise argparse.ArgumentTypeError(f"{text} should be a multiple of 32 from 32 to 1024")
+    return number

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from models.bundle import save_weights
 from models.clip_library import open_clip
 from models.context import encode_text
+from models.errors import ModelError
+from models.replacing import replacing
 from models.train.batches import Batch, Batches
 from models.train.checkpoint import Checkpoint
 from models.train.loop import train
@@ -38,13 +40,14 @@ class ClipTraining:
 
 
 def model_config(image_size: int, width: int = 192) -> dict[str, Any]:
-    """An open_clip model config: a small text tower and a smaller vision tower."""
+    """An open_clip model config: a small text tower, `width` a multiple of 32, and a smaller
+    vision tower."""
     return {
         "embed_dim": width,
         "vision_cfg": {
             "image_size": image_size,
             "patch_size": PATCH,
-            "width": max(32, width * 2 // 3),
+            "width": max(32, width * 2 // 3 // 32 * 32),  # whole heads
             "head_width": 32,
             "layers": 4,
         },
@@ -71,10 +74,30 @@ def build(config: dict[str, Any]) -> tuple[Any, Any]:
 class Teacher:
     """A sentence encoder's embeddings of every word and name, to distil the text tower from."""
 
-    def __init__(self, path: str, phrases: list[str], tokenizer: Any) -> None:
-        from sentence_transformers import SentenceTransformer
+    def __init__(self, path: str, phrases: list[str], tokenizer: Any, width: int) -> None:
+        """`width`: of the token embeddings that are to start as parts of its own.
 
-        encoder = SentenceTransformer(path, device="cpu")
+        Raises:
+            ModelError: the folder holds no sentence encoder, or one of fewer parts.
+        """
+        try:
+            from sentence_transformers import SentenceTransformer
+
+            encoder = SentenceTransformer(path, device="cpu")
+            parts = int(encoder.get_sentence_embedding_dimension() or 0)
+        except ModuleNotFoundError:
+            raise ModelError(
+                "a teacher is read by sentence-transformers, which is not installed: "
+                "pip install '.[train]', or give --teacher none"
+            ) from None
+        except Exception as fault:  # it raises many kinds; all mean that there is none
+            first = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+            raise ModelError(f"--teacher {path!r} is no sentence encoder: {first}") from None
+        if width > parts:
+            raise ModelError(
+                f"--width is {width}; with the teacher {path!r} it can be at most {parts}, and "
+                f"anything with --teacher none"
+            )
         pieces = [tokenizer.decoder[i].replace("</w>", "") for i in range(tokenizer.vocab_size)]
         words = sorted({p for p in pieces if p.isascii() and p.isalpha() and len(p) > 2})
         self.phrases = [*sorted(set(phrases)), *words]
@@ -131,7 +154,7 @@ class ClipTrainer:
         self.teacher: Teacher | None = None
         self.project: nn.Linear | None = None
         if teacher_path is not None:
-            self.teacher = Teacher(teacher_path, phrases, self.tokenizer)
+            self.teacher = Teacher(teacher_path, phrases, self.tokenizer, options.width)
             self.teacher.start_embeddings(self.model.token_embedding)
             self.teacher.targets = self.teacher.targets.to(self.device)
             self.project = nn.Linear(config["embed_dim"], self.teacher.targets.shape[1])
@@ -211,7 +234,8 @@ def save_clip(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     preprocess = {"mean": PIXEL_MEAN, "std": PIXEL_STD}
     description = {"model_cfg": config, "preprocess_cfg": preprocess}
-    (folder / "open_clip_config.json").write_text(json.dumps(description, indent=2) + "\n")
+    with replacing(folder / "open_clip_config.json") as file:
+        file.write((json.dumps(description, indent=2) + "\n").encode())
     save_weights(model, folder / "open_clip_model.safetensors")
 
 
@@ -228,7 +252,11 @@ def train_clip(
     phrases = [p for entry in batches.data.captions for p in (entry.name, *entry.keywords)]
     trainer = ClipTrainer(model_config(size, options.width), options, teacher_path, phrases, device)
     checkpoint = Checkpoint(
-        out / "clip.checkpoint", [trainer.optimizer], trainer.model, trainer.project
+        out / "clip.checkpoint",
+        [trainer.optimizer],
+        trainer.model,
+        trainer.project,
+        of={"--seed": options.seed, "--batch-size": options.batch_size},
     )
     weights = out / "open_clip_model.safetensors"
     train("clip", trainer.step, batches, options.batch_size, budget, checkpoint, weights)

@@ -24,7 +24,7 @@ from models.sampling import sample
 from models.schedule import NoiseSchedule, noise_schedule
 from models.train import parallel
 from models.train.batches import Batch, Batches
-from models.train.checkpoint import Checkpoint
+from models.train.checkpoint import Checkpoint, RunOf, fingerprint
 from models.train.ema import Ema
 from models.train.loop import train
 from models.train.muon import Muon
@@ -235,6 +235,18 @@ def clip_of(reference: ClipReference, out: Path) -> tuple[Clip, int]:
     return clip, ContextEncoder(clip).width
 
 
+def _run_of(config: BundleConfig, clip: Clip, options: DenoiserTraining) -> RunOf:
+    """What a network cannot be trained on with another of."""
+    return {
+        "--parameterisation": config.parameterisation,
+        "--schedule": config.noise_schedule.kind,
+        "--zero-terminal-snr": config.noise_schedule.zero_terminal_snr,
+        "a CLIP of sha256": fingerprint(clip.model),
+        "--seed": options.seed,
+        "--batch-size": options.batch_size,
+    }
+
+
 def train_denoiser(
     batches: Batches,
     out: Path,
@@ -250,7 +262,11 @@ def train_denoiser(
     """Train until the budget is spent, resuming `out/denoiser.checkpoint`; writes the bundle."""
     trainer = DenoiserTrainer(config, clip, options, device)
     checkpoint = Checkpoint(
-        out / "denoiser.checkpoint", trainer.optimizers, trainer.network, trainer.ema.average
+        out / "denoiser.checkpoint",
+        trainer.optimizers,
+        trainer.network,
+        trainer.ema.average,
+        of=_run_of(config, clip, options),
     )
     if compiled:
         trainer.compile()

@@ -21,7 +21,7 @@ from models.sampling import Denoise, sample
 from models.schedule import timesteps
 from models.train import parallel
 from models.train.batches import Batch, Batches
-from models.train.checkpoint import Checkpoint
+from models.train.checkpoint import Checkpoint, fingerprint
 from models.train.denoiser import (
     GRID_PROMPTS,
     dropped_contexts,
@@ -201,7 +201,10 @@ class DistilTrainer:
 def train_distil(
     batches: Batches, out: Path, bundle: Bundle, options: DistilTraining, budget: Budget
 ) -> None:
-    """Train until the budget is spent, resuming `out/turbo.checkpoint`; turbo joins the bundle."""
+    """Train until the budget is spent; turbo joins the bundle.
+
+    Resumes `out/turbo.checkpoint`, unless the denoiser has been trained since.
+    """
     trainer = DistilTrainer(bundle, options, budget)
     checkpoint = Checkpoint(
         out / "turbo.checkpoint",
@@ -209,9 +212,20 @@ def train_distil(
         trainer.network,
         trainer.ema.average,
         trainer.guided,
+        of={
+            "denoiser": fingerprint(bundle.denoiser.network),
+            "--turbo-steps": options.steps,
+            "--guidance-scale": options.guidance_scale,
+            "--guidance-share": options.guidance_share,
+            "--seed": options.seed,
+            "--batch-size": options.batch_size,
+        },
+        stale="denoiser",
     )
     weights = out / TURBO_FILE
-    done = train("distil", trainer.step, batches, options.batch_size, budget, checkpoint, weights)
+    # Training the denoiser takes turbo out of the bundle: what lies there was taught by another.
+    start = None if bundle.config.turbo is None else weights
+    done = train("distil", trainer.step, batches, options.batch_size, budget, checkpoint, start)
     if parallel.rank() > 0:
         return
     trainer.grid(out / "turbo.png")

@@ -159,7 +159,12 @@ def train_judge(
     """Train until the budget is spent, resuming from `out/judge.checkpoint`; writes `out`."""
     size = batches.data.pictures.shape[-1]
     trainer = JudgeTrainer(model_config(size, options.width), options, device)
-    checkpoint = Checkpoint(out / "judge.checkpoint", [trainer.optimizer], trainer.model)
+    checkpoint = Checkpoint(
+        out / "judge.checkpoint",
+        [trainer.optimizer],
+        trainer.model,
+        of={"--seed": options.seed, "--batch-size": options.batch_size},
+    )
     weights = out / "open_clip_model.safetensors"
     train("judge", trainer.step, batches, options.batch_size, budget, checkpoint, weights)
     save_clip(trainer.model, trainer.config, out)

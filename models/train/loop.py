@@ -1,10 +1,12 @@
 """The loop that every part of training runs in: resume, draw, step, report, save."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
 
+from models.errors import ModelError
 from models.train import parallel
 from models.train.batches import Batch, Batches
 from models.train.checkpoint import Checkpoint
@@ -20,7 +22,7 @@ def train(
     batch_size: int,
     budget: Budget,
     checkpoint: Checkpoint,
-    weights: Path,
+    weights: Path | None,
     between: Callable[[], None] = lambda: None,
 ) -> TrainingState:
     """Run `step_once(batch, step, learning_rate_scale)` until the budget is spent.
@@ -29,6 +31,10 @@ def train(
     `batch_size` pictures. Resumes from the checkpoint, else from `weights`; metrics go to
     `NAME.jsonl` beside the checkpoint, and `between` is called after every step, both by the first
     process alone. Returns how far the run is.
+
+    Raises:
+        ModelError: the checkpoint or the weights are of another run, or damaged; the loss is not
+            finite any more, of which nothing is saved.
     """
     state = checkpoint.load_or_start_from(weights)
     budget.resume(state)
@@ -42,6 +48,11 @@ def train(
         while not budget.done and not budget.paused:
             draw, batch = next(stream)
             values = step_once(batch, draw, budget.learning_rate_scale())
+            if not all(math.isfinite(value) for value in values.values()):
+                raise ModelError(
+                    f"the loss of step {budget.step + 1} is not finite, so nothing of it is saved: "
+                    f"train with a lower learning rate, or on other pictures"
+                )
             budget.advance(batch_size * size)
             if metrics is None:
                 continue

@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from models.replacing import replacing
 from models.train import parallel
 
 
@@ -112,9 +112,8 @@ class Metrics:
         if path.exists():  # drop the steps between the last checkpoint and the kill
             lines = path.read_text().splitlines()
             kept = [line for line in lines if _step_of(line) <= resumed_step]
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(line + "\n" for line in kept))
-            os.replace(partial, path)
+            with replacing(path) as file:
+                file.write("".join(line + "\n" for line in kept).encode())
 
     def write(self, step: int, spent_s: float, values: dict[str, float]) -> None:
         row = {

@@ -56,7 +56,12 @@ def train_upscaler(
     config = UpscalerConfig()
     network = channels_last(Upscaler(config).to(device))
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate)
-    checkpoint = Checkpoint(out / "upscaler.checkpoint", [optimizer], network)
+    checkpoint = Checkpoint(
+        out / "upscaler.checkpoint",
+        [optimizer],
+        network,
+        of={"--seed": options.seed, "--batch-size": options.batch_size},
+    )
 
     def step_once(batch: Batch, step: int, scale: float) -> dict[str, float]:
         large, small = pairs(batch.pictures, options, step)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from models.bundle import Bundle, load_bundle, read_config, save_config
-from models.errors import BundleError
+from models.errors import BundleError, ModelError
 
 
 @pytest.fixture
@@ -244,3 +244,29 @@ def test_saving_the_config_refreshes_the_hashes(copy: Path) -> None:
         save_config(copy, config).files["denoiser.safetensors"]
         != config.files["denoiser.safetensors"]
     )
+
+
+def test_a_file_that_may_not_be_read_is_one_sentence(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("hashlib.file_digest", refuse)  # these tests may run as root
+    with pytest.raises(BundleError, match=r"denoiser.safetensors of .* cannot be read: Permission"):
+        load_bundle(copy)
+
+
+def test_bundle_json_is_replaced_and_never_half(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (copy / "bundle.json").read_bytes()
+
+    def die(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", die)
+    with pytest.raises(ModelError, match=r"bundle.json' cannot be written: No space left"):
+        save_config(copy, read_config(copy).model_copy(update={"name": "other"}))
+    assert (copy / "bundle.json").read_bytes() == before
+    assert not list(copy.glob("*.partial"))

@@ -146,6 +146,50 @@ def test_the_command_writes_every_figure(
     assert (written["compose"], written["scenes"]["pictures"]) == (False, 60)
 
 
+@pytest.mark.parametrize("heldout", [None, "prompt\ta blue disc\nprompt\n"])
+def test_a_folder_that_holds_nothing_out_has_the_other_figures(
+    heldout: str | None, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = build_tiny_bundle(tmp_path / "bundle")
+    if heldout is not None:
+        (folder / "heldout.txt").write_text(heldout)
+    monkeypatch.setattr(figures, "COLOURED", "disc")
+    assert main([str(bundle), "--data", str(folder), "--steps", "1"]) == 0
+    written = json.loads((bundle / "evaluation.json").read_text())
+    assert written["copies"]["pictures"] == 100
+    assert written["colours"]["pictures"] == 12
+    assert "composed" not in written
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [
+        ("--steps", "0", "at least 1"),
+        ("--guidance-scale", "nan", "between 0 and 20"),
+        ("--seed", "1" + 24 * "0", "from 0 to"),
+        ("--sheet", "none/sheet.png", "not a file in a folder"),
+        ("--sheet", "sheet", "should end in .png"),
+        ("--scenes", "scenes.json", "should end in .png"),
+    ],
+)
+def test_options_are_looked_at_before_anything_is_painted(
+    option: str, value: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["none", option, value])
+    assert sentence in capsys.readouterr().err
+
+
+def test_figures_that_could_not_be_kept_are_not_painted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = build_tiny_bundle(tmp_path / "bundle")
+    monkeypatch.setattr("os.access", lambda *_: False)  # these tests may run as root
+    monkeypatch.setattr(Painter, "__call__", None)
+    assert main([str(bundle)]) == 1
+    assert "evaluation.json' cannot be written" in capsys.readouterr().err
+
+
 def test_a_preset_is_held_against_the_bundle_itself(tmp_path: Path) -> None:
     bundle = build_tiny_bundle(tmp_path / "bundle", turbo=True)
     assert main([str(bundle), "--preset", "turbo", "--steps", "1"]) == 0

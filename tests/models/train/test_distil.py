@@ -1,12 +1,13 @@
 """Distillation: what the student is to predict, that it learns it, and that turbo is served."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from models.bundle import Bundle, load_bundle, read_config
+from models.bundle import Bundle, Turbo, load_bundle, read_config
 from models.errors import BundleError
 from models.evaluate import Painter
 from models.train.__main__ import main
@@ -138,6 +139,53 @@ def test_a_killed_distillation_goes_on_with_the_same_curve(
     assert len(curves[0]) == 6
     assert curves[1] == pytest.approx(curves[0], rel=1e-3)
     assert curves[2] == pytest.approx(curves[0], rel=1e-3)
+
+
+def test_turbo_is_taught_anew_by_a_denoiser_that_was_trained_since(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = build_tiny_bundle(tmp_path / "bundle")
+    assert distil(path, folder) == 0
+    old = (path / "turbo.safetensors").read_bytes()
+    other = build_tiny_bundle(tmp_path / "other", seed=1)
+    shutil.copytree(other, path, dirs_exist_ok=True)  # with another denoiser, and no turbo
+    assert distil(path, folder) == 0
+    assert "turbo.checkpoint' is of another denoiser" in capsys.readouterr().err
+    assert distil(other, folder) == 0
+    assert (path / "turbo.safetensors").read_bytes() != old
+    assert (path / "turbo.safetensors").read_bytes() == (other / "turbo.safetensors").read_bytes()
+
+
+def test_turbo_of_another_denoiser_is_no_start_without_its_checkpoint(
+    folder: Path, tmp_path: Path
+) -> None:
+    path, other = (build_tiny_bundle(tmp_path / name) for name in ("bundle", "other"))
+    (path / "turbo.safetensors").write_bytes(b"not even read")
+    assert distil(path, folder) == distil(other, folder) == 0
+    assert (path / "turbo.safetensors").read_bytes() == (other / "turbo.safetensors").read_bytes()
+
+
+def test_a_turbo_of_six_steps_is_not_called_one_of_three(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = build_tiny_bundle(tmp_path / "bundle")
+    assert distil(path, folder) == 0
+    assert distil(path, folder, "--turbo-steps", "3") == 1
+    assert "of a run with --turbo-steps 6, not 3" in capsys.readouterr().err
+    assert read_config(path).turbo == Turbo(steps=6)
+
+
+def test_a_kill_between_weights_and_their_hash_is_mended_by_the_same_command(
+    folder: Path, tmp_path: Path
+) -> None:
+    path = build_tiny_bundle(tmp_path / "bundle", turbo=True)
+    (path / "turbo.safetensors").write_bytes(
+        (path / "denoiser.safetensors").read_bytes()
+    )  # of another hash than bundle.json says
+    with pytest.raises(BundleError, match=r"turbo.safetensors is damaged"):
+        load_bundle(path)
+    assert distil(path, folder) == 0
+    assert load_bundle(path, preset="turbo").config.default_steps == 6
 
 
 def killing(step: int) -> object:

@@ -58,3 +58,12 @@ def test_a_judge_is_trained_resumed_and_read(
     likeness = judge.similarity(torch.zeros(2, 4, 16, 16), ["a disc", "a square"])
     assert likeness.shape == (2, 2)
     assert likeness.isfinite().all()
+
+
+@pytest.mark.parametrize("options", [("--image-size", "63"), ("--batch-size", "1")])
+def test_sizes_that_a_judge_has_not_are_one_sentence(
+    options: tuple[str, str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["judge", "--data", str(folder), "--out", str(tmp_path / "judge"), "--steps", "1"]
+    assert main([*command, "--image-size", "32", *options]) == 1
+    assert f"avocat train: {' is '.join(options)}; a judge" in capsys.readouterr().err

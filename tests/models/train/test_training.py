@@ -1,6 +1,5 @@
 """Training for real on a made-up folder: every part, resumed, and served at the end."""
 
-import json
 import math
 import subprocess
 import sys
@@ -13,32 +12,13 @@ from safetensors.torch import load_file
 
 from models.bundle import load_bundle, read_config
 from models.schedule import noise_schedule
-from models.train.__main__ import _batches, main
+from models.train.__main__ import _batches
 from models.train.arguments import parser
 from models.train.checkpoint import Checkpoint
 from models.train.denoiser import loss_weight
 from models.train.ema import Ema
 from models.train.progress import Budget
-
-SMALL = ["--image-size", "24", "--patch", "3", "--width", "16", "--multipliers", "1", "2"]
-
-SMALL_CLIP = ["--image-size", "24", "--width", "32", "--teacher", "none"]
-
-
-def train(part: str, folder: Path, out: Path, steps: int, *extra: str) -> int:
-    common = ["--data", str(folder), "--out", str(out), "--steps", str(steps), "--batch-size", "4"]
-    return main([part, *common, *extra])
-
-
-@pytest.fixture
-def clip_only(folder: Path, tmp_path: Path) -> Path:
-    out = tmp_path / "bundle"
-    assert train("clip", folder, out, 2, *SMALL_CLIP) == 0
-    return out
-
-
-def losses(out: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (out / "denoiser.jsonl").read_text().splitlines()]
+from tests.models.train.runs import SMALL, SMALL_CLIP, losses, train
 
 
 def test_all_parts_make_a_bundle_that_loads(folder: Path, clip_only: Path) -> None:
@@ -253,17 +233,10 @@ def test_what_does_not_fit_is_one_sentence(
     assert sentence in said
 
 
-def test_a_damaged_checkpoint_says_what_to_do(
-    folder: Path, clip_only: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (clip_only / "denoiser.checkpoint").write_bytes(b"cut short")
-    assert train("denoiser", folder, clip_only, 1, *SMALL) == 1
-    assert "denoiser.checkpoint' is damaged" in capsys.readouterr().err
-
-
 def test_training_again_keeps_what_else_the_bundle_says(folder: Path, clip_only: Path) -> None:
     assert train("denoiser", folder, clip_only, 1, *SMALL) == 0
     assert train("upscaler", folder, clip_only, 1) == 0
+    (clip_only / "denoiser.checkpoint").unlink()
     assert train("denoiser", folder, clip_only, 2, *SMALL, "--schedule", "linear") == 0
     again = load_bundle(clip_only)
     assert again.config.upscales == [1, 2, 4]

@@ -246,7 +246,7 @@ class Engine:
 
         Conditional and unconditional predictions are just rows of the same micro-batches.
         """
-        self._rows = in_turn(self._rows, self._waiting)
+        self._rows = in_turn(self._rows, self._waiting, time.monotonic())
         busy = {id(row) for one in self._rounds for row, _ in one.asked}
         rounds: list[list[tuple[Row, int]]] = []
         while len(self._rounds) + len(rounds) < (2 if self._streams.count > 1 else 1):

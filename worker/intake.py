@@ -10,6 +10,7 @@ from redis import Redis
 from app.jobs.fleet_reader import read_fleet
 from app.jobs.ids import made_at
 from app.jobs.line import Line
+from app.jobs.order import due_after_s
 from app.jobs.record import JobRequest, JobStatus, Problem
 from app.jobs.store import JobStore
 from worker import problems
@@ -41,7 +42,10 @@ class Intake:
         timeout_s: int,
         patience_s: float,
     ) -> None:
-        """`timeout_s` is for jobs that came without one of their own; `patience_s`: see `Line`."""
+        """`timeout_s` is for jobs that came without one of their own.
+
+        `patience_s`: see `Line`, and `due_after_s` of app/jobs/order.py.
+        """
         self._redis = redis
         self._store = store
         self._ledger = ledger
@@ -167,11 +171,13 @@ class Intake:
             self._ledger.cancel(held, entry.record.retention_s)
             return None
         timeout_s = max(0, held.job.timeout or 0) or self._timeout_s
-        flight = Flight(held, record, resident, None, timeout_s, clock() + timeout_s)
+        now = clock()
+        flight = Flight(held, record, resident, None, timeout_s, now + timeout_s)
         flight.times.claimed = time.time()
         resident.used_at = time.monotonic()
         try:
-            flight.order = resident.prompts.order(record, token)
+            due_s = now + due_after_s(self._patience_s, timeout_s)
+            flight.order = resident.prompts.order(record, token, due_s)
         except ValueError as fault:
             flight.ending, flight.problem = Ending.FAIL, problems.invalid_job(str(fault))
         flight.times.encoded = time.time()

@@ -1,5 +1,6 @@
 """Job records to rows: prompts to contexts, sizes to shapes."""
 
+import math
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -50,8 +51,8 @@ class Prompts:
         self._loras = loras or Loras(model, None)
         self._lock = threading.Lock()  # the encoder's cache is not made for threads
 
-    def order(self, record: JobRecord, token: str) -> Order:
-        """The rows of a job, seeds counting up, under one token.
+    def order(self, record: JobRecord, token: str, due_s: float = math.inf) -> Order:
+        """The rows of a job, seeds counting up, under one token; `due_s`: see `RowSpec`.
 
         Raises:
             ValueError: the model cannot draw this; the message is for the job's owner.
@@ -77,7 +78,7 @@ class Prompts:
                 steps=request.steps, guidance_scale=given.guidance_scale,
                 guidance_interval=request.guidance_interval,
                 context=given.context, unconditional=given.unconditional, shape=shape,
-                adapters=adapters, priority=request.priority,
+                adapters=adapters, priority=request.priority, due_s=due_s,
             )
             for i, seed in enumerate(seeds) for layer, given in enumerate(painted)
         )  # fmt: skip

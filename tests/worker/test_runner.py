@@ -29,6 +29,8 @@ from tests.worker.parts import (
     slowed,
     stored_files,
 )
+from worker.loop import EngineLoop
+from worker.rows import RowSpec
 
 Start = Callable[..., Any]
 
@@ -55,6 +57,23 @@ def test_a_job_can_be_found_by_what_it_drew(
     names = [repeat_key(one.owner, one.request, card.fingerprint) for one in records]
     assert client.mget(names) == [job.encode(), None]
     assert 50 < client.ttl(names[0]) <= 61
+
+
+def test_rows_are_due_long_before_their_job_fails(
+    jobs: Any, start_worker: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admitted: list[float] = []
+
+    def noted(loop: EngineLoop, rows: Sequence[RowSpec]) -> None:
+        admitted.extend(row.due_s - time.monotonic() for row in rows)
+        admit(loop, rows)
+
+    admit = EngineLoop.admit
+    monkeypatch.setattr(EngineLoop, "admit", noted)
+    start_worker(patience_s=100)  # the job has 600 s
+    jobs.ended(jobs.submit(n=2))
+    assert len(admitted) == 2
+    assert all(90 < one <= 100 for one in admitted)
 
 
 def test_bytes_are_the_same_alone_and_among_strangers(jobs: Any, start_worker: Start) -> None:

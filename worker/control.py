@@ -227,6 +227,8 @@ class Control:
             self._previews.show(flight.resident.model, flight.record, preview)
 
     def _row_finished(self, flight: Flight, row: Finished) -> None:
+        if flight.storing:  # all of its rows are there
+            return
         flight.rows[row.index] = row.picture
         flight.cards[row.index] = flight.card or flight.resident.card
         if flight.order is not None and len(flight.rows) == len(flight.order.rows):

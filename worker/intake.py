@@ -17,6 +17,7 @@ from worker import problems
 from worker.admission import Candidate, choose
 from worker.flights import Ending, Flight
 from worker.ledger import Ledger
+from worker.memory import ran_out
 from worker.prompts import MOST_ROWS
 from worker.roster import Roster
 from worker.waiting import Newer, Unfit, Waiting, waiting
@@ -180,6 +181,12 @@ class Intake:
             flight.order = resident.prompts.order(record, token, due_s)
         except ValueError as fault:
             flight.ending, flight.problem = Ending.FAIL, problems.invalid_job(str(fault))
+        except Exception as fault:
+            if not ran_out(fault):
+                raise
+            _log.warning("no memory to read a prompt", reason=repr(fault), **record.log_fields)
+            problem = problems.not_drawn("there was no memory to read its prompt")
+            flight.ending, flight.problem = Ending.TRY_AGAIN, problem
         flight.times.encoded = time.time()
         return flight
 

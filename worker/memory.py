@@ -25,8 +25,10 @@ def ran_out(fault: BaseException) -> bool:
     """Whether an error says that there was no memory left for what was asked."""
     if isinstance(fault, MemoryError | torch.OutOfMemoryError):
         return True
+    if not isinstance(fault, RuntimeError) and not type(fault).__module__.startswith("onnxruntime"):
+        return False
     said = str(fault).lower()
-    return isinstance(fault, RuntimeError) and any(saying in said for saying in _SAYINGS)
+    return any(saying in said for saying in _SAYINGS)
 
 
 def check_fits(bundle: Path, device: torch.device) -> None:

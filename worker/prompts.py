@@ -13,6 +13,7 @@ from app.jobs.scene import MOST_LAYERS
 from models.model import Adapters, Conditioning, Context, Model
 from models.sampling import layer_seed
 from worker.loras import Loras
+from worker.memory import ran_out
 from worker.rows import RowSpec
 
 __all__ = ["MOST_ROWS", "Order", "Prompts"]
@@ -56,6 +57,7 @@ class Prompts:
 
         Raises:
             ValueError: the model cannot draw this; the message is for the job's owner.
+            Exception: there was no memory to read it (`ran_out`).
         """
         request = record.request
         count = request.pictures
@@ -130,6 +132,8 @@ class Prompts:
                     adapters,
                 )
         except Exception as fault:  # tokenizers raise many kinds; none is the worker's end
+            if ran_out(fault):  # which is no fault of the prompt
+                raise
             raise ValueError(f"the prompt cannot be read: {type(fault).__name__}") from fault
 
     def _warnings(self, request: JobRequest) -> tuple[str, ...]:

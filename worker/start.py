@@ -23,7 +23,7 @@ from worker.capacity import streams, with_capacity
 from worker.card import Smaller, model_card
 from worker.catalogue import Catalogue, Entry
 from worker.loras import Loras
-from worker.memory import check_fits, free_bytes, ran_out
+from worker.memory import check_fits, has_room
 from worker.resident import Prepared
 from worker.runner import Runner
 from worker.runtimes.by_torch import (
@@ -86,16 +86,8 @@ class _Shop:
             ValueError: memory ran out, with the sizes.
         """
         began = time.monotonic()
-        try:
+        with has_room(path.name, self._device):
             prepared = _prepared(self._settings, path, preset, self._device, self._threads)
-        except Exception as fault:
-            if not ran_out(fault):
-                raise
-            free = free_bytes(self._device) / 1e9
-            raise ValueError(
-                f"bundle {path.name} does not fit: {self._device} had {free:.1f} GB of memory "
-                f"free when it ran out ({(str(fault) or repr(fault)).splitlines()[0]})"
-            ) from fault
         return replace(prepared, took_s=time.monotonic() - began)
 
 

@@ -6,8 +6,8 @@ All take one batch shape, `rows`, for that is what keeps a row's result apart fr
 import copy
 import hashlib
 import importlib.util
-import io
 import os
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Mapping
@@ -269,8 +269,8 @@ def _onnx(plan: Plan) -> str:
     with suppress(OSError, ValueError):
         if hashlib.sha256(plan.onnx.read_bytes()).hexdigest() == digest.read_text("ascii"):
             return str(plan.onnx)
-    exported = _exported(plan)
     try:
+        exported = _exported(plan)
         _replace(plan.onnx, exported)
         _replace(digest, hashlib.sha256(exported).hexdigest().encode())
     except OSError as fault:
@@ -281,19 +281,19 @@ def _onnx(plan: Plan) -> str:
 
 
 def _exported(plan: Plan) -> bytes:
-    whole = io.BytesIO()
-    with warnings.catch_warnings():
+    with tempfile.TemporaryDirectory(dir=plan.onnx.parent) as folder, warnings.catch_warnings():
+        file = Path(folder, "network.onnx")
         warnings.simplefilter("ignore")  # about tracing; the result is checked against eager
         torch.onnx.export(
             copy.deepcopy(plan.network),  # it may draw meanwhile
             example(plan.network, plan.rows, torch.device("cpu")),
-            whole,
+            str(file),
             input_names=["x", "timestep", "context"],
             output_names=["out"],
             opset_version=_OPSET,
             dynamo=False,  # the other exporter needs one more package
         )
-    return whole.getvalue()
+        return file.read_bytes()
 
 
 def _replace(file: Path, content: bytes) -> None:

@@ -131,7 +131,9 @@ def _runtime(settings: Settings) -> Finding:
         told = "torch is not installed here: this machine runs no worker"
         return _warning("runtime", told, "pip install 'avocat[worker]' where workers run")
     try:
-        files = sorted(settings.runtimes_dir.glob("*.json"), key=lambda file: file.stat().st_mtime)
+        files = sorted(
+            settings.runtimes_dir.glob("[0-9a-f]*.json"), key=lambda file: file.stat().st_mtime
+        )
         measured = json.loads(files[-1].read_text("utf-8")) if files else []
         times = ", ".join(
             f"{one['name']} {1000 * one['seconds']:.2f} ms ({_off(one)})" for one in measured

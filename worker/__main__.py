@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,13 +104,15 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
     host, port = settings.worker_metrics_host, settings.worker_metrics_port
     if options.profile is not None:
         runner.profile = _profile(options.profile)
-    try:
-        with serving(runner.metrics, host, port), closing(runner.profile):
+    with closing(runner.profile), ExitStack() as stack:
+        try:
+            stack.enter_context(serving(runner.metrics, host, port))
+        except OSError as fault:
+            raise StartError(f"metrics cannot be served at {host}:{port}: {fault}") from None
+        try:
             runner.work(burst=options.burst)
-    except (NameTaken, RedisError) as fault:
-        raise StartError(str(fault)) from None
-    except OSError as fault:
-        raise StartError(f"metrics cannot be served at {host}:{port}: {fault}") from None
+        except (NameTaken, RedisError) as fault:
+            raise StartError(str(fault)) from None
     code = 1 if runner.fault is not None else 0
     if runner.building:  # seen: a library aborts a process that ends in the midst of its work
         sys.stderr.flush()

@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import structlog
 import torch
@@ -22,6 +23,7 @@ from models.model import Model
 from worker.memory import free_bytes, ran_out
 from worker.rows import blank_batch
 from worker.runtimes.by_torch import with_graphs
+from worker.undisturbed import undisturbed
 
 __all__ = ["most_rows", "streams", "with_capacity"]
 
@@ -59,16 +61,24 @@ def _kept(settings: Settings, model: Model) -> int:
     gpu = torch.cuda.get_device_properties(device)
     parts = json.dumps([model.sha256, torch.__version__, gpu.name, gpu.total_memory])
     file = folder / f"rows-{hashlib.sha256(parts.encode()).hexdigest()[:32]}.json"
+    if (found := _read(file)) is not None:
+        return found
+    with undisturbed(folder / "rows.lock"):
+        if (found := _read(file)) is not None:  # by a worker that was before this one
+            return found
+        drawn = with_graphs(model, exact=settings.exact)  # as it will be
+        found = most_rows(lambda size: _call(drawn, size), lambda: _budget(device))
+        with suppress(OSError):  # a read-only folder: it is measured again at the next start
+            part = file.with_suffix(".part")
+            part.write_text(json.dumps({"micro_batch": found, "gpu": gpu.name}), "utf-8")
+            part.replace(file)
+    return found
+
+
+def _read(file: Path) -> int | None:
     with suppress(OSError, ValueError, KeyError, TypeError):
         return max(1, int(json.loads(file.read_text("utf-8"))["micro_batch"]))
-    drawn = with_graphs(model, exact=settings.exact)  # as it will be
-    found = most_rows(lambda size: _call(drawn, size), lambda: _budget(device))
-    with suppress(OSError):  # a read-only folder: it is measured again at the next start
-        folder.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps({"micro_batch": found, "gpu": gpu.name}), "utf-8")
-        part.replace(file)
-    return found
+    return None
 
 
 def most_rows(call: Callable[[int], tuple[float, int]], budget: Callable[[], int]) -> int:

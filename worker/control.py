@@ -88,7 +88,12 @@ class Control:
     @property
     def idle(self) -> bool:
         """Whether no engine has a row."""
-        return not any(flight.rows_in_engine for flight in self.flights.values())
+        return not self.drawing
+
+    @property
+    def drawing(self) -> set[str]:
+        """The models whose engines have rows."""
+        return {one.resident.name for one in self.flights.values() if one.rows_in_engine}
 
     def flying(self, resident: Resident) -> bool:
         """Whether any job of this model is in the worker, stored pictures included."""
@@ -227,6 +232,8 @@ class Control:
             self._previews.show(flight.resident.model, flight.record, preview)
 
     def _row_finished(self, flight: Flight, row: Finished) -> None:
+        if flight.storing:  # all of its rows are there
+            return
         flight.rows[row.index] = row.picture
         flight.cards[row.index] = flight.card or flight.resident.card
         if flight.order is not None and len(flight.rows) == len(flight.order.rows):

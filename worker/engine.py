@@ -128,7 +128,7 @@ class Engine:
         self.slots = slots
         self.micro_batch = micro_batch
         self.device = model.context.device
-        self._model = model
+        self._model, self._switches = model, True
         self._exact = exact
         self._smaller = smaller or model
         self._streams = streams or Streams()
@@ -178,9 +178,11 @@ class Engine:
     def switch(self, model: Model) -> None:
         """Draw rows that are admitted from now on with the same model in another runtime.
 
-        Those that are here end as they began: a job's pictures are all of one runtime.
+        Those that are here end as they began: a job's pictures are all of one runtime. Nothing
+        happens where batches are smaller by now than what it was built for.
         """
-        self._model = model
+        if self._switches:
+            self._model = model
 
     def evict(self, job: str) -> None:
         """Drop all rows of `job`; nothing happens if there are none."""
@@ -246,7 +248,7 @@ class Engine:
 
         Conditional and unconditional predictions are just rows of the same micro-batches.
         """
-        self._rows = in_turn(self._rows, self._waiting)
+        self._rows = in_turn(self._rows, self._waiting, time.monotonic())
         busy = {id(row) for one in self._rounds for row, _ in one.asked}
         rounds: list[list[tuple[Row, int]]] = []
         while len(self._rounds) + len(rounds) < (2 if self._streams.count > 1 else 1):
@@ -304,7 +306,7 @@ class Engine:
         self.slots = max(1, self.slots // 2)
         other = None
         if self.slots < self.micro_batch:
-            self.micro_batch, self._model = self.slots, self._smaller
+            self.micro_batch, self._model, self._switches = self.slots, self._smaller, False
             other = self._model.denoiser
             self._waiting = deque(row.anew(other) for row in self._waiting)
         self._waiting.extendleft([row.anew(other) for row in reversed(self._rows)])
@@ -366,17 +368,19 @@ class Engine:
         """Let go of the rows that are done or broken; show those that are to be shown."""
         # One number that is none makes the sum none.
         sound = [math.isfinite(total) for total in predicted.flatten(1).sum(1).tolist()]
+        told = StepReport()  # not yet `report`: a copy may have no room, and all rows begin anew
         for i, row in enumerate(rows):
             job, index = row.spec.job, row.spec.index
             if not sound[i]:
                 at = row.spec.skipped + row.position
                 reason = f"step {at} of {row.spec.steps} gave values that are no numbers"
-                report.faults.append(Fault(job, index, reason))
+                told.faults.append(Fault(job, index, reason))
             elif row.done:
-                report.finished.append(Finished(job, index, row.x[0].clone()))
+                told.finished.append(Finished(job, index, row.x[0].clone()))
             elif row.preview_due:
-                seen = Snapshot(job, index, row.position, row.seen[0].clone())
-                report.snapshots.append(seen)
+                told.snapshots.append(Snapshot(job, index, row.position, row.seen[0].clone()))
+        report.faults, report.finished = told.faults, told.finished
+        report.snapshots = told.snapshots
         gone = {id(row) for i, row in enumerate(rows) if row.done or not sound[i]}
         if gone:
             self._rows = [row for row in self._rows if id(row) not in gone]

@@ -10,12 +10,14 @@ from redis import Redis
 from app.jobs.fleet_reader import read_fleet
 from app.jobs.ids import made_at
 from app.jobs.line import Line
+from app.jobs.order import due_after_s
 from app.jobs.record import JobRequest, JobStatus, Problem
 from app.jobs.store import JobStore
 from worker import problems
 from worker.admission import Candidate, choose
 from worker.flights import Ending, Flight
 from worker.ledger import Ledger
+from worker.memory import ran_out
 from worker.prompts import MOST_ROWS
 from worker.roster import Roster
 from worker.waiting import Newer, Unfit, Waiting, waiting
@@ -41,7 +43,10 @@ class Intake:
         timeout_s: int,
         patience_s: float,
     ) -> None:
-        """`timeout_s` is for jobs that came without one of their own; `patience_s`: see `Line`."""
+        """`timeout_s` is for jobs that came without one of their own.
+
+        `patience_s`: see `Line`, and `due_after_s` of app/jobs/order.py.
+        """
         self._redis = redis
         self._store = store
         self._ledger = ledger
@@ -167,13 +172,21 @@ class Intake:
             self._ledger.cancel(held, entry.record.retention_s)
             return None
         timeout_s = max(0, held.job.timeout or 0) or self._timeout_s
-        flight = Flight(held, record, resident, None, timeout_s, clock() + timeout_s)
+        now = clock()
+        flight = Flight(held, record, resident, None, timeout_s, now + timeout_s)
         flight.times.claimed = time.time()
         resident.used_at = time.monotonic()
         try:
-            flight.order = resident.prompts.order(record, token)
+            due_s = now + due_after_s(self._patience_s, timeout_s)
+            flight.order = resident.prompts.order(record, token, due_s)
         except ValueError as fault:
             flight.ending, flight.problem = Ending.FAIL, problems.invalid_job(str(fault))
+        except Exception as fault:
+            if not ran_out(fault):
+                raise
+            _log.warning("no memory to read a prompt", reason=repr(fault), **record.log_fields)
+            problem = problems.not_drawn("there was no memory to read its prompt")
+            flight.ending, flight.problem = Ending.TRY_AGAIN, problem
         flight.times.encoded = time.time()
         return flight
 

@@ -4,7 +4,8 @@ With `PROMETHEUS_MULTIPROC_DIR` set, as by `avocat serve`, all is written into t
 the API that shares it answers for the worker.
 """
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -44,6 +45,7 @@ class Metrics:
         ProcessCollector(registry=registry)
         self._all_slots.set(slots)
         self._flying: dict[str, int] = {}  # rows of each model
+        self._lock = threading.Lock()  # of these
         self._use = DeviceUse(device, threads)
         self._device = str(device)
         self._looked_at = float("-inf")
@@ -144,8 +146,9 @@ class Metrics:
         self._occupancy.observe(report.asked / report.room)
         self._advanced.inc(report.advanced)
         self._calls.inc(report.calls)
-        self._flying[model] = report.flying
-        self._in_flight.set(sum(self._flying.values()))
+        with self._lock:
+            self._flying[model] = report.flying
+            self._in_flight.set(sum(self._flying.values()))
 
     def taken(self, flight: Flight) -> None:
         """The worker took a job."""
@@ -173,8 +176,14 @@ class Metrics:
         """So many jobs of lost workers were taken care of."""
         self._lost.inc(jobs)
 
-    def look(self, now: float) -> None:
-        """Read what the device says, now and then; `now` is monotonic seconds."""
+    def look(self, now: float, drawing: Collection[str]) -> None:
+        """Read what the device says, now and then; `now` is monotonic seconds.
+
+        `drawing`: the models that have rows; an engine whose last ones were evicted makes no step.
+        """
+        with self._lock:
+            self._flying = {one: rows for one, rows in self._flying.items() if one in drawing}
+            self._in_flight.set(sum(self._flying.values()))
         if now - self._looked_at < _LOOK_EVERY_S:
             return
         self._looked_at = now

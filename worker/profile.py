@@ -9,15 +9,18 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 from worker.engine import StepReport
 from worker.flights import Flight
 
 __all__ = ["NoProfile", "Profile"]
 
+_log = structlog.get_logger()
 _LEAST_S = 0.0001  # duties that had nothing to do are left out
 
 
@@ -50,7 +53,7 @@ class Profile(NoProfile):
         """
         self._file = file.open("w", encoding="utf-8")
         self._lock = threading.Lock()
-        self._file.write("[\n")
+        self._append("[\n")
         self._write({"ph": "M", "name": "process_name", "args": {"name": "avocat worker"}})
         for track, name in enumerate(("engine", "duties")):
             self._write({"ph": "M", "name": "thread_name", "tid": track, "args": {"name": name}})
@@ -86,19 +89,27 @@ class Profile(NoProfile):
 
     def close(self) -> None:
         """End the array."""
-        with self._lock:
-            if not self._file.closed:
-                # An event without a comma after it.
-                end = {"ph": "M", "name": "process_labels", "pid": os.getpid(), "args": {}}
-                self._file.write(json.dumps(end | {"args": {"labels": "stopped"}}) + "\n]\n")
-                self._file.close()
+        # An event without a comma after it.
+        end = {"ph": "M", "name": "process_labels", "pid": os.getpid(), "args": {}}
+        self._append(json.dumps(end | {"args": {"labels": "stopped"}}) + "\n]\n", last=True)
 
     def _span(self, track: int, name: str, began: float, seconds: float, args: Any) -> None:
         at = {"ts": round(1e6 * began), "dur": max(1, round(1e6 * seconds)), "tid": track}
         self._write({"ph": "X", "name": name, "args": args} | at)
 
     def _write(self, event: dict[str, Any]) -> None:
-        text = json.dumps({"pid": os.getpid(), "tid": 0} | event) + ",\n"
+        self._append(json.dumps({"pid": os.getpid(), "tid": 0} | event) + ",\n")
+
+    def _append(self, text: str, *, last: bool = False) -> None:
+        """A disk that is full ends the trace, and nothing else."""
         with self._lock:
-            if not self._file.closed:
+            if self._file.closed:
+                return
+            try:
                 self._file.write(text)
+                if last:
+                    self._file.close()
+            except OSError as fault:
+                _log.warning("trace ends here", file=self._file.name, reason=fault.strerror)
+                with suppress(OSError):
+                    self._file.close()

@@ -1,5 +1,6 @@
 """Job records to rows: prompts to contexts, sizes to shapes."""
 
+import math
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,6 +13,7 @@ from app.jobs.scene import MOST_LAYERS
 from models.model import Adapters, Conditioning, Context, Model
 from models.sampling import layer_seed
 from worker.loras import Loras
+from worker.memory import ran_out
 from worker.rows import RowSpec
 
 __all__ = ["MOST_ROWS", "Order", "Prompts"]
@@ -50,11 +52,12 @@ class Prompts:
         self._loras = loras or Loras(model, None)
         self._lock = threading.Lock()  # the encoder's cache is not made for threads
 
-    def order(self, record: JobRecord, token: str) -> Order:
-        """The rows of a job, seeds counting up, under one token.
+    def order(self, record: JobRecord, token: str, due_s: float = math.inf) -> Order:
+        """The rows of a job, seeds counting up, under one token; `due_s`: see `RowSpec`.
 
         Raises:
             ValueError: the model cannot draw this; the message is for the job's owner.
+            Exception: there was no memory to read it (`ran_out`).
         """
         request = record.request
         count = request.pictures
@@ -77,7 +80,7 @@ class Prompts:
                 steps=request.steps, guidance_scale=given.guidance_scale,
                 guidance_interval=request.guidance_interval,
                 context=given.context, unconditional=given.unconditional, shape=shape,
-                adapters=adapters, priority=request.priority,
+                adapters=adapters, priority=request.priority, due_s=due_s,
             )
             for i, seed in enumerate(seeds) for layer, given in enumerate(painted)
         )  # fmt: skip
@@ -129,6 +132,8 @@ class Prompts:
                     adapters,
                 )
         except Exception as fault:  # tokenizers raise many kinds; none is the worker's end
+            if ran_out(fault):  # which is no fault of the prompt
+                raise
             raise ValueError(f"the prompt cannot be read: {type(fault).__name__}") from fault
 
     def _warnings(self, request: JobRequest) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from worker.inputs import Inputs
 from worker.loop import EngineLoop
 from worker.loras import Loras
 from worker.mail import Built, Mail, Shrunk
+from worker.memory import has_room
 from worker.progress import Speed
 from worker.prompts import Prompts
 from worker.results import Results
@@ -66,7 +67,11 @@ class Resident:
     """One loaded model. `leaving` says why no further job of it is taken; "" if they are."""
 
     def __init__(self, prepared: Prepared, place: Place) -> None:
-        """Warms the engine up; nothing runs before `loop.start`."""
+        """Warms the engine up; nothing runs before `loop.start`.
+
+        Raises:
+            ValueError: memory ran out at that, with the sizes.
+        """
         self.name = prepared.card.name
         self.model = prepared.model
         self.loras = prepared.loras or Loras(prepared.model, None)
@@ -96,7 +101,7 @@ class Resident:
         self.prompts = Prompts(prepared.model, self.loras)
         self.inputs = Inputs(prepared.model, self.prompts, place.storage)
         self.results = Results(prepared.model, self.prompts, place.storage)
-        with place.turns:
+        with place.turns, has_room(self.name, self.device):
             call_s = engine.warm_up()
         self.speed = Speed(
             *(place.redis, place.worker_key, self.name), *(engine.slots, engine.at_once, call_s)

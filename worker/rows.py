@@ -1,5 +1,6 @@
 """Rows: one row is one picture on its way from noise. No Redis, RQ or HTTP here."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
@@ -53,6 +54,7 @@ class RowSpec:
     origin: Origin | None = None
     skipped: int = 0
     priority: str = "normal"
+    due_s: float = math.inf  # monotonic; from when on it goes before others (app/jobs/order.py)
 
     @property
     def contexts_match(self) -> bool:
@@ -93,6 +95,7 @@ class Row:
         self.answers: dict[int, Tensor] = {}
         self.job = spec.job
         self.tag = 0.0  # for the order of rows (app/jobs/order.py)
+        self.due_s = spec.due_s
         self._start = way.start
         self._terms = way.terms
         self._length = len(way)

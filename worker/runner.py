@@ -293,11 +293,12 @@ class Runner(RegisteredWorker):
     def _shrunk(self, letter: Shrunk) -> None:
         """What is drawn from now on may have another fingerprint."""
         _log.warning("memory ran out: fewer slots", slots=letter.slots, size=letter.micro_batch)
-        resident = self._roster.residents[letter.model]
-        self.metrics.resized(letter.slots)
-        if resident.shrink(letter):
-            self._control.begun_anew(resident)
-            self._announced = False
+        resident = self._roster.residents.get(letter.model)
+        if resident is not None:  # else it was unloaded meanwhile
+            self.metrics.resized(letter.slots)
+            if resident.shrink(letter):
+                self._control.begun_anew(resident)
+                self._announced = False
 
     def _switch(self, letter: Built) -> None:
         """A model has a faster runtime, unless it was unloaded or runs in smaller batches now."""
@@ -355,8 +356,7 @@ class Runner(RegisteredWorker):
         for job_id, count in answer.previews.items():
             self._control.preview(job_id, count)
         for resident in self._roster.residents.values():
-            busy = self._control.flying(resident)
-            resident.speed.tell(resident.loop.rounds, busy=busy, now=now)
+            resident.speed.tell(resident.loop.rounds, busy=self._control.flying(resident), now=now)
 
     def _house(self, now: float) -> None:
         """Models come and go, and others are told."""
@@ -371,7 +371,7 @@ class Runner(RegisteredWorker):
         self._moves.done(now)
 
     def _care(self, now: float) -> None:
-        self.metrics.look(now)
+        self.metrics.look(now, self._control.drawing)
         if self._recoveries.due(now):
             own = {flight.token for flight in self._control.flights.values()}
             self.metrics.lost(self._recovery.recover(own))

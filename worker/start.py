@@ -1,10 +1,8 @@
 """Puts a worker together: device, bundle, storage, runner."""
 
-import fcntl
 import os
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +23,7 @@ from worker.capacity import streams, with_capacity
 from worker.card import Smaller, model_card
 from worker.catalogue import Catalogue, Entry
 from worker.loras import Loras
-from worker.memory import check_fits, free_bytes, ran_out
+from worker.memory import check_fits, has_room
 from worker.resident import Prepared
 from worker.runner import Runner
 from worker.runtimes.by_torch import (
@@ -36,6 +34,7 @@ from worker.runtimes.by_torch import (
 )
 from worker.runtimes.choice import is_ready, with_runtime
 from worker.streams import Streams
+from worker.undisturbed import undisturbed
 
 __all__ = ["make_runner", "resolve_device"]
 
@@ -87,16 +86,8 @@ class _Shop:
             ValueError: memory ran out, with the sizes.
         """
         began = time.monotonic()
-        try:
+        with has_room(path.name, self._device):
             prepared = _prepared(self._settings, path, preset, self._device, self._threads)
-        except Exception as fault:
-            if not ran_out(fault):
-                raise
-            free = free_bytes(self._device) / 1e9
-            raise ValueError(
-                f"bundle {path.name} does not fit: {self._device} had {free:.1f} GB of memory "
-                f"free when it ran out ({(str(fault) or repr(fault)).splitlines()[0]})"
-            ) from fault
         return replace(prepared, took_s=time.monotonic() - began)
 
 
@@ -107,11 +98,10 @@ def _prepared(
     dtype = imported_dtype(settings.precision, device)
     loaded = load_model(path, device, preset, dtype)
     loras = Loras(loaded, settings.lora_dir)
-    with _undisturbed(settings.runtimes_dir):
-        settings = with_capacity(settings, loaded)
-        count = streams(device, settings.micro_batch, threads)
-        torch.set_num_threads(threads // count)
-        calls = Streams(count, threads // count)
+    settings = with_capacity(settings, loaded)
+    count = streams(device, settings.micro_batch, threads)
+    torch.set_num_threads(threads // count)
+    calls = Streams(count, threads // count)
     background = _later(loaded, settings, calls)
     at_once = background is not None or not isinstance(loaded, Bundle)
     model, card = _executed(loaded, settings, calls, at_once=at_once)
@@ -185,14 +175,12 @@ def _executed(
             else with_fused_graph(model, settings.micro_batch, settings.runtimes_dir)
         )
         return executed, card(executed, runtime=runtime_name(executed))
-    with _undisturbed(settings.runtimes_dir):
-        bundle, measured = with_runtime(
-            model,
-            wanted=settings.runtime if settings.exact else _of_any_size(settings.runtime),
-            rows=settings.micro_batch,
-            streams=calls,
-            cache=settings.runtimes_dir,
-        )
+    wanted = settings.runtime if settings.exact else _of_any_size(settings.runtime)
+    rows, cache = settings.micro_batch, settings.runtimes_dir
+    ready = is_ready(model, wanted=wanted, rows=rows, streams=calls, cache=cache)
+    # What is ready waits for nobody who builds, which may take minutes.
+    with nullcontext() if ready else undisturbed(cache / "runtime.lock"):
+        bundle, measured = with_runtime(model, wanted=wanted, rows=rows, streams=calls, cache=cache)
     runtime = f"{measured.name} {measured.version}"
     return bundle, card(bundle, runtime=runtime, measured=measured)
 
@@ -202,17 +190,6 @@ def _of_any_size(wanted: str) -> str:
     if wanted not in ("auto", "eager"):
         raise ValueError(f"runtime {wanted!r} takes one batch size: AVOCAT_EXACT=0 needs eager")
     return "eager"
-
-
-@contextmanager
-def _undisturbed(folder: Path) -> Iterator[None]:
-    """One worker after the other measures, and the later ones read what the first has found."""
-    with ExitStack() as stack:
-        with suppress(OSError):  # a read-only folder
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context((folder / "lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def resolve_device(device: str, turn: int = 0) -> torch.device:

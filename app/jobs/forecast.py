@@ -2,7 +2,7 @@
 
 An engine draws the rows in flight in the order of app/jobs/order.py, as many at a time as it
 computes at once, so a job's end depends on who is before it and on who comes in when somebody
-leaves. What arrives later is not foreseen.
+leaves. What arrives later is not foreseen, and so nobody is passed over until it is due.
 """
 
 import math
@@ -46,6 +46,7 @@ class _Row:
     load: Load
     steps: float  # left
     tag: float
+    due_s: float = math.inf
 
     @property
     def job(self) -> str:

@@ -1,5 +1,6 @@
 """Forecasts against engines that are played step by step."""
 
+import math
 import random
 import statistics
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ class _Row:
     index: int
     steps: float  # left
     tag: float
+    due_s: float = math.inf
 
     @property
     def job(self) -> str:

@@ -1,5 +1,6 @@
 """The order of rows in an engine, by simulation with thousands of jobs."""
 
+import math
 import random
 import statistics
 from collections.abc import Callable, Sequence
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from app.jobs.order import AGEING, HANDICAPS, in_turn, tag
+from app.jobs.order import AGEING, HANDICAPS, due_after_s, in_turn, tag
 
 
 @dataclass
@@ -15,6 +16,7 @@ class Row:
     job: str
     left: float
     tag: float
+    due_s: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,10 @@ class Job:
     rows: int
     forwards: int
     priority: str = "normal"
+    patience: float = math.inf
 
 
-Turn = Callable[[list[Row]], list[Row]]
+Turn = Callable[[list[Row], Sequence[Row], float], list[Row]]
 SLOTS, ROOM = 8, 2
 
 
@@ -38,11 +41,12 @@ def waits(jobs: Sequence[Job], turn: Turn) -> dict[str, float]:
         while line and line[0].at <= now and len(rows) < SLOTS:
             job = line.pop(0)
             turn_tag = tag(asked, job.priority)
-            rows += [Row(job.name, job.forwards, turn_tag) for _ in range(job.rows)]
+            due = now + job.patience
+            rows += [Row(job.name, job.forwards, turn_tag, due) for _ in range(job.rows)]
         if not rows:
             now = line[0].at
             continue
-        for row in turn(rows)[:ROOM]:
+        for row in turn(rows, (), now)[:ROOM]:
             row.left -= 1
             asked += 1
         now += 1
@@ -62,7 +66,7 @@ def poisson(count: int, load: float, seed: int) -> list[Job]:
     return found
 
 
-def first_come(rows: list[Row]) -> list[Row]:
+def first_come(rows: list[Row], *_: object) -> list[Row]:
     return rows
 
 
@@ -87,6 +91,20 @@ def test_low_priority_has_an_end_too() -> None:
     high = [Job(f"{i}", i * 2.0, 1, 4, "high") for i in range(12000)]
     took = waits([low, *high], in_turn)["low"]
     assert took * ROOM < (50 + HANDICAPS["low"]) / AGEING + 1000
+
+
+@pytest.mark.parametrize("priority", HANDICAPS)
+def test_who_may_not_wait_for_longer_has_all_turns_from_then_on(priority: str) -> None:
+    long = Job("long", 0.0, 4, 400, priority, patience=due_after_s(5000, 4000))
+    short = [Job(f"{i}", i * 2.0, 1, 4, "high") for i in range(5000)]
+    assert waits([long, *short], in_turn)["long"] <= 4000 / 4 + 4 * 400 / ROOM
+    assert due_after_s(patience_s=100, timeout_s=4000) == 100
+
+
+def test_of_those_that_are_due_the_one_that_came_first_goes_first() -> None:
+    rows = [Row("a", 1, 0.0, 9.0), Row("b", 2, 0.0, 5.0), Row("c", 9, 0.0, 4.0)]
+    assert [row.job for row in in_turn(rows, now=3.9)] == ["a", "b", "c"]
+    assert [row.job for row in in_turn(rows, now=6.0)] == ["c", "b", "a"]
 
 
 def test_the_rows_of_a_job_end_together() -> None:

@@ -1,8 +1,10 @@
 """A better runtime is built beside the work: jobs end on the one they began on."""
 
+import fcntl
 import random
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,11 @@ from models.model import Model
 from tests.worker.conftest import wait_for
 from tests.worker.parts import slowed, with_denoiser
 from tests.worker.test_engine import alone, drain, random_spec
+from tests.worker.test_runtimes import offer
 from worker.background import Background
 from worker.card import model_card
 from worker.engine import Engine
-from worker.start import _later
+from worker.start import _later, _Shop
 from worker.streams import Streams
 
 Start = Callable[..., Any]
@@ -107,6 +110,25 @@ def test_only_what_takes_long_is_built_later(
 ) -> None:
     chosen = settings.model_copy(update=changes)
     assert (_later(shared_bundle, chosen, _CALLS) is not None) == waits
+
+
+def test_a_worker_starts_while_another_one_builds(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kept runtime is taken, another one left to the background; neither waits for the lock."""
+    offer(monkeypatch, 0.0)
+    settings = settings.model_copy(update={"runtime": "auto", "micro_batch": 0})
+    first = _Shop(settings, torch.device("cpu"), 1).prepare(settings.bundle, "")
+    assert first.background is not None
+    first.background._build()
+    other_size = settings.model_copy(update={"micro_batch": 2})
+    [lock] = settings.runtimes_dir.glob("*lock")
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for chosen, later in ((settings, False), (other_size, True)):
+            shop = _Shop(chosen, torch.device("cpu"), 1)
+            started = ThreadPoolExecutor(1).submit(shop.prepare, settings.bundle, "")
+            assert (started.result(30).background is not None) == later
 
 
 def test_what_was_measured_before_is_there_at_once(

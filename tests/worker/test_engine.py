@@ -1,7 +1,9 @@
 """The engine alone: exactness, faults, slots."""
 
 import itertools
+import math
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -190,6 +192,17 @@ def test_priority_counts_for_more_than_work(shared_bundle: Bundle) -> None:
     while not engine.idle:
         ended += [one.job for one in engine.step().finished]
     assert ended == ["high", "normal", "low"]
+
+
+def test_a_row_that_is_due_goes_before_shorter_ones(shared_bundle: Bundle) -> None:
+    engine = Engine(shared_bundle, slots=3, micro_batch=2)
+    now = time.monotonic()
+    for job, steps, due_s in (("short", 1, math.inf), ("long", 9, now), ("later", 5, now + 60)):
+        engine.admit([spec(shared_bundle, job, steps=steps, due_s=due_s)])
+    ended = []
+    while not engine.idle:
+        ended += [one.job for one in engine.step().finished]
+    assert ended == ["long", "short", "later"]
 
 
 def test_evicted_rows_are_gone_before_the_next_step(shared_bundle: Bundle) -> None:

@@ -18,6 +18,8 @@ from app import keys
 from app.jobs.record import JobStatus
 from app.jobs.store import JobStore
 from worker.__main__ import main
+from worker.engine import Engine
+from worker.runner import Runner
 from worker.start import resolve_device
 
 Spawn = Callable[..., Any]
@@ -81,6 +83,39 @@ def test_a_damaged_bundle_is_refused(
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     assert ended(spawn_worker(said=said, bundle=damaged)) == 1
     assert said.read_text().startswith("worker: denoiser.safetensors is damaged: its sha256 is")
+
+
+def in_this_process(monkeypatch: pytest.MonkeyPatch, redis_url: str, **given: Path) -> None:
+    settings = {"redis_url": redis_url, "runtime": "eager", "threads": 1} | given
+    for name, value in settings.items():
+        monkeypatch.setenv(f"AVOCAT_{name.upper()}", str(value))
+
+
+def test_memory_that_runs_out_at_the_first_call_is_one_sentence(
+    redis_url: str, bundle_path: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def cramped(engine: Engine) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    in_this_process(monkeypatch, redis_url, bundle=bundle_path, data_dir=tmp_path)
+    monkeypatch.setattr(Engine, "warm_up", cramped)
+    assert main([]) == 1
+    said = capsys.readouterr().err
+    assert "worker: bundle tiny does not fit: cpu had " in said
+    assert "Traceback" not in said
+
+
+def test_only_metrics_that_are_not_served_are_said_not_to_be(
+    redis_url: str, bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(runner: Runner, burst: bool) -> bool:
+        raise OSError("something else")
+
+    in_this_process(monkeypatch, redis_url, bundle=bundle_path, data_dir=tmp_path)
+    monkeypatch.setattr(Runner, "work", broken)
+    with pytest.raises(OSError, match="something else"):
+        main([])
 
 
 def test_a_redis_that_stays_away_is_waited_for_and_named(

@@ -21,7 +21,7 @@ from models.bundle import Bundle
 from tests.models.tiny import build_tiny_bundle
 from tests.worker.conftest import Jobs, WorkerThread
 from tests.worker.parts import Denoise, slowed, with_denoiser
-from tests.worker.test_engine import alone, drain, random_spec
+from tests.worker.test_engine import alone, drain, random_spec, spec
 from worker import start
 from worker.capacity import SIZES, most_rows, with_capacity
 from worker.card import fingerprint
@@ -31,7 +31,9 @@ from worker.memory import check_fits, free_bytes, ran_out
 # Each as its library words it.
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 CPU = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 8 bytes")
-ERRORS = [CUDA, CPU, MemoryError(), RuntimeError("std::bad_alloc")]
+_Fail = type("Fail", (Exception,), {"__module__": "onnxruntime.capi.onnxruntime_pybind11_state"})
+ONNX = _Fail("[ONNXRuntimeError] : 1 : FAIL : Failed to allocate memory for requested buffer of 8")
+ERRORS = [CUDA, CPU, MemoryError(), RuntimeError("std::bad_alloc"), ONNX]
 
 
 def with_room_for(
@@ -99,6 +101,38 @@ def test_rows_that_ran_on_their_way_lose_nothing(shared_bundle: Bundle) -> None:
     assert all(torch.equal(pictures[f"{one.job}/0"], alone(shared_bundle, one, 2)) for one in specs)
 
 
+def test_no_row_is_finished_twice_when_there_is_no_room_for_its_picture(
+    shared_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rows are done in one step; the second one's copy has no room."""
+    copies, clone = itertools.count(1), Tensor.clone
+
+    def cramped(tensor: Tensor) -> Tensor:
+        if next(copies) == 2:
+            raise CUDA
+        return clone(tensor)
+
+    engine = Engine(shared_bundle, slots=8, micro_batch=2)
+    specs = [spec(shared_bundle, job, steps=1, guidance_scale=1.0) for job in "ab"]
+    engine.admit(specs)
+    monkeypatch.setattr(Tensor, "clone", cramped)
+    reports = [engine.step() for _ in range(2)]
+    assert [one.shrunk for one in reports] == [True, False]
+    assert [[row.job for row in one.finished] for one in reports] == [[], ["a", "b"]]
+    assert engine.idle
+
+
+def test_a_faster_runtime_that_comes_after_batches_got_smaller_is_not_used(
+    shared_bundle: Bundle,
+) -> None:
+    engine = Engine(with_room_for(shared_bundle, 3, CUDA), slots=4, micro_batch=4)
+    engine.admit([spec(shared_bundle, "before")])
+    assert engine.step().shrunk
+    engine.switch(with_room_for(shared_bundle, 0, RuntimeError("it takes 4 rows")))
+    engine.admit([spec(shared_bundle, "after")])
+    assert drain(engine).keys() == {"before/0", "after/0"}
+
+
 def test_without_room_for_one_row_the_engine_ends(shared_bundle: Bundle) -> None:
     engine = Engine(with_room_for(shared_bundle, 0, CPU), slots=2, micro_batch=2)
     engine.admit([random_spec(shared_bundle, "job", random.Random(1))])
@@ -111,6 +145,7 @@ def test_other_errors_are_no_lack_of_memory(shared_bundle: Bundle) -> None:
     wrong = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     assert not ran_out(wrong)
     assert not ran_out(ValueError("out of memory"))
+    assert not ran_out(_Fail("Got invalid dimensions for input: x"))
     engine = Engine(with_room_for(shared_bundle, 0, wrong), slots=4, micro_batch=2)
     engine.admit([random_spec(shared_bundle, "job", random.Random(1))])
     with pytest.raises(RuntimeError, match="mat1"):

@@ -17,6 +17,7 @@ from models.bundle import Bundle
 from tests.worker.conftest import wait_for
 from tests.worker.parts import FullDisk, broken_for, slowed
 from worker.device_use import DeviceUse
+from worker.mail import Shrunk
 from worker.metrics import Metrics
 
 Start = Callable[..., Any]
@@ -77,6 +78,26 @@ def test_failures_are_counted_by_reason(
     assert counted(metrics, "avocat_images_total") == 0
 
 
+def test_rows_that_were_evicted_are_in_flight_no_more(
+    jobs: Any, start_worker: Start, shared_bundle: Bundle
+) -> None:
+    metrics = start_worker(bundle=slowed(shared_bundle, 0.02)).runner.metrics
+    job = jobs.submit(steps=900, n=2)
+    jobs.running(job)
+    assert counted(metrics, "avocat_engine_rows_in_flight") == 2
+    jobs.cancel(job)
+    wait_for(lambda: counted(metrics, "avocat_engine_rows_in_flight") == 0)
+
+
+def test_memory_that_ran_out_of_an_unloaded_model_changes_nothing(
+    jobs: Any, start_worker: Start
+) -> None:
+    runner = start_worker(slots=4).runner
+    runner._mail.put(Shrunk(2, 1, 1, "gone"))
+    jobs.ended(jobs.submit())
+    assert counted(runner.metrics, "avocat_engine_slots") == 4
+
+
 def test_a_second_attempt_is_no_longer_wait(
     jobs: Any, start_worker: Start, shared_bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -131,7 +152,7 @@ def test_use_of_a_gpu_is_asked_of_the_driver(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30, 80))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 45)
     metrics = Metrics(4, torch.device("cuda:1"), 1)
-    metrics.look(0.0)
+    metrics.look(0.0, drawing=())
     told = {"used": 50, "total": 80, "allocated": 45}
     for kind, size in told.items():
         assert counted(metrics, "avocat_device_memory_bytes", device="cuda:1", kind=kind) == size

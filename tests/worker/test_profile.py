@@ -6,9 +6,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from app.jobs.record import JobStatus
 from tests.worker.conftest import Jobs, wait_for
 from worker.__main__ import main
+from worker.engine import StepReport
+from worker.profile import Profile
 
 
 def test_a_worker_leaves_a_trace(
@@ -33,6 +37,24 @@ def test_a_worker_leaves_a_trace(
     )
     assert all(begun <= one["ts"] <= ended for one in steps)
     assert {"take", "settle"} <= {one["name"] for one in events}
+
+
+def test_a_full_disk_ends_the_trace_and_nothing_else(
+    spawn_worker: Callable[..., BaseProcess], jobs: Jobs, tmp_path: Path
+) -> None:
+    with capture_logs() as said:
+        trace = Profile(Path("/dev/full"))
+        for _ in range(999):
+            trace.stepped(StepReport(), 0.1)
+        trace.close()
+    assert [(one["event"], one["reason"]) for one in said] == [
+        ("trace ends here", "No space left on device")
+    ]
+    job = jobs.submit()
+    worker = spawn_worker("--burst", "--profile", "/dev/full")
+    assert jobs.ended(job).status is JobStatus.SUCCEEDED
+    worker.join(60)
+    assert worker.exitcode == 0
 
 
 def test_a_trace_that_cannot_be_written_is_said(

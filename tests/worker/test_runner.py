@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import redis
+import torch
 from rq.job import Job
 from rq.serializers import JSONSerializer
 from torch import Tensor
@@ -29,6 +30,12 @@ from tests.worker.parts import (
     slowed,
     stored_files,
 )
+from worker.control import Control
+from worker.flights import Flight
+from worker.loop import EngineLoop
+from worker.mail import Finished
+from worker.prompts import Order
+from worker.rows import RowSpec
 
 Start = Callable[..., Any]
 
@@ -55,6 +62,23 @@ def test_a_job_can_be_found_by_what_it_drew(
     names = [repeat_key(one.owner, one.request, card.fingerprint) for one in records]
     assert client.mget(names) == [job.encode(), None]
     assert 50 < client.ttl(names[0]) <= 61
+
+
+def test_rows_are_due_long_before_their_job_fails(
+    jobs: Any, start_worker: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admitted: list[float] = []
+
+    def noted(loop: EngineLoop, rows: Sequence[RowSpec]) -> None:
+        admitted.extend(row.due_s - time.monotonic() for row in rows)
+        admit(loop, rows)
+
+    admit = EngineLoop.admit
+    monkeypatch.setattr(EngineLoop, "admit", noted)
+    start_worker(patience_s=100)  # the job has 600 s
+    jobs.ended(jobs.submit(n=2))
+    assert len(admitted) == 2
+    assert all(90 < one <= 100 for one in admitted)
 
 
 def test_bytes_are_the_same_alone_and_among_strangers(jobs: Any, start_worker: Start) -> None:
@@ -204,6 +228,42 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(
     first, second = jobs.submit(n=2), jobs.submit()
     for record in (jobs.ended(first), jobs.ended(second)):
         assert (record.status, record.attempts) == (JobStatus.SUCCEEDED, 1)
+
+
+def test_a_row_that_is_told_of_twice_is_stored_once(
+    jobs: Any, start_worker: Start, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored: list[Flight] = []
+
+    def noted(control: Control, flight: Flight, order: Order) -> None:
+        stored.append(flight)
+        worker.runner._mail.put(Finished(flight.token, 0, flight.rows[0]))
+        store(control, flight, order)
+
+    store = Control._store
+    monkeypatch.setattr(Control, "_store", noted)
+    worker = start_worker(storage=FullDisk(settings.images_dir, times=2))
+    record = jobs.ended(jobs.submit())
+    worker.stop()
+    assert (record.status, len(stored)) == (JobStatus.SUCCEEDED, 1)
+    assert stored_files(settings.images_dir) == [record.images[0].name]
+
+
+def test_memory_that_runs_out_at_a_prompt_costs_an_attempt(
+    jobs: Any, start_worker: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, learned = [2], ContextEncoder._learned
+
+    def cramped(encoder: ContextEncoder, prompts: Sequence[str]) -> dict[str, Tensor]:
+        if "zebra" in prompts and left[0] > 0:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return learned(encoder, prompts)
+
+    monkeypatch.setattr(ContextEncoder, "_learned", cramped)
+    start_worker()
+    record = jobs.ended(jobs.submit(prompt="zebra"))
+    assert (record.status, record.attempts) == (JobStatus.SUCCEEDED, 3)
 
 
 def test_a_job_that_waits_for_storage_can_be_canceled(

@@ -1,9 +1,11 @@
 """Ways to execute the network: the same pictures, the fastest chosen, the choice kept."""
 
+import errno
 import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -227,6 +229,57 @@ def test_a_read_only_or_damaged_cache_does_no_harm(lively: Bundle, tmp_path: Pat
     [kept] = tmp_path.glob("*.json")
     kept.write_text('[{"name": "eager"')
     assert executed(lively, "eager", tmp_path)[1].name == first.name
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        b"[]",
+        b"{}",
+        b"[1]",
+        b"\xff",
+        b'[{"name": "eager", "version": "1", "seconds": "1", "difference": 0, "levels": 0}]',
+        b'[{"name": "other", "version": "1", "seconds": 1, "difference": 0, "levels": 0}]',
+    ],
+)
+def test_a_damaged_measurement_is_made_again(lively: Bundle, tmp_path: Path, kept: bytes) -> None:
+    executed(lively, "eager", tmp_path)
+    [file] = tmp_path.glob("*.json")
+    file.write_bytes(kept)
+    assert executed(lively, "eager", tmp_path)[1].name == "eager"
+    assert json.loads(file.read_bytes())[0]["version"] == torch.__version__
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-999], lambda data: data[::-1]])
+def test_a_damaged_export_is_made_again(
+    lively: Bundle, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    executed(lively, "onnxruntime", tmp_path)
+    [file] = tmp_path.glob(f"*-torch{torch.__version__}.onnx")
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    executed(lively, "onnxruntime", tmp_path)
+    assert file.read_bytes() == whole
+    kept = file.stat().st_mtime_ns
+    executed(lively, "onnxruntime", tmp_path)
+    assert file.stat().st_mtime_ns == kept
+
+
+def test_a_full_disk_is_said_where_a_file_is_needed(
+    lively: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Path, *_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if "onnxruntime" not in available(torch.device("cpu")):
+        pytest.skip("onnxruntime is not installed")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_text", full)
+    assert executed(lively, "eager", tmp_path)[1].name == "eager"
+    with pytest.raises(
+        ValueError, match=r"\.onnx cannot be written: No space left on device; AVOC"
+    ):
+        executed(lively, "onnxruntime", tmp_path)
 
 
 def test_signals_are_heard_after_another_thread_let_openvino_go(

@@ -18,6 +18,7 @@ from typing import Final
 
 import structlog
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from models.bundle import Bundle
@@ -74,14 +75,15 @@ def with_runtime(
     names = _candidates(wanted, device)
     cache = _writable(cache)
     known = cache / f"{_key(bundle, names, rows, streams)}.json"
-    file = cache / f"{bundle.sha256[:32]}-{rows}.onnx"
+    file = cache / f"{bundle.sha256[:32]}-{rows}-torch{torch.__version__}.onnx"
     noisy_from = int((bundle.schedule.alphas_cumprod >= _NOISY).sum())
     plan = Plan(network, rows, streams.threads, file, streams.count, noisy_from)
     measured = _read(known)
     if measured is None or wanted not in ("auto", *(one.name for one in measured)):
         needed = {"eager"} if wanted == "auto" else {*names}
         measured = _measure(plan, names, needed, streams, bundle)
-        _write(known, measured)
+        with suppress(OSError):  # a full disk: it is measured again at the next start
+            _write(known, measured)
     chosen = _best(measured) if wanted == "auto" else _named(measured, wanted)
     for one in measured:
         _log.info("runtime measured", chosen=one is chosen, **asdict(one))
@@ -273,10 +275,14 @@ def _writable(cache: Path) -> Path:
 
 
 def _read(file: Path) -> list[Measured] | None:
+    """What was kept; None where that is nothing, damaged, or of an earlier release."""
     try:
-        return [Measured(**entry) for entry in json.loads(file.read_text("utf-8"))]
-    except (OSError, ValueError, TypeError):
+        kept = TypeAdapter(list[Measured]).validate_json(file.read_bytes(), strict=True)
+    except (OSError, ValueError):
         return None
+    names = {one.name for one in kept}
+    sound = "eager" in names and len(names) == len(kept) and names <= BUILDERS.keys()
+    return kept if sound else None
 
 
 def _write(file: Path, measured: Sequence[Measured]) -> None:

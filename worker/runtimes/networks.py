@@ -4,13 +4,14 @@ All take one batch shape, `rows`, for that is what keeps a row's result apart fr
 """
 
 import copy
+import hashlib
 import importlib.util
 import os
-import shutil
 import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -259,21 +260,48 @@ def example(network: UNet, rows: int, device: torch.device) -> Arguments:
 
 
 def _onnx(plan: Plan) -> str:
-    """Path of the network as ONNX for exactly `rows` rows, written where it is not there."""
-    if plan.onnx.exists():
-        return str(plan.onnx)
-    with tempfile.NamedTemporaryFile(dir=plan.onnx.parent, suffix=".part") as part:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about tracing; the result is checked against eager
-            torch.onnx.export(
-                copy.deepcopy(plan.network),  # it may draw meanwhile
-                example(plan.network, plan.rows, torch.device("cpu")),
-                part.name,
-                input_names=["x", "timestep", "context"],
-                output_names=["out"],
-                opset_version=_OPSET,
-                dynamo=False,  # the other exporter needs one more package
-            )
-        shutil.copyfile(part.name, f"{part.name}.whole")
-        os.replace(f"{part.name}.whole", plan.onnx)  # never half of it
+    """Path of the network as ONNX for exactly `rows` rows, written where it is not there whole.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    digest = plan.onnx.with_suffix(".sha256")
+    with suppress(OSError, ValueError):
+        if hashlib.sha256(plan.onnx.read_bytes()).hexdigest() == digest.read_text("ascii"):
+            return str(plan.onnx)
+    try:
+        exported = _exported(plan)
+        _replace(plan.onnx, exported)
+        _replace(digest, hashlib.sha256(exported).hexdigest().encode())
+    except OSError as fault:
+        raise ValueError(
+            f"{plan.onnx} cannot be written: {fault.strerror}; AVOCAT_RUNTIME=eager needs no file"
+        ) from None
     return str(plan.onnx)
+
+
+def _exported(plan: Plan) -> bytes:
+    with tempfile.TemporaryDirectory(dir=plan.onnx.parent) as folder, warnings.catch_warnings():
+        file = Path(folder, "network.onnx")
+        warnings.simplefilter("ignore")  # about tracing; the result is checked against eager
+        torch.onnx.export(
+            copy.deepcopy(plan.network),  # it may draw meanwhile
+            example(plan.network, plan.rows, torch.device("cpu")),
+            str(file),
+            input_names=["x", "timestep", "context"],
+            output_names=["out"],
+            opset_version=_OPSET,
+            dynamo=False,  # the other exporter needs one more package
+        )
+        return file.read_bytes()
+
+
+def _replace(file: Path, content: bytes) -> None:
+    """Never half of it, whoever else writes it."""
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(file)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from models.context import ContextEncoder
-from models.figures import listed, style_word, subjects
+from models.figures import listed, subjects
 from models.judge import Judge, Recall
-from models.train.captions import article
+from models.train.captions import article, style_words
 from models.train.data import PictureSet
 from models.train.scenes import PLACEMENTS, compose
 
@@ -42,7 +42,7 @@ SYNONYMS = dict(
 def retrieval(judge: Judge, drawings: PictureSet) -> Recall:
     """Caption → its drawing among all of them: how often it is the first, or in the first five."""
     captions = [
-        f"{entry.name}, {style_word(entry.style)} style" if entry.style else entry.name
+        f"{entry.name}, {style_words(entry.style)[0]} style" if entry.style else entry.name
         for entry in drawings.captions
     ]
     likeness = judge.similarity(drawings.pictures.float() / 127.5 - 1, captions).T

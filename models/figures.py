@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.judge import Judge, Recall
-from models.train.captions import STYLE_WORDS, article
+from models.train.captions import article, style_words
 from models.train.colour import COLOURS, colour_word
 from models.train.data import Captions, PictureSet
 
@@ -72,14 +72,9 @@ def styled(paint: Paint, judge: Judge, unseen: Sequence[Captions], seed: int) ->
     """Held-out subjects in styles that training never showed them in, among 100 captions."""
     names = list(dict.fromkeys(entry.name for entry in unseen))
     captions = [*names, *(name for name in subjects() if name not in names)][: max(100, len(names))]
-    prompts = [f"{entry.name}, {style_word(entry.style)} style" for entry in unseen]
+    prompts = [f"{entry.name}, {style_words(entry.style or '')[0]} style" for entry in unseen]
     own = [captions.index(entry.name) for entry in unseen]
     return judge.recall(paint(prompts, seed), captions, own)
-
-
-def style_word(style: str | None) -> str:
-    """What prompts call a style."""
-    return STYLE_WORDS.get(style or "", (style or "",))[0]
 
 
 def parts(prompt: str) -> tuple[str, str] | None:

@@ -148,6 +148,7 @@ def _distil(args: Namespace, budget: "Budget", device: torch.device) -> None:
 def _denoiser(args: Namespace, budget: "Budget", device: torch.device) -> None:
     from models.bundle import ScheduleConfig
     from models.context import LOCAL_PREFIX, ClipReference
+    from models.train.captions import known_styles
     from models.train.denoiser import DenoiserTraining, bundle_config, clip_of, train_denoiser
 
     reference = ClipReference(model=args.clip, pretrained=args.pretrained)
@@ -170,6 +171,7 @@ def _denoiser(args: Namespace, budget: "Budget", device: torch.device) -> None:
         batch_size=args.batch_size or 64, learning_rate=args.learning_rate, seed=args.seed
     )
     batches = _batches(args, args.image_size)
+    config = config.model_copy(update={"styles": known_styles(batches.data.captions)})
     train_denoiser(
         batches, args.out, config, clip, options, budget, device=device, compiled=args.compile
     )

@@ -1,10 +1,11 @@
 """Captions, sampled anew each time from what is known of a picture."""
 
 import random
+from collections.abc import Iterable
 
 from models.train.data import Captions
 
-STYLE_WORDS = {
+_STYLE_WORDS = {
     "fluent-3d": ("fluent 3d", "3d"),
     "fluent-flat": ("fluent flat", "flat"),
     "fx": ("fx",),
@@ -64,6 +65,17 @@ def subject(entry: Captions, rng: random.Random) -> str:
     return name
 
 
+def style_words(style: str) -> tuple[str, ...]:
+    """What captions call a style, the usual word first."""
+    return _STYLE_WORDS.get(style, (style,))
+
+
+def known_styles(entries: Iterable[Captions]) -> tuple[str, ...]:
+    """What captions call the styles of a set: those that prompts may name."""
+    styles = sorted({entry.style for entry in entries if entry.style})
+    return tuple(word for style in styles for word in style_words(style))
+
+
 def dress(phrase: str, style: str | None, rng: random.Random, *, whole: bool = False) -> str:
     """Turn a subject phrase into a prompt: article, template, style, case, and rarely a typo.
 
@@ -75,7 +87,7 @@ def dress(phrase: str, style: str | None, rng: random.Random, *, whole: bool = F
             phrase = article(phrase)
         caption = rng.choice(_TEMPLATES).format(phrase)
     if style is not None and rng.random() < 0.4:
-        word = rng.choice(STYLE_WORDS.get(style, (style,)))
+        word = rng.choice(style_words(style))
         styled = (f"{caption}, {word} style", f"{word} {phrase}", f"{caption} {word}")
         caption = styled[0] if whole else rng.choice(styled)
     if rng.random() < 0.85:

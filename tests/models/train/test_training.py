@@ -234,6 +234,7 @@ def test_what_does_not_fit_is_one_sentence(
 
 
 def test_training_again_keeps_what_else_the_bundle_says(folder: Path, clip_only: Path) -> None:
+    (folder / "red_disc.json").write_text('{"name": "red disc", "style": "fluent-3d"}')
     assert train("denoiser", folder, clip_only, 1, *SMALL) == 0
     assert train("upscaler", folder, clip_only, 1) == 0
     (clip_only / "denoiser.checkpoint").unlink()
@@ -242,6 +243,7 @@ def test_training_again_keeps_what_else_the_bundle_says(folder: Path, clip_only:
     assert again.config.upscales == [1, 2, 4]
     assert set(again.config.training) == {"denoiser", "upscaler"}
     assert again.config.noise_schedule.kind == "linear"
+    assert again.config.styles == ("flat", "fluent 3d", "3d")  # what its captions call it
 
 
 @pytest.mark.load

@@ -8,10 +8,12 @@ from worker.turns import Turns
 
 def test_threads_that_want_it_all_the_time_have_it_equally_often() -> None:
     turns, counts, stop = Turns(), [0, 0, 0], threading.Event()
+    all_there = threading.Barrier(3)
     inside = 0
 
     def work(number: int) -> None:
         nonlocal inside
+        all_there.wait()
         while not stop.is_set():
             with turns:
                 inside += 1

@@ -29,6 +29,7 @@ from models.pictures import sheet, to_picture
 from models.sampling import layer_seed, sample
 from models.train.arguments import guidance, positive, seed
 from models.train.data import load_pictures
+from models.train.heldout import held_out_prompts
 
 _AT_ONCE = 16
 
@@ -133,7 +134,7 @@ def _unseen(
     """What needs the training pictures; copies are sought among `subjects` if nothing else was
     held out to be painted."""
     size = paint.bundle.config.image_size
-    prompts = _held_out_prompts(data / "heldout.txt")
+    prompts = held_out_prompts(data / "heldout.txt")
     known = load_pictures(data, size)
     measured: dict[str, Any] = {
         "colours": figures.coloured(paint, figures.listed(figures.COLOURED), seed),
@@ -153,17 +154,6 @@ def _unseen(
         measured |= _on_drawings(Judge(paint.bundle.context, "the bundle's own"), judge, tar)
     measured["copies"] = figures.copies(torch.cat(painted or [subjects])[:200], known)
     return measured
-
-
-def _held_out_prompts(file: Path) -> list[str]:
-    """The texts of the rows `prompt<TAB>text`; none where there is no such file."""
-    if not file.is_file():
-        return []
-    try:
-        rows = [line.split("\t") for line in file.read_text("utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as fault:
-        raise ModelError(f"{str(file)!r} cannot be read: {fault}") from None
-    return [row[1] for row in rows if row[0] == "prompt" and len(row) > 1]
 
 
 def _on_drawings(own: Judge, judge: Judge, heldout: Path) -> dict[str, Any]:

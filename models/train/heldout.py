@@ -50,27 +50,36 @@ class HeldOut:
 
 
 def read_heldout(path: Path | None) -> HeldOut:
-    """Read `heldout.txt` (rows `prompt<TAB>text`); a missing file holds nothing out.
+    """What the prompts of a `heldout.txt` name; a missing file holds nothing out.
+
+    Raises:
+        DatasetError: as of `held_out_prompts`.
+    """
+    prompts = [] if path is None else held_out_prompts(path)
+    return HeldOut(tuple(content_words(prompt) for prompt in prompts))
+
+
+def held_out_prompts(path: Path) -> list[str]:
+    """The texts of its rows `prompt<TAB>text`; none where there is no such file.
 
     Raises:
         DatasetError: the file cannot be read, or a prompt names nothing.
     """
-    if path is None or not path.exists():
-        return HeldOut()
+    if not path.exists():
+        return []
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, ValueError) as fault:  # ValueError: not UTF-8
         raise DatasetError(f"{str(path)!r} cannot be read: {fault}") from None
-    rows = [(number, line.split("\t")) for number, line in enumerate(lines, 1)]
-    asked = [(number, row[1:2]) for number, row in rows if row[0].split()[:1] == ["prompt"]]
-    return HeldOut(tuple(_prompt(path, number, text) for number, text in asked))
-
-
-def _prompt(path: Path, number: int, text: list[str]) -> frozenset[str]:
-    words = content_words("".join(text))
-    if not words:  # no words would forbid every caption
-        raise DatasetError(
-            f"{str(path)!r}, line {number}: the prompt names nothing; "
-            "write 'prompt', a tab, and the words of a composition"
-        )
-    return words
+    prompts: list[str] = []
+    for number, line in enumerate(lines, 1):
+        kind, _, text = line.partition("\t")
+        if kind.split()[:1] != ["prompt"]:
+            continue
+        prompts.append(text.partition("\t")[0])
+        if not content_words(prompts[-1]):  # no words would forbid every caption
+            raise DatasetError(
+                f"{str(path)!r}, line {number}: the prompt names nothing; "
+                "write 'prompt', a tab, and the words of a composition"
+            )
+    return prompts

@@ -146,7 +146,7 @@ def test_the_command_writes_every_figure(
     assert (written["compose"], written["scenes"]["pictures"]) == (False, 60)
 
 
-@pytest.mark.parametrize("heldout", [None, "prompt\ta blue disc\nprompt\n"])
+@pytest.mark.parametrize("heldout", [None, "prompt\ta blue disc\n"])
 def test_a_folder_that_holds_nothing_out_has_the_other_figures(
     heldout: str | None, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,7 +45,8 @@ def test_an_import_is_served_without_a_restart(service: Service, tmp_path: Path)
     jobs = [service.submit("a red apple", model=name, steps=4) for name in ("sd", "tiny")]
     for job in jobs:
         assert len(service.pictures(service.finished(job["id"], DEADLINE_S))) == 1
-    assert models(service) == {"sd": True, "tiny": True}
+    both = {"sd": True, "tiny": True}
+    wait_until(lambda: models(service) == both, DEADLINE_S, "the word that it is loaded")
     assert len(service.parts) == 3  # Redis, the API, and one worker for both
 
     ended = avocat("models", "unload", "sd", server=service.url)

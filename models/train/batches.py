@@ -21,14 +21,14 @@ from models.train.scenes import Scene, pair, several, trio
 # food are what people ask for first.
 _GROUP_WEIGHT = {
     "flags": 0.03,
-    "symbols": 0.15,
-    "people & body": 0.15,
+    "symbols": 0.4,
+    "people & body": 0.4,
     "animals & nature": 1.3,
     "food & drink": 1.3,
 }
 # Common things have short names ("star", "red apple"), rare ones long ("Japanese post office").
-_NAME_WEIGHT = {1: 3.0, 2: 1.5}
-_LONG_NAME_WEIGHT = 0.7
+_NAME_WEIGHT = {1: 2.2, 2: 1.4}
+_LONG_NAME_WEIGHT = 1.0
 _OTHER_STYLE = 0.1
 _SCENE_GROUPS = ("animals & nature", "food & drink", "objects", "travel & places", "activities")
 _HANDED = re.compile(r"left|right|arrow|flag|clock|text|letter|keycap|number|symbol", re.I)

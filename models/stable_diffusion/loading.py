@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,6 +16,7 @@ from torch import nn
 from models.errors import BundleError
 from models.layers import channels_last
 from models.memory import free_bytes
+from models.replacing import replacing
 from models.stable_diffusion.config import KIND, PipelineConfig
 from models.stable_diffusion.folder import INDEX, Folder, read_folder, read_parts
 from models.stable_diffusion.modules import (
@@ -124,9 +124,8 @@ def _write(into: Path, config: PipelineConfig, parts: Path) -> None:
         shutil.rmtree(into / PARTS)
     if config.parts:
         shutil.copytree(parts, into / PARTS)
-    part_file = into / f".{CONFIG_FILE}.part"
-    part_file.write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
-    os.replace(part_file, into / CONFIG_FILE)  # never half of it
+    with replacing(into / CONFIG_FILE) as file:
+        file.write((config.model_dump_json(indent=2) + "\n").encode())
 
 
 def read_pipeline_config(entry: Mapping[str, Any]) -> PipelineConfig:

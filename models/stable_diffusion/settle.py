@@ -33,19 +33,19 @@ _INSTEAD: Sampler = "dpmpp_2m"  # of a scheduler that is none of ours, as PNDM
 _USUAL_STEPS, _FEW_STEPS = 25, 4
 _USUAL_GUIDANCE: Final = {"sd": 7.5, "sdxl": 5.0}
 _EMBEDDED_GUIDANCE = 8.5  # of denoisers that take the scale as an input, as LCM's
-# Values of a scheduler's configuration that are served; others are named at the import.
-_HEEDED: Final[Mapping[str, tuple[object, ...]]] = {
-    "use_karras_sigmas": (False,),
-    "use_exponential_sigmas": (False,),
-    "use_beta_sigmas": (False,),
-    "use_lu_lambdas": (False,),
-    "interpolation_type": ("linear",),
-    "thresholding": (False,),
-    "variance_type": ("fixed_small",),
-    "algorithm_type": ("dpmsolver++",),
-    "solver_order": (2,),
+# The one value of a scheduler's option that is served; others are named at the import.
+_HEEDED: Final[Mapping[str, object]] = {
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+    "interpolation_type": "linear",
+    "thresholding": False,
+    "variance_type": "fixed_small",
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
 }
-_HEEDED_OF_SDXL: Final[Mapping[str, tuple[object, ...]]] = {"clip_sample": (False,)}
+_HEEDED_OF_SDXL: Final[Mapping[str, object]] = {"clip_sample": False}
 _ASPECTS = (4 / 3, 3 / 2, 16 / 9)
 
 
@@ -113,7 +113,7 @@ def unheeded(folder: Folder) -> list[str]:
     if kind.startswith("DPMSolver"):
         del served["use_karras_sigmas"]
     said = {key: scheduler[key] for key in served if scheduler.get(key) is not None}
-    return [f"{key}: {value}" for key, value in said.items() if value not in served[key]]
+    return [f"{key}: {value}" for key, value in said.items() if value != served[key]]
 
 
 def _refuse_impossible(folder: Folder, config: PipelineConfig) -> None:

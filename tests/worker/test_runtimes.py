@@ -69,6 +69,21 @@ def test_a_later_start_draws_the_same_bits(lively: Bundle, wanted: str, tmp_path
     assert torch.equal(first, later)
 
 
+@pytest.mark.parametrize("wanted", ["onnxruntime", "openvino"])
+def test_an_answer_is_not_written_over_by_the_next(
+    lively: Bundle, wanted: str, tmp_path: Path
+) -> None:
+    """Nor are fewer rows than were built for answered as if they were all."""
+    network = executed(lively, wanted, tmp_path)[0].denoiser.network
+    x, timestep, context = example(lively.denoiser.network, ROWS, torch.device("cpu"))
+    first = network(x, timestep, context)
+    kept = first.clone()
+    assert not torch.equal(network(-x, timestep, context), kept)
+    assert torch.equal(first, kept)
+    with pytest.raises(ValueError, match="are computed"):
+        network(x[:1], timestep[:1], context[:1])
+
+
 def test_a_runtime_of_two_formats_uses_the_exact_one_where_noise_prevails(
     lively: Bundle, tmp_path: Path
 ) -> None:

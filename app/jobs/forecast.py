@@ -89,9 +89,11 @@ class Playing:
         self.now = to
         for row, share in self._in_turn():
             row.steps -= rounds * share
-        ended = {row.job for row in self.rows if row.steps <= 1e-9}
+        # A remainder too small for the clock to advance by would never end.
+        over = max(1e-9, math.ulp(to) / self.engine.seconds_per_call)
+        ended = {row.job for row in self.rows if row.steps <= over}
         if ended:
-            self.rows = [row for row in self.rows if row.steps > 1e-9]
+            self.rows = [row for row in self.rows if row.steps > over]
             self._shares = None
         return list(ended - {row.job for row in self.rows})
 

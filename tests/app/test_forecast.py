@@ -143,3 +143,11 @@ def test_a_queue_whose_patience_is_over_goes_every_second_time() -> None:
     assert sorted(ends, key=ends.__getitem__) == [
         "high0", "high1", "low0", "high2", "low1", "high3", "high4", "high5"
     ]  # fmt: skip
+
+
+def test_a_forecast_of_many_hours_of_a_fast_engine_ends() -> None:
+    """Far on, the clock is too coarse for what rounding leaves of a step of milliseconds."""
+    engine = Engine(slots=8, micro_batch=2, seconds_per_call=0.0025708)
+    jobs = [Load(str(i), 32, 1000, 1.36) for i in range(1000)]
+    ends = forecast([engine], {}, [jobs])
+    assert max(ends.values()) == pytest.approx(1000 * 32 * 1000 * 1.36 / 2 * 0.0025708, rel=1e-3)

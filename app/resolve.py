@@ -1,6 +1,7 @@
 """From a body to a request with every field resolved, or a list of all that is wrong."""
 
 import json
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -150,7 +151,8 @@ def _strength(draft: Draft, card: ModelCard) -> float | None:
     strength = _or(fields.strength, _STRENGTH_UNDER_MASK if masked else _STRENGTH)
     steps = _or(fields.steps, card.default_steps)
     if int(steps * strength) < 1:
-        message = f"{strength} of {steps} steps is less than one; give at least {1 / steps:.3g}"
+        least = math.ceil(1e4 / steps) / 1e4  # upwards: 0.333 of 3 steps is none
+        message = f"{strength} of {steps} steps is less than one; give at least {least}"
         draft.refuse("strength", message, "steps")
     return strength
 

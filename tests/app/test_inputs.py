@@ -145,6 +145,16 @@ async def test_what_cannot_be_started_from_is_named(
     assert not list(service.storage.files())
 
 
+@pytest.mark.parametrize("steps", [1, 3, 7, 49])
+async def test_the_least_strength_that_is_named_is_taken(service: Service, steps: int) -> None:
+    body = {"prompt": "x", "steps": steps, "init_image": data_url(file_of())}
+    answer = await service.client.post("/v1/jobs", json={**body, "strength": 1e-6})
+    [error] = answer.json()["errors"]
+    least = float(error["message"].rpartition(" ")[2])
+    job = await service.submit(**body, strength=least)
+    assert job["progress"]["total_steps"] == 1
+
+
 async def test_a_mask_with_transparency_is_taken_for_neither_kind(service: Service) -> None:
     shown = Image.new("RGBA", (20, 10), (255, 255, 255, 0))
     out = BytesIO()

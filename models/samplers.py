@@ -149,7 +149,8 @@ def _ddpm(now: Tensor, then: Tensor, variance: Variance) -> Tensor:
 
 def _ddim(now: Tensor, then: Tensor, eta: float) -> Tensor:
     """The non-Markovian step (Song et al. 2021, eq. 12), float64 `[S, 5]`."""
-    sigma = eta * ((1 - then) / (1 - now) * (1 - now / then)).sqrt()
+    # At zero terminal SNR ᾱ may rise at the end (`schedule_of`): no noise there, and no root of < 0.
+    sigma = eta * ((1 - then) / (1 - now) * (1 - now / then).clamp(min=0)).sqrt()
     k = torch.zeros(len(now), 5, dtype=torch.float64)
     k[:, 1] = then.sqrt()
     k[:, 3] = (1 - then - sigma**2).clamp(min=0).sqrt()

@@ -19,7 +19,8 @@ SPACINGS: tuple[Spacing, ...] = ("leading", "trailing", "linspace")
 class NoiseSchedule:
     """How much of the picture is left at each timestep.
 
-    `alphas_cumprod` is float64 `[T]`, decreasing, in (0, 1): the paper's ᾱ_t for t = 0 … T-1.
+    `alphas_cumprod` is float64 `[T]`, decreasing, in (0, 1): the paper's ᾱ_t for t = 0 … T-1; the
+    last may be above the one before it at zero terminal SNR.
     """
 
     alphas_cumprod: Tensor

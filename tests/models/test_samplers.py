@@ -188,10 +188,15 @@ def test_the_last_step_ends_on_a_clean_picture(sampler: str) -> None:
     assert torch.allclose(x_prev, denoised, atol=1e-5)
 
 
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+@pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 50, 1000])
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "lcm"])
-def test_shortest_and_longest_trajectories_are_finite(sampler: str, steps: int) -> None:
-    way = trajectory(noise_schedule(), sampler, steps)  # type: ignore[arg-type]
+def test_shortest_and_longest_trajectories_are_finite(
+    sampler: str, steps: int, kind: str, zero_terminal_snr: bool
+) -> None:
+    schedule = noise_schedule(kind, zero_terminal_snr=zero_terminal_snr)  # type: ignore[arg-type]
+    way = trajectory(schedule, sampler, steps)  # type: ignore[arg-type]
     assert len(way) == steps
     assert way.coefficients.isfinite().all()
     assert (way.timesteps[:-1] > way.timesteps[1:]).all()

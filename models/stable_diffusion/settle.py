@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil, prod, sqrt
+from math import ceil, inf, prod, sqrt
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -44,6 +44,11 @@ _HEEDED: Final[Mapping[str, object]] = {
     "variance_type": "fixed_small",
     "algorithm_type": "dpmsolver++",
     "solver_order": 2,
+    "solver_type": "midpoint",
+    "final_sigmas_type": "zero",
+    "use_flow_sigmas": False,
+    "lambda_min_clipped": -inf,
+    "timestep_type": "discrete",
 }
 _HEEDED_OF_SDXL: Final[Mapping[str, object]] = {"clip_sample": False}
 _ASPECTS = (4 / 3, 3 / 2, 16 / 9)
@@ -112,6 +117,8 @@ def unheeded(folder: Folder) -> list[str]:
     served = {**_HEEDED, **(_HEEDED_OF_SDXL if folder.is_xl else {})}
     if kind.startswith("DPMSolver"):
         del served["use_karras_sigmas"]
+    else:
+        del served["solver_type"]  # bh2 and others, which are no DPMSolver's
     said = {key: scheduler[key] for key in served if scheduler.get(key) is not None}
     return [f"{key}: {value}" for key, value in said.items() if value != served[key]]
 

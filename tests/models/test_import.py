@@ -242,6 +242,14 @@ def test_what_of_a_scheduler_is_left_out_is_said(source: Path, tmp_path: Path) -
     config = import_folder(source, tmp_path / "m", "mine", progress=(told := []).append)
     assert config.default_sampler == "dpmpp_2m_karras"
     assert not [line for line in told if line.startswith("not served")]
+    change(scheduler, solver_type="heun", final_sigmas_type="sigma_min", timestep_type="continuous")
+    import_folder(source, tmp_path / "m", "mine", progress=(told := []).append)
+    named = [line.split(": ")[1] for line in told if line.startswith("not served")]
+    assert named == ["solver_type", "final_sigmas_type", "timestep_type"]
+    usual = {"final_sigmas_type": "zero", "timestep_type": "discrete", "use_karras_sigmas": False}
+    change(scheduler, _class_name="UniPCMultistepScheduler", solver_type="bh2", **usual)
+    import_folder(source, tmp_path / "m", "mine", progress=(told := []).append)
+    assert not [line for line in told if line.startswith("not served")]
 
 
 def test_a_bundle_of_that_name_is_not_written_over(source: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 __all__ = ["VERSION", "Box", "Scene", "lay", "over", "paste"]
 
-VERSION = 1  # of where things are laid: part of fingerprints
+VERSION = 2  # of where things are laid, and their noise: part of fingerprints
 _SEEN = 0.25  # alpha from which on a pixel is part of what is shown
 _ROOM = 0.96  # share of the side that a scene fills at most
 # What is worn has this width and height at most, and its middle there; shares of the wearer's.

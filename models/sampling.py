@@ -9,6 +9,7 @@ from models.guidance import guide
 from models.samplers import Parameterisation, Sampler, step, trajectory
 from models.schedule import NoiseSchedule
 
+_FAR = 2_654_435_761  # 2^32 over the golden ratio: a few of them are far apart, modulo 2^32
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -20,9 +21,9 @@ def row_generator(seed: int) -> torch.Generator:
 def layer_seed(seed: int, layer: int) -> int:
     """The seed of a layer of a picture's scene; that of the first is the picture's own.
 
-    Seeds of requests end at 2^53, so that no layer has the seed of another picture.
+    Far from it in the lower 32 bits, which are all that torch's generator on CPU takes of a seed.
     """
-    return seed + (layer << 53)
+    return seed + layer * _FAR
 
 
 @torch.inference_mode()

@@ -4,7 +4,7 @@ import torch
 
 from models.bundle import Bundle
 from models.guidance import guide
-from models.sampling import sample
+from models.sampling import layer_seed, row_generator, sample
 from models.upscaler import Upscaler, UpscalerConfig
 
 
@@ -27,6 +27,15 @@ def test_same_seed_same_picture_other_seed_another(tiny: Bundle) -> None:
     a, b, c = run(tiny, ["a cat"] * 3, [1, 1, 2], sampler="ddpm")
     assert torch.equal(a, b)
     assert float((a - c).abs().max()) > 0.1
+
+
+def test_layers_of_a_scene_and_pictures_of_a_job_have_noise_of_their_own() -> None:
+    """Seeds alone do not tell: of those 2^32 apart torch makes the same noise."""
+    for first in (0, 7, 2**32 - 4, 2**53 - 8):
+        seeds = [layer_seed(first + i, layer) for i in range(8) for layer in range(4)]
+        noise = {float(torch.randn(1, generator=row_generator(seed))) for seed in seeds}
+        assert len(noise) == len(seeds)
+    assert layer_seed(7, 0) == 7
 
 
 def test_a_row_hardly_depends_on_its_neighbours(tiny: Bundle) -> None:

@@ -149,7 +149,7 @@ def _ddpm(now: Tensor, then: Tensor, variance: Variance) -> Tensor:
 
 def _ddim(now: Tensor, then: Tensor, eta: float) -> Tensor:
     """The non-Markovian step (Song et al. 2021, eq. 12), float64 `[S, 5]`."""
-    # At zero terminal SNR ᾱ may rise at the end (`schedule_of`): no noise there, and no root of < 0.
+    # At zero terminal SNR ᾱ may rise at the end (`schedule_of`): there is no noise to add there.
     sigma = eta * ((1 - then) / (1 - now) * (1 - now / then).clamp(min=0)).sqrt()
     k = torch.zeros(len(now), 5, dtype=torch.float64)
     k[:, 1] = then.sqrt()

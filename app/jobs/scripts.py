@@ -96,6 +96,13 @@ local function place(queue, turns, prefix, id, model, owner, cost, fresh)
   local mine = model .. '\\n' .. owner
   local known = redis.call('HMGET', turns, model, mine)
   local turn = tonumber(known[1] or '0')
+  -- Level with the model that is next: else one that was not drawn for long had arrears to claim.
+  local next_id = redis.call('LINDEX', queue, 0) or ''
+  local read, request = pcall(cjson.decode, redis.pcall('HGET', prefix .. next_id, 'request'))
+  if read and type(request) == 'table' and type(request.model) == 'string' then
+    turn = math.max(turn, tonumber(redis.call('HGET', turns, request.model) or '0'))
+    redis.call('HSET', turns, model, string.format('%.0f', turn))
+  end
   if not fresh then turn = math.max(turn, tonumber(known[2] or '0')) end
   redis.call('HSET', turns, mine, string.format('%.0f', turn + cost))
   redis.call('HSET', prefix .. id, 'turn', string.format('%.0f', turn))

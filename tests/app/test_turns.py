@@ -162,6 +162,16 @@ async def test_models_keep_separate_accounts(desk: Desk) -> None:
     assert "".join(one.owner for one in ours) == "ababab"
 
 
+async def test_a_model_that_was_not_drawn_for_long_claims_no_arrears(desk: Desk) -> None:
+    await desk.submit("b", model="two")
+    await many(34, lambda: desk.submit("a", model="one"))
+    for _ in range(31):
+        desk.finish(desk.take())
+    await many(3, lambda: desk.submit("b", model="two"))
+    await many(3, lambda: desk.submit("c", model="three"))
+    assert desk.owners() == "bcabcabcaa"
+
+
 def test_ids_tell_when_they_were_made() -> None:
     now = time.time()
     assert abs(made_at(new_job_id(now)) - now) < 0.002

@@ -1,5 +1,9 @@
 """`avocat`: one command line for all parts; the parts themselves run as processes of their own."""
 
+import sys
+from io import TextIOWrapper
+from typing import cast
+
 import typer
 
 from app.commands.doctor import doctor
@@ -58,7 +62,13 @@ cli.command(short_help="Print what receivers verify webhooks with.")(webhook_sec
 
 def main() -> None:
     """The `avocat` console script."""
-    cli(prog_name="avocat")
+    stdout = cast(TextIOWrapper | None, sys.stdout)  # None: it was closed
+    if stdout is not None and stdout.errors == "strict":
+        stdout.reconfigure(errors="backslashreplace")  # a name is told, whatever the locale
+    try:
+        cli(prog_name="avocat")
+    except OSError as fault:  # commands tell their own: this one came from telling
+        sys.exit(f"avocat: cannot write {fault.filename or 'the output'}: {fault.strerror}")
 
 
 if __name__ == "__main__":

@@ -78,8 +78,8 @@ def _decoded(given: str) -> bytes:
     announced = _DATA_URL.match(given)
     if announced is None:
         raise InputError(
-            "give a data URL (data:image/png;base64,…, image/webp or image/jpeg) or the url of an "
-            "image of a job of yours (/v1/images/…)"
+            "it is no PNG, WebP or JPEG; give a data URL (data:image/png;base64,…, image/webp or "
+            "image/jpeg) or the url of an image of a job of yours (/v1/images/…)"
         )
     try:
         data = base64.b64decode(given[announced.end() :], validate=True)

@@ -250,7 +250,9 @@ class Settings(BaseSettings):
         description="Each picture has the same bytes whoever its neighbours are; false: the "
         "batch shape varies, and so do last bits",
     )
-    threads: int = Field(0, ge=0, description="Threads of the network on CPU; 0: all cores")
+    threads: int = Field(
+        0, ge=0, le=1024, description="Threads of the network on CPU; 0: all cores"
+    )
     runtime: Runtime = Field(
         "auto",
         description="What executes the network: auto (the fastest here that paints the same "

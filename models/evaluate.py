@@ -28,7 +28,7 @@ from models.layout import Scene, lay
 from models.pictures import sheet, to_picture
 from models.sampling import layer_seed, sample
 from models.train.arguments import guidance, positive, seed
-from models.train.data import load_pictures
+from models.train.data import PictureSet, load_pictures
 from models.train.heldout import held_out_prompts
 
 _AT_ONCE = 16
@@ -106,6 +106,8 @@ def evaluate(
     `data` is the folder that the bundle was trained on: its pictures are needed for diversity and
     copies, its `heldout.txt` and held-out tar, where there are any, for unseen combinations.
     """
+    # Before hours of painting: a folder without pictures ends it here.
+    known = None if data is None else load_pictures(data, paint.bundle.config.image_size)
     captions = figures.subjects()
     started = time.monotonic()
     pictures = paint(captions, seed)
@@ -123,19 +125,18 @@ def evaluate(
         "subjects": judge.recall(pictures, captions, range(len(captions))),
         "scenes": figures.composed(paint, judge, figures.scenes(), seed),
     }
-    if data is not None:
-        measured |= _unseen(paint, judge, data, seed, pictures)
+    if data is not None and known is not None:
+        measured |= _unseen(paint, judge, data, known, seed, pictures)
     return measured, pictures
 
 
 def _unseen(
-    paint: Painter, judge: Judge, data: Path, seed: int, subjects: Tensor
+    paint: Painter, judge: Judge, data: Path, known: PictureSet, seed: int, subjects: Tensor
 ) -> dict[str, Any]:
     """What needs the training pictures; copies are sought among `subjects` if nothing else was
     held out to be painted."""
     size = paint.bundle.config.image_size
     prompts = held_out_prompts(data / "heldout.txt")
-    known = load_pictures(data, size)
     measured: dict[str, Any] = {
         "colours": figures.coloured(paint, figures.listed(figures.COLOURED), seed),
         "diversity": figures.diversity(paint, figures.subjects()[20:30], known, seed),

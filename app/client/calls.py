@@ -74,7 +74,7 @@ class Pause:
 
 
 Step = Send | Listen | NextSent | Pause
-Answer = httpx.Response | httpx.TransportError | ServerSentEvent | None
+Answer = httpx.Response | httpx.RequestError | ServerSentEvent | None
 T = TypeVar("T")
 Call = Generator[Step, Answer, T]
 M = TypeVar("M", bound=BaseModel)
@@ -92,12 +92,12 @@ def submit(prompt: str, fields: JobFields, key: str | None, retries: Retries) ->
 
 def get(job_id: str, retries: Retries) -> Call[Job]:
     """A job as it is now."""
-    return (yield from _model(Job, Send("GET", f"/v1/jobs/{job_id}"), retries))
+    return (yield from _model(Job, Send("GET", _path(job_id)), retries))
 
 
 def cancel(job_id: str, retries: Retries) -> Call[Job]:
     """Cancel a job; one that has ended stays as it is."""
-    return (yield from _model(Job, Send("POST", f"/v1/jobs/{job_id}/cancel"), retries))
+    return (yield from _model(Job, Send("POST", f"{_path(job_id)}/cancel"), retries))
 
 
 def page(status: str | None, limit: int, cursor: str | None, retries: Retries) -> Call[JobList]:
@@ -235,7 +235,7 @@ class _Stream:
     """A job's event stream, opened anew where it broke off."""
 
     def __init__(self, job_id: str, previews: int) -> None:
-        self._path = f"/v1/jobs/{job_id}/events"
+        self._path = f"{_path(job_id)}/events"
         self._params = {"previews": previews} if previews else {}
         self._last_id = ""
         self._fruitless = 0
@@ -273,6 +273,11 @@ def _is_stream(head: httpx.Response) -> bool:
     return head.is_success and kind.startswith("text/event-stream")
 
 
+def _path(job_id: str) -> str:
+    """A job's path; whatever stands for an id stays one part of it."""
+    return "/v1/jobs/" + quote(job_id, safe="", errors="surrogateescape")
+
+
 def _deadline(timeout_s: float | None) -> float | None:
     return None if timeout_s is None else time.monotonic() + timeout_s
 
@@ -292,7 +297,7 @@ def _request(send: Send, retries: Retries) -> Call[httpx.Response]:
         tried += 1
         if isinstance(answer, httpx.Response) and answer.is_success:
             return answer
-        if not isinstance(answer, (httpx.Response, httpx.TransportError)):
+        if not isinstance(answer, (httpx.Response, httpx.RequestError)):
             raise TypeError(f"a request was answered by {answer!r}")
         pause_s = retries.pause_s(tried, answer)
         if pause_s is not None:

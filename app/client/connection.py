@@ -18,7 +18,7 @@ _STREAM_TIMEOUT = httpx.Timeout(10.0, read=3 * HEARTBEAT_S)
 
 
 def http_options(server: str | None, api_key: str | None, timeout_s: float) -> dict[str, Any]:
-    """Arguments of an httpx client; raises ValueError if the address is none."""
+    """Arguments of an httpx client; raises ValueError if address or key is none."""
     server = server or os.environ.get("AVOCAT_SERVER") or DEFAULT_SERVER
     api_key = api_key or os.environ.get("AVOCAT_API_KEY")
     try:
@@ -29,6 +29,8 @@ def http_options(server: str | None, api_key: str | None, timeout_s: float) -> d
         raise ValueError(f"the server {server!r} should be an address such as {DEFAULT_SERVER!r}")
     headers = {"User-Agent": f"avocat-python/{__version__}"}
     if api_key:
+        if not (api_key.isascii() and api_key.isprintable()):
+            raise ValueError("the API key should be printable ASCII")  # a secret: not quoted
         headers["Authorization"] = f"Bearer {api_key}"
     # Pictures may lie in a bucket; httpx shows no key to another host.
     options = {"timeout": timeout_s, "follow_redirects": True}

@@ -28,7 +28,7 @@ class Retries:
     most_s: float = 20.0
     patience_s: float = 120.0
 
-    def pause_s(self, tried: int, answer: httpx.Response | httpx.TransportError) -> float | None:
+    def pause_s(self, tried: int, answer: httpx.Response | httpx.RequestError) -> float | None:
         """Seconds to wait after `tried` tries ended in `answer`; None: do not try again."""
         if tried > self.count or (isinstance(answer, httpx.Response) and not _passes(answer)):
             return None

@@ -188,6 +188,6 @@ class _Connection:
                     return self._head
                 case NextSent() if self._sent is not None:
                     return next(self._sent, None)
-        except httpx.TransportError as fault:
+        except httpx.RequestError as fault:
             return fault
         return None

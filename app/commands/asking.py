@@ -40,12 +40,14 @@ def asking(server: str, api_key: str | None) -> Iterator[Avocat]:
     try:
         client = Avocat(server, api_key, retries=RETRIES)
     except ValueError as wrong:
-        fail(f"--server: {wrong}", ExitCode.BAD_INPUT)
+        fail(str(wrong), ExitCode.BAD_INPUT)
     with client:
         try:
             yield client
         except AvocatError as fault:
             fail(sentence(fault, server), exit_code(fault))
+        except UnicodeEncodeError:  # of arguments that a terminal gave in another encoding
+            fail("what was given is not text in UTF-8", ExitCode.BAD_INPUT)
 
 
 def sentence(fault: AvocatError, server: str) -> str:

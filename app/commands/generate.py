@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import sys
 from collections import deque
 from collections.abc import Sequence
@@ -66,7 +67,9 @@ Size = Annotated[
     typer.Option(help="WxH, one of the model's sizes.", show_default="the model's largest"),
 ]
 Sampler = Annotated[str | None, typer.Option(help="One of the model's samplers, as dpmpp_2m.")]
-Guidance = Annotated[float | None, typer.Option(help="0 to 20: how closely to follow the prompt.")]
+Guidance = Annotated[
+    float | None, typer.Option(min=0, max=20, help="0 to 20: how closely to follow the prompt.")
+]
 Negative = Annotated[str | None, typer.Option(help="What to steer away from.")]
 Background = Annotated[str | None, typer.Option(help="transparent, white or #rrggbb.")]
 Model = Annotated[str | None, typer.Option(help="Name of the model, if there are several.")]
@@ -91,7 +94,9 @@ Mask = Annotated[
 ]
 Strength = Annotated[
     float | None,
-    typer.Option(help="0 to 1: how far to go from that picture.", show_default="0.8, masked 1"),
+    typer.Option(
+        min=0, max=1, help="0 to 1: how far to go from that picture.", show_default="0.8, masked 1"
+    ),
 ]
 Compose = Annotated[
     bool | None,
@@ -193,7 +198,14 @@ def read_prompts(prompt: str) -> list[str]:
     """The prompts: the one given, or with "-" the lines of standard input that are not blank."""
     if prompt != "-":
         return [prompt]
-    prompts = [line.strip() for line in sys.stdin if line.strip()]
+    try:
+        lines = list(sys.stdin or ())  # None: it was closed
+        "".join(lines).encode()
+    except UnicodeError:
+        fail("standard input is not text in UTF-8", ExitCode.BAD_INPUT)
+    except OSError as fault:
+        fail(f"standard input cannot be read: {fault.strerror}", ExitCode.BAD_INPUT)
+    prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         fail("standard input has no prompt: one a line", ExitCode.BAD_INPUT)
     return prompts
@@ -205,9 +217,12 @@ def read_lora(text: str) -> Lora:
     if not colon:
         return {"name": text}
     try:
-        return {"name": name, "weight": float(weight)}
+        read = float(weight)
     except ValueError:
+        read = math.nan
+    if not math.isfinite(read):
         fail(f"--lora {text!r} should be NAME or NAME:WEIGHT, as style:0.8", ExitCode.BAD_INPUT)
+    return {"name": name, "weight": read}
 
 
 def largest_size(client: Avocat, model: str | None) -> str:

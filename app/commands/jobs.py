@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from app.client import Job
+from app.client import Job, NotFound
 from app.client.connection import DEFAULT_SERVER
 from app.commands.asking import ApiKey, AsJson, Server, asking
+from app.commands.console import ExitCode
 
 __all__ = ["jobs"]
 
@@ -101,14 +102,24 @@ def cancel_jobs(
 ) -> None:
     """Cancel jobs; those that have ended stay as they are. Prints what they are then.
 
+    One that is not there does not stop the others.
+
     \b
     Example:
       avocat jobs cancel $(avocat jobs list --status queued --json | jq -r .id)
     """
+    code = ExitCode.OK
     with asking(server, api_key) as client:
         for job_id in job_ids:
-            job = client.cancel(job_id)
+            try:
+                job = client.cancel(job_id)
+            except NotFound as wrong:
+                typer.echo(f"avocat: {wrong}", err=True)
+                code = ExitCode.BAD_INPUT
+                continue
             typer.echo(job.model_dump_json() if as_json else f"{job.id} {job.status}")
+    if code is not ExitCode.OK:
+        raise typer.Exit(int(code))
 
 
 def _lines(job: Job, server: str) -> list[tuple[str, str]]:

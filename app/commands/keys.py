@@ -32,6 +32,7 @@ keys = typer.Typer(
     rich_markup_mode=None,
 )
 
+MOST = 10**9  # beyond 2**53 Redis no longer counts exactly
 _ROW = "{:<8}  {:<20}  {:<20}  {:<22}  {:<8}  {:<16}  {:<16}  {}"
 
 
@@ -44,12 +45,14 @@ def create(
     scope: Annotated[
         list[Scope] | None, typer.Option(help="What it may do; submit and read if absent.")
     ] = None,
-    per_minute: Annotated[int | None, typer.Option(min=1, help="Submissions in any 60 s.")] = None,
+    per_minute: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Submissions in any 60 s.")
+    ] = None,
     active: Annotated[
-        int | None, typer.Option(min=1, help="Jobs of its owner queued or running.")
+        int | None, typer.Option(min=1, max=MOST, help="Jobs of its owner queued or running.")
     ] = None,
     per_day: Annotated[
-        int | None, typer.Option(min=1, help="Pictures asked for in a day (UTC).")
+        int | None, typer.Option(min=1, max=MOST, help="Pictures asked for in a day (UTC).")
     ] = None,
     days: Annotated[float | None, typer.Option(min=0, help="Days until it expires.")] = None,
     as_json: AsJson = False,

@@ -9,6 +9,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -26,6 +28,9 @@ NOT_PASSED_ON = ("AVOCAT_API_KEYS", "AVOCAT_REDIS_URL", "AVOCAT_HOST", "AVOCAT_P
 @contextlib.contextmanager
 def own_service() -> Iterator[str]:
     """Start `avocat serve` and yield its URL; stops it, and leaves nothing, on the way out."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # not under nohup
+            signal.signal(number, _leave)
     with tempfile.TemporaryDirectory(prefix="avocat-") as folder:
         log = Path(folder) / "serve.log"
         with log.open("wb") as errors:
@@ -39,6 +44,11 @@ def own_service() -> Iterator[str]:
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
+
+
+def _leave(number: int, _: FrameType | None) -> NoReturn:
+    """End by way of every `finally`, where the signal itself would skip them."""
+    raise SystemExit(128 + number)
 
 
 def _start(data_dir: Path, errors: int) -> subprocess.Popen[bytes]:

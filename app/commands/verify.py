@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from app.client import BadRequest
 from app.client.connection import DEFAULT_SERVER
 from app.commands.asking import ApiKey, AsJson, Server, asking
 from app.commands.console import ExitCode
@@ -32,14 +33,21 @@ def verify(
     Exit codes: 0 all are identical, 1 one is different or cannot be verified, or
     anything not named here, 2 no such file or no picture, 3 no service there,
     5 the service refused for now or for this key.
+    A file that is wrong does not stop the others.
     """
-    identical = True
+    code = ExitCode.OK
     with asking(server, api_key) as client:
         for file in files:
-            said = client.verify(file)
-            identical &= said.verdict == "identical"
+            try:
+                said = client.verify(file)
+            except (BadRequest, OSError) as wrong:
+                typer.echo(f"avocat: {file}: {wrong}", err=True)
+                code = ExitCode.BAD_INPUT
+                continue
+            if said.verdict != "identical":
+                code = code or ExitCode.FAILED
             if as_json:
                 typer.echo(json.dumps({"file": str(file), **said.model_dump(mode="json")}))
             else:
                 typer.echo(f"{said.verdict:<12} {file}: {said.reason}")
-    raise typer.Exit(int(ExitCode.OK if identical else ExitCode.FAILED))
+    raise typer.Exit(int(code))

@@ -1,5 +1,7 @@
 import io
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,6 +78,52 @@ def test_wrong_setting_is_one_sentence() -> None:
     assert ended.exit_code == 2
     assert ended.output.startswith("avocat: AVOCAT_PORT='abc': ")
     assert len(ended.output.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--guidance-scale", "nan"),
+        ("--guidance-scale", "inf"),
+        ("--strength", "nan"),
+        ("--lora", "style:nan"),
+        ("--lora", "style:1e999"),
+        ("--size", "64x64", "--negative-prompt", "\udcff"),
+        ("--api-key", "a\nb"),
+    ],
+)
+def test_what_no_request_can_say_is_one_sentence(arguments: tuple[str, ...]) -> None:
+    away = ("--server", "http://127.0.0.1:1")
+    ended = CliRunner().invoke(cli, ["generate", "a fox", *arguments, *away])
+    assert ended.exit_code == 2, ended.output
+    assert isinstance(ended.exception, SystemExit)
+
+
+@pytest.mark.parametrize("limit", ["--per-minute", "--active", "--per-day"])
+def test_limits_beyond_what_is_counted_exactly_are_none(limit: str) -> None:
+    ended = CliRunner().invoke(cli, ["keys", "create", "shop", limit, "9" * 23])
+    assert (ended.exit_code, limit in ended.output) == (2, True)
+
+
+@pytest.mark.parametrize("given", [b"\xff\xfe\n", b"a fox\n\x89PNG"])
+def test_prompts_that_are_no_text_are_one_sentence(given: bytes, tmp_path: Path) -> None:
+    ended = CliRunner().invoke(cli, ["generate", "-", "-o", f"{tmp_path}/out/"], input=given)
+    assert (ended.exit_code, "not text in UTF-8" in ended.output) == (2, True)
+
+
+@pytest.mark.parametrize("form", ["> /dev/full", "--json > /dev/full"])
+def test_output_to_a_full_place_is_one_sentence(form: str) -> None:
+    line = f"{sys.executable} -m app.cli settings {form}"
+    ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr == "avocat: cannot write the output: No space left on device\n"
+
+
+def test_output_in_another_encoding_is_told() -> None:
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    argv = [sys.executable, "-m", "app.cli", "settings"]
+    ended = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_programs_are_of_this_installation(monkeypatch: pytest.MonkeyPatch) -> None:

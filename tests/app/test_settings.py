@@ -42,6 +42,11 @@ def test_unreadable_keys_are_refused_without_telling_secrets(keys: str) -> None:
     assert "s3cret" not in str(caught.value)
 
 
+def test_threads_are_no_more_than_a_machine_has() -> None:
+    with pytest.raises(ValidationError, match="less than or equal to 1024"):
+        Settings(threads=99_999)
+
+
 def test_one_secret_cannot_be_two_owners() -> None:
     with pytest.raises(ValidationError, match="same secret"):
         Settings(api_keys="ann:x,bob:x")  # type: ignore[arg-type]

@@ -80,6 +80,8 @@ def test_commands_look_at_jobs_and_cancel_them(service: Service) -> None:
     assert canceled["id"] == job["id"]
     assert service.finished(job["id"])["status"] == "canceled"
     assert avocat("jobs", "show", "nobody", *server).returncode == 2
+    both = avocat("jobs", "cancel", "nobody", job["id"], *server)
+    assert (both.returncode, both.stdout) == (2, f"{job['id']} canceled\n")
 
 
 def test_prompts_from_standard_input(service: Service, tmp_path: object) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from tests.integration.service import Service, avocat
+from tests.integration.service import AVOCAT, Service, avocat, environment, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUNDLED = REPOSITORY / "bundles" / "emoji"
@@ -49,6 +50,20 @@ def test_generate_with_a_service_of_its_own(
     assert opened(file).size == (64, 64)  # the largest size
     assert [path.name for path in tmp_path.iterdir()] == ["demo.png"]
     assert [process for process in psutil.process_iter() if is_of(tmp_path, process)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_service_of_its_own_leaves_nothing_when_it_is_ended(
+    number: signal.Signals, tmp_path: Path, tiny_bundle: Path
+) -> None:
+    argv = [*AVOCAT, "generate", "--serve", "a cat", "-o", str(tmp_path / "cat.png")]
+    env = environment({"bundle": tiny_bundle}) | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(argv, env=env) as started:
+        wait_until(lambda: any(tmp_path.glob("avocat-*/data/redis")), 60, "a Redis of its own")
+        started.send_signal(number)
+        assert started.wait(60) == 128 + number
+    assert list(tmp_path.iterdir()) == []
 
 
 def is_of(folder: Path, process: psutil.Process) -> bool:

@@ -120,6 +120,11 @@ async def test_one_pixel_is_found(service: Service, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in both.stdout.splitlines()]
     assert [line["verdict"] for line in lines] == ["identical", "different"]
     assert avocat("verify", str(whole), *server).returncode == 0
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    three = avocat("verify", str(text), str(changed), str(whole), *server)
+    assert (three.returncode, len(three.stdout.splitlines())) == (2, 2)
+    assert str(text) in three.stderr
     for option in ("--cache", "--no-cache"):
         out = ("-o", str(tmp_path / "cat.png"), "--size", "16x16", option, "--json", *server)
         made = avocat("generate", "a cat", "--seed", "1", "--steps", "3", *out)

@@ -161,6 +161,15 @@ def test_a_folder_that_holds_nothing_out_has_the_other_figures(
     assert "composed" not in written
 
 
+def test_a_folder_without_pictures_is_told_before_anything_is_painted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = build_tiny_bundle(tmp_path / "bundle")
+    monkeypatch.setattr(Painter, "__call__", None)
+    assert main([str(bundle), "--data", str(tmp_path / "none")]) == 1
+    assert str(tmp_path / "none") in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("option", "value", "sentence"),
     [

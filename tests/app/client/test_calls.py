@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from app.client import (
+    Avocat,
     BadRequest,
     Ended,
     JobCanceled,
@@ -37,6 +38,29 @@ def test_every_try_of_a_submission_has_the_same_key() -> None:
     assert first.json == {"prompt": "a red apple", "seed": 7}
     assert len(first.headers["Idempotency-Key"]) == 32
     assert len(play.pauses) == 2
+
+
+def test_what_stands_for_an_id_stays_one_part_of_the_path() -> None:
+    play = Play(problem(404, "job-not-found"), problem(404, "job-not-found"))
+    for given in ("../models", "a\nb\udcff?x"):
+        with pytest.raises(NotFound):
+            play.run(calls.get(given, RETRIES))
+    assert [step.path for step in play.asked if isinstance(step, Send)] == [
+        "/v1/jobs/..%2Fmodels",
+        "/v1/jobs/a%0Ab%FF%3Fx",
+    ]
+
+
+@pytest.mark.parametrize("fault", [httpx.DecodingError("no gzip"), httpx.TooManyRedirects("round")])
+def test_an_answer_that_is_none_is_unreachable(fault: httpx.RequestError) -> None:
+    with pytest.raises(Unreachable, match=str(fault)):
+        Play(fault, fault, fault).run(calls.models(RETRIES))
+
+
+@pytest.mark.parametrize("key", ["a\nb", "schl\u00fcssel"])
+def test_a_key_that_no_header_can_say_is_no_key_and_is_not_told(key: str) -> None:
+    with pytest.raises(ValueError, match=r"the API key should be printable ASCII$"):
+        Avocat("http://127.0.0.1:8000", key)
 
 
 def test_two_submissions_have_two_keys_and_a_given_one_is_kept() -> None:

@@ -68,7 +68,7 @@ def main() -> None:
     try:
         cli(prog_name="avocat")
     except OSError as fault:  # commands tell their own: this one came from telling
-        sys.exit(f"avocat: cannot write {fault.filename or 'the output'}: {fault.strerror}")
+        sys.exit(f"avocat: {fault.filename or 'cannot write the output'}: {fault.strerror}")
 
 
 if __name__ == "__main__":

@@ -327,6 +327,7 @@ def test_an_imported_pipeline_is_drawn_with_beside_the_bundle(
     work()
     before = wait_for(lambda: placed(client, "sd"))
     assert (before.state, before.source) == (ModelState.AVAILABLE, str(source))
+    assert wait_for(lambda: card(client, "sd")).lcm_steps == 50
     asked = {"model": "sd", "size": "64x64", "background": "white", "steps": 3}
     ids = [jobs.submit(**asked), jobs.submit(), jobs.submit(**asked, sampler="euler")]
     assert [jobs.ended(job, 300).status for job in ids] == [JobStatus.SUCCEEDED] * 3

@@ -73,6 +73,7 @@ _MODEL = {
     "composes": True,
     "styles": ["noto", "flat"],
     "max_steps": 1000,
+    "lcm_steps": None,
     "context_length": 77,
     "exact": True,
     "is_default": True,

@@ -30,7 +30,7 @@ Role = Literal["init_image", "mask"]
 _ROLES: tuple[Role, ...] = ("init_image", "mask")
 _DATA_URL = re.compile(r"data:image/(png|webp|jpeg);base64,", re.IGNORECASE)
 _REFERENCE = re.compile(
-    r"/v1/images/(([0-9A-Z]{26})_[A-Za-z0-9_-]{1,150}\.(?:png|webp|jpg))(?:\?.*)?"
+    r"(?:https?://[^/]+)?/v1/images/(([0-9A-Z]{26})_[A-Za-z0-9_-]{1,150}\.(?:png|webp|jpg))(?:\?.*)?"
 )
 
 

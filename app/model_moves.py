@@ -16,7 +16,7 @@ from app.schemas.problems import FieldProblem
 __all__ = ["load_model", "unload_model"]
 
 _LOOK_S = 0.1
-_HELD = (ModelState.LOADED, ModelState.LEAVING)
+_HELD = (ModelState.LOADED, ModelState.LOADING, ModelState.LEAVING)
 
 
 async def load_model(

@@ -21,7 +21,7 @@ __all__ = ["Draft", "field_problem", "resolve"]
 T = TypeVar("T")
 
 _SHOWN_CHARACTERS = 60
-_STRENGTH, _STRENGTH_UNDER_MASK = 0.8, 1.0  # diffusers' defaults
+_STRENGTH, _STRENGTH_UNDER_MASK = 0.8, 1.0  # diffusers' defaults; of a single step the latter
 
 
 class Draft:
@@ -148,8 +148,9 @@ def _strength(draft: Draft, card: ModelCard) -> float | None:
             if given:
                 draft.refuse(name, "It needs an init_image to start from", "init_image")
         return None
-    strength = _or(fields.strength, _STRENGTH_UNDER_MASK if masked else _STRENGTH)
     steps = _or(fields.steps, card.default_steps)
+    usual = _STRENGTH_UNDER_MASK if masked or steps == 1 else _STRENGTH
+    strength = _or(fields.strength, usual)
     if int(steps * strength) < 1:
         least = math.ceil(1e4 / steps) / 1e4  # upwards: 0.333 of 3 steps is none
         message = f"{strength} of {steps} steps is less than one; give at least {least}"
@@ -178,6 +179,8 @@ def _refuse_what_the_model_has_not(draft: Draft, card: ModelCard) -> None:
     if fields.steps is not None and fields.steps > card.max_steps:
         message = f"{fields.steps} should be at most {card.max_steps}, the training length"
         draft.refuse("steps", message, "model")
+    elif _or(fields.sampler, card.default_sampler) == "lcm":
+        _refuse_steps_of_lcm(draft, _or(fields.steps, card.default_steps), card.lcm_steps)
     if fields.sampler is not None and fields.sampler not in card.samplers:
         message = f"{fields.sampler!r} should be one of {', '.join(card.samplers)}"
         draft.refuse("sampler", message, "model")
@@ -186,6 +189,12 @@ def _refuse_what_the_model_has_not(draft: Draft, card: ModelCard) -> None:
         if begin > end:
             message = f"[{begin}, {end}] ends before it begins; give [from, to]"
             draft.refuse("guidance_interval", message)
+
+
+def _refuse_steps_of_lcm(draft: Draft, steps: int, most: int | None) -> None:
+    if most is not None and steps > most:
+        message = f"{steps} should be at most {most} for lcm, those of its distillation"
+        draft.refuse("steps", message, "model", "sampler")
 
 
 def _refuse_size(draft: Draft, size: str, card: ModelCard) -> None:

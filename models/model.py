@@ -87,6 +87,11 @@ class ModelConfig(BaseModel):
         default=(), description="that prompts may name; where it composes, it is asked for no other"
     )
 
+    @property
+    def most_lcm_steps(self) -> int | None:
+        """Steps that the sampler lcm takes at most, if it is served."""
+        return None
+
 
 class Adapters(Protocol):
     """The LoRAs that a row is drawn with; `key` names them and their weights."""

@@ -99,6 +99,7 @@ def _card(model: Model | Description, max_steps: int, context_length: int) -> Mo
         composes=config.composes and model.channels == 4,
         styles=config.styles,
         max_steps=max_steps,
+        lcm_steps=config.most_lcm_steps,
         context_length=context_length,
         created_at=(model.path / "bundle.json").stat().st_mtime,
     )

@@ -83,7 +83,7 @@ class Roster:
         self._asked: set[str] = set()  # loads that an operator asked for
         self._failed: dict[str, _Failure] = {}
         self._target = ""  # what room is made for, or what is being loaded
-        self._loading = False
+        self._loading = self._unwanted = False  # unwanted: an operator has asked it to leave again
         self.announcements = Announcements(redis, worker)
         self.look()
 
@@ -128,20 +128,25 @@ class Roster:
 
     def ask_load(self, model: str) -> None:
         """An operator wants it here, whatever has to leave."""
-        entry = self._entries.get(model)
-        if entry is None or model in self.residents or model == self._target:
+        entry, resident = self._entries.get(model), self.residents.get(model)
+        if resident is not None and resident.leaving in ("", "asked"):
+            resident.leaving = ""  # what was asked last is done
             return
-        if entry.fault:
+        if entry is None:
+            return
+        if entry.fault and model != self._target:
             self._fail(model, entry.fault)
         else:
+            self._unwanted = self._unwanted and model != self._target
             self._failed.pop(model, None)
             self._asked.add(model)
 
     def ask_unload(self, model: str) -> None:
         """An operator wants it gone; what it is drawing is finished."""
         self._asked.discard(model)
+        self._unwanted = self._unwanted or (self._loading and model == self._target)
         resident = self.residents.get(model)
-        if resident is not None and self._workshop is not None:
+        if resident is not None and self._workshop and resident.leaving in ("", "room"):
             resident.leaving = "asked"
 
     @property
@@ -160,8 +165,9 @@ class Roster:
             return False
         for name, resident in self.residents.items():
             entry = self._entries.get(name)
+            now = entry and entry.description
             gone = entry is None and name != self._own
-            if gone or (entry and entry.description and not _same(entry, resident)):
+            if gone or (now and now.sha256 != resident.model.sha256):
                 resident.leaving = "changed"
                 _log.info("model was changed or removed", model=name)
         return True
@@ -289,6 +295,8 @@ class Roster:
         resident.used_at = time.monotonic()
         if resident.name not in self._entries:  # it was removed meanwhile
             resident.leaving = "changed"
+        elif self._unwanted and resident.name not in self._waiting:
+            resident.leaving = "asked"
         resident.start()
         self._done(resident.name)
 
@@ -310,7 +318,8 @@ class Roster:
 
     def _give_up(self) -> None:
         """No room is made any more."""
-        target, self._target, self._loading = self._target, "", False
+        target, self._target = self._target, ""
+        self._loading = self._unwanted = False
         for resident in self.residents.values():
             if resident.leaving == "room":
                 resident.leaving = ""
@@ -349,7 +358,8 @@ class Roster:
 
     def standing(self) -> Standing:
         """What others may know of this worker."""
-        names = sorted(self._entries.keys() | self.residents.keys() | self._loading_names())
+        loading = {self._target} if self._loading else set()
+        names = sorted(self._entries.keys() | self.residents.keys() | loading)
         return Standing(
             worker=self._worker,
             device=str(self._device),
@@ -357,9 +367,6 @@ class Roster:
             budget_bytes=self._budget_bytes,
             models=tuple(map(self._placement, names)),
         )
-
-    def _loading_names(self) -> set[str]:
-        return {self._target} if self._loading else set()
 
     def _placement(self, name: str) -> Placement:
         resident, entry, detail = self.residents.get(name), self._entries.get(name), ""
@@ -393,7 +400,3 @@ def _sentence(fault: BaseException) -> str:
     if isinstance(fault, ModuleNotFoundError):
         return f"it needs the package {fault.name}: pip install 'avocat[sd]'"
     return (str(fault) or repr(fault)).splitlines()[0]
-
-
-def _same(entry: Entry, resident: Resident) -> bool:
-    return entry.description is not None and entry.description.sha256 == resident.model.sha256

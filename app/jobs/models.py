@@ -66,6 +66,7 @@ class ModelCard(BaseModel):
     composes: bool = False  # paints the things that a prompt names one by one
     styles: tuple[str, ...] = ()  # that prompts may name
     max_steps: int  # the training length
+    lcm_steps: int | None = None  # the most with lcm; None: it is not served
     context_length: int = 77  # tokens of a prompt that are read
     loras: tuple[LoraCard, ...] = ()  # that jobs may name
     is_default: bool = False

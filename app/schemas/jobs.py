@@ -24,7 +24,10 @@ MAX_LORAS = 4
 MAX_URL_CHARACTERS = 2048
 MAX_METADATA_BYTES = 4096
 PUBLIC_URL_PATTERN = r"^https://([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.){1,4}[a-z]{2,24}(/[!-~]*)?$"
-INPUT_PATTERN = r"^(data:image/(png|webp|jpeg);base64,[A-Za-z0-9+/]+={0,2}|/v1/images/[!-~]+)$"
+INPUT_PATTERN = (
+    r"^(data:image/(png|webp|jpeg);base64,[A-Za-z0-9+/]+={0,2}"
+    r"|(https?://[^/]+)?/v1/images/[!-~]+)$"
+)
 CURSOR_PATTERN = r"^[0-9]{1,16}-[0-7][0-9A-HJKMNP-TV-Z]{25}$"
 
 

@@ -55,6 +55,7 @@ class ModelObject(BaseModel):
         default_factory=list, description='That prompts may name: "a red apple, flat style"'
     )
     max_steps: int
+    lcm_steps: int | None = Field(None, description="The most with `lcm`; null: it is not served")
     context_length: int
     is_default: bool
     exact: bool

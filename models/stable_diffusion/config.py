@@ -85,6 +85,11 @@ class PipelineConfig(ModelConfig):
     generation: Literal["sd1", "sd2", "sdxl"] | None = None
     parts: dict[str, str] = Field(default_factory=dict)
 
+    @property
+    def most_lcm_steps(self) -> int:
+        """Those of its distillation."""
+        return self.layout.lcm_steps
+
     @model_validator(mode="after")
     def _default_is_offered(self) -> Self:
         if self.default_sampler not in self.samplers:

@@ -3,12 +3,13 @@
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from models.errors import ModelError
@@ -85,13 +86,19 @@ def read_lora(file: Path, networks: Mapping[str, nn.Module], device: torch.devic
     return Lora(dict(parts))
 
 
-def _opened(file: Path) -> Any:
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """The file, while it is read and judged: whatever is raised meanwhile is its fault."""
     try:
-        return safe_open(file, "pt")
+        with safe_open(file, "pt") as tensors:
+            yield tensors
+    except (LoraError, MemoryError):
+        raise
     except FileNotFoundError:
         raise LoraError(f"LoRA {file.stem!r} is gone: there is no {file.name}") from None
-    except (SafetensorError, OSError) as fault:
-        raise LoraError(f"LoRA {file.stem!r} is damaged or truncated: {fault}") from None
+    except Exception as fault:  # readers of names, numbers and patterns raise many kinds
+        said = " ".join((str(fault) or repr(fault)).split())
+        raise LoraError(f"LoRA {file.stem!r} is damaged or truncated: {said[:200]}") from None
 
 
 def _metadata(tensors: Any) -> Mapping[str, Any]:
@@ -190,8 +197,10 @@ def _check_shapes(
     down, up = weights["down"].shape, weights["up"].shape
     shape: torch.Size = network.get_submodule(layer).weight.shape  # type: ignore[assignment]
     fits = down[1:2] == shape[1:2] and up[:1] == shape[:1] and down[:1] == up[1:2]
+    if "alpha" in weights and weights["alpha"].numel() != 1:
+        raise LoraError(f"LoRA {name!r} has an α of several numbers for {layer} of the {part}")
     kernels = [tuple(one) for one in (down[2:], shape[2:]) if tuple(one) not in ((), (1, 1))]
-    if not fits or len(set(kernels)) > 1 or len(kernels) == 1:
+    if not fits or down.numel() == 0 or len(set(kernels)) > 1 or len(kernels) == 1:
         raise LoraError(
             f"LoRA {name!r} is made for another architecture: it updates {layer} of the {part} "
             f"by {_sides(up)} times {_sides(down)}, and that is {_sides(shape)} in this model"

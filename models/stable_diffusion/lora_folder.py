@@ -5,6 +5,7 @@ that was put in another's place.
 """
 
 import hashlib
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -71,6 +72,9 @@ class LoraFolder:
 
     def _look(self, file: Path) -> KnownLora:
         sha256 = _sha256(file)
+        name = os.fsencode(file.stem).decode("utf-8", "replace")
+        if name != file.stem:  # it could be told to nobody
+            return KnownLora(name, sha256, f"the name of LoRA {name!r} is not UTF-8; rename it")
         try:
             check_lora(file, self.networks)
         except LoraError as fault:

@@ -62,7 +62,11 @@ class Tower:
 
     def chunks(self, prompt: str) -> list[list[int]]:
         """Token ids, each chunk marked and padded to the same length; at least one."""
-        ids: list[int] = self.tokenizer(prompt, add_special_tokens=False).input_ids
+        ids: list[int] = self.tokenizer(
+            prompt,
+            add_special_tokens=False,
+            verbose=False,  # no word about prompts of several chunks
+        ).input_ids
         room, mark = self.length - 2, self.tokenizer
         parts = [ids[at : at + room] for at in range(0, len(ids), room)] or [[]]
         marked = [[mark.bos_token_id, *part, mark.eos_token_id] for part in parts]

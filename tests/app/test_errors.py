@@ -258,6 +258,22 @@ async def test_422_no_alpha(redis_url: str, serve: Serve) -> None:
         assert (await service.submit())["request"]["background"] == "white"
 
 
+@pytest.mark.parametrize("default", ["ddim", "lcm"])
+async def test_422_steps_of_lcm(serve: Serve, default: str) -> None:
+    from app import keys
+    from tests.app.service import CARD
+
+    async with serve() as service:
+        has = {"samplers": ("ddim", "lcm"), "lcm_steps": 50, "default_sampler": default}
+        card = CARD.model_copy(update=has)
+        service.redis.hset(keys.MODELS, card.name, card.model_dump_json())
+        body = {"prompt": "x", "steps": 51} | ({} if default == "lcm" else {"sampler": "lcm"})
+        answer = await service.client.post("/v1/jobs", json=body)
+        assert pointers(answer) == ["/steps"]
+        assert "at most 50 for lcm" in answer.json()["errors"][0]["message"]
+        await service.submit(steps=51, sampler="ddim")
+
+
 @pytest.mark.parametrize(
     "query",
     ["status=done", "limit=0", "limit=101", "limit=x", "cursor=%00", "cursor=bm8", "stauts=x"],

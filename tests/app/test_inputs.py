@@ -70,7 +70,9 @@ async def test_an_image_of_an_earlier_job_is_named_by_its_url(service: Service) 
     earlier = await service.submit()
     service.draw(earlier["id"], data=file_of((16, 16)))
     [image] = (await service.job(earlier["id"]))["images"]
-    for reference in (image["url"], image["url"].partition("?")[0]):
+    path = image["url"].partition("?")[0]
+    # The last one is what /v1/images/generations answers with.
+    for reference in (image["url"], path, f"http://test:80{path}", f"https://test{image['url']}"):
         job = await service.submit(init_image=reference)
         assert job["request"]["init_image"] == image["sha256"]
 
@@ -123,6 +125,16 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"strength": 0.5}, "/strength", "needs an init_image"),
     ({"init_image": data_url(file_of()), "strength": 0}, "/strength", "greater than 0"),
     ({"init_image": data_url(file_of()), "strength": 0.01}, "/strength", "less than one"),
+    (
+        {"init_image": data_url(file_of()), "strength": 0.333, "steps": 3},
+        "/strength",
+        "least 0.334",
+    ),
+    (
+        {"init_image": data_url(file_of()), "strength": 0.09, "steps": 11},
+        "/strength",
+        "least 0.091",
+    ),
     ({"init_image": data_url(file_of()), "mask": data_url(file_of((10, 20)))}, "/mask", "20x10"),
     ({"init_image": data_url(file_of()), "mask": data_url(file_of()[:60])}, "/mask", "damaged"),
     (
@@ -131,6 +143,16 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
         "no image",
     ),
 ]
+
+
+async def test_of_one_step_all_is_taken_unless_less_is_asked_for(service: Service) -> None:
+    job = await service.submit(init_image=data_url(file_of()), steps=1)
+    assert (job["request"]["strength"], job["progress"]["total_steps"]) == (1.0, 1)
+    answer = await service.client.post(
+        "/v1/jobs",
+        json={"prompt": "x", "init_image": data_url(file_of()), "steps": 1, "strength": 0.8},
+    )
+    assert answer.status_code == 422
 
 
 @pytest.mark.parametrize(("fields", "pointer", "said"), WRONG)

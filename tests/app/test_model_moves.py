@@ -141,6 +141,15 @@ async def test_all_workers_unload(service: Service) -> None:
     assert (await post(service, "tiny/unload")).status_code == 200
 
 
+async def test_what_is_being_loaded_is_not_unloaded_yet(service: Service) -> None:
+    write(service, "a", sd15=ModelState.LOADING)
+    async with listening(service, "a") as heard:
+        answer = await post(service, "sd15/unload")
+    assert (answer.status_code, heard) == (
+        *(202, [("a", {"command": "unload-model", "model": "sd15"})]),
+    )
+
+
 async def test_wrong_calls_say_what_would_be_right(service: Service) -> None:
     write(service, "a", tiny=ModelState.LOADED)
     for verb in ("load", "unload"):

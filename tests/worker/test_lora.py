@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 from collections import OrderedDict
@@ -15,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from app.jobs.models import LoraCard
 from models.loading import load_model
 from models.model import LoraFolder, Model, Wanted
 from models.stable_diffusion import lora_folder
@@ -144,6 +146,16 @@ def _wider(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, key: torch.zeros(4, 48)}
 
 
+def _with_alphas(state: dict[str, Any]) -> dict[str, Any]:
+    """With an α for each output of a layer."""
+    key = next(key for key in state if "attn2.to_k.lora_A" in key)
+    return {**state, key.replace("lora_A.weight", "alpha"): torch.ones(16)}
+
+
+def _of_rank_zero(state: dict[str, Any]) -> dict[str, Any]:
+    return {k: (v[:0] if "lora_A" in k else v[:, :0]).contiguous() for k, v in state.items()}
+
+
 FAULTS: dict[str, tuple[Any, str]] = {
     "a width": (_wider, r"another architecture: it updates \S*attn2.to_k of the unet by 16x4 times "
                 r"4x48, and that is 16x32 in this model"),
@@ -154,6 +166,8 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "no factor": (lambda s: {k: v for k, v in s.items() if "lora_B" not in k}, r"has no up weight"),
     "no LoRA": (lambda s: {"conv.weight": torch.zeros(1)}, r"'conv.weight', which is none of a"),
     "nothing": (lambda s: {}, r"holds no update"),
+    "alphas": (_with_alphas, r"an α of several numbers for \S*attn2.to_k of the unet"),
+    "no rank": (_of_rank_zero, r"another architecture: it updates \S+ of the \w+ by 64x0 times"),
 }  # fmt: skip
 
 
@@ -170,6 +184,35 @@ def test_what_does_not_fit_is_known_with_its_reason(
     assert re.search(message, known.fault), known.fault
     with pytest.raises(LoraError, match=message):
         folder.adapters([("bad", 1.0, known.sha256)])
+
+
+@pytest.mark.parametrize(
+    "said",
+    ['{"unet.lora_alpha": "four"}', '{"unet.alpha_pattern": {"(": 4}}', '{"unet.lora_alpha": [4]}'],
+)
+def test_a_file_with_nonsense_in_its_metadata_hides_no_other(
+    place: Path, tmp_path: Path, said: str
+) -> None:
+    _, _, loras = _built(place, "sd1")
+    state = load_file(place / "sd1-loras" / "peft.safetensors")
+    save_file(state, tmp_path / "bad.safetensors", metadata={"lora_adapter_metadata": said})
+    save_file(state, tmp_path / "good.safetensors")
+    folder = lora_folder.LoraFolder(tmp_path, {**loras.networks}, torch.device("cpu"))  # type: ignore[attr-defined]
+    bad, good = folder.scan()
+    assert (good.fault, "'bad' is damaged" in bad.fault) == ("", True)
+    with pytest.raises(LoraError, match="'bad' is damaged"):
+        folder.adapters([("bad", 1.0, bad.sha256)])
+
+
+def test_a_name_that_is_not_utf8_is_told_as_far_as_it_can_be(place: Path, tmp_path: Path) -> None:
+    _, _, loras = _built(place, "sd1")
+    file = os.fsencode(tmp_path) + b"/caf\xe9.safetensors"
+    shutil.copy(os.fsencode(place / "sd1-loras" / "peft.safetensors"), file)
+    folder = lora_folder.LoraFolder(tmp_path, {**loras.networks}, torch.device("cpu"))  # type: ignore[attr-defined]
+    [known] = folder.scan()
+    assert known.name == "caf\ufffd"
+    assert LoraCard(name=known.name, sha256=known.sha256, fault=known.fault).model_dump_json()
+    assert "is not UTF-8; rename it" in known.fault
 
 
 def test_files_may_come_change_and_go(place: Path, tmp_path: Path) -> None:

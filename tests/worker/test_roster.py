@@ -259,10 +259,14 @@ def test_what_redis_forgot_is_told_again(client: redis.Redis, work: Start) -> No
     wait_for(lambda: state(client, "second") is ModelState.AVAILABLE)
 
 
+def told(client: redis.Redis, command: str, model: str) -> None:
+    text = json.dumps({"command": command, "model": model})
+    wait_for(lambda: client.publish(keys.rq_commands("w0"), text))
+
+
 def test_operators_load_and_unload(client: redis.Redis, jobs: Any, work: Start) -> None:
     def tell(command: str, model: str) -> None:
-        told = json.dumps({"command": command, "model": model})
-        wait_for(lambda: client.publish(keys.rq_commands("w0"), told))
+        told(client, command, model)
 
     work(model_memory_mb=BUDGET_FOR_ONE)
     tell("load-model", "second")
@@ -274,6 +278,41 @@ def test_operators_load_and_unload(client: redis.Redis, jobs: Any, work: Start) 
     tell("load-model", "nothing")
     tell("unload-model", "nothing")
     assert jobs.ended(jobs.submit()).status is JobStatus.SUCCEEDED
+
+
+def test_what_is_loaded_again_while_it_leaves_stays(
+    client: redis.Redis, jobs: Any, work: Start, loads: Counter[str]
+) -> None:
+    work()
+    job = jobs.submit(steps=1000, n=4)
+    jobs.running(job)
+    told(client, "unload-model", "tiny")
+    wait_for(lambda: state(client, "tiny") is ModelState.LEAVING)
+    told(client, "load-model", "tiny")
+    wait_for(lambda: state(client, "tiny") is ModelState.LOADED)
+    assert jobs.ended(job).status is JobStatus.SUCCEEDED
+    assert (state(client, "tiny"), loads["tiny"]) == (ModelState.LOADED, 0)
+
+
+def test_what_is_unloaded_while_it_is_loaded_leaves(
+    client: redis.Redis, work: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, load = threading.Event(), start._Shop.load
+
+    def slow(shop: Any, entry: Entry) -> Prepared:
+        go_on.wait(30)
+        return load(shop, entry)
+
+    monkeypatch.setattr(start._Shop, "load", slow)
+    work()
+    told(client, "load-model", "second")
+    wait_for(lambda: state(client, "second") is ModelState.LOADING)
+    told(client, "unload-model", "second")
+    told(client, "load-model", "third")  # heard after that
+    time.sleep(0.5)
+    go_on.set()
+    wait_for(lambda: state(client, "third") is ModelState.LOADED)
+    assert state(client, "second") is ModelState.AVAILABLE
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -288,6 +327,7 @@ def test_an_imported_pipeline_is_drawn_with_beside_the_bundle(
     work()
     before = wait_for(lambda: placed(client, "sd"))
     assert (before.state, before.source) == (ModelState.AVAILABLE, str(source))
+    assert wait_for(lambda: card(client, "sd")).lcm_steps == 50
     asked = {"model": "sd", "size": "64x64", "background": "white", "steps": 3}
     ids = [jobs.submit(**asked), jobs.submit(), jobs.submit(**asked, sampler="euler")]
     assert [jobs.ended(job, 300).status for job in ids] == [JobStatus.SUCCEEDED] * 3

@@ -21,6 +21,7 @@ __all__ = ["Draft", "field_problem", "resolve"]
 T = TypeVar("T")
 
 _SHOWN_CHARACTERS = 60
+_ALL = (0.0, 1.0)  # of what starts from a picture only the end of the way may be taken
 _STRENGTH, _STRENGTH_UNDER_MASK = 0.8, 1.0  # diffusers' defaults; of a single step the latter
 
 
@@ -109,7 +110,9 @@ def resolve(draft: Draft, card: ModelCard, inputs: Mapping[str, str] | None = No
         steps=_or(fields.steps, card.default_steps),
         sampler=_or(fields.sampler, card.default_sampler),
         guidance_scale=_or(fields.guidance_scale, card.default_guidance_scale),
-        guidance_interval=_or(interval, card.default_guidance_interval),
+        guidance_interval=_or(
+            interval, card.default_guidance_interval if strength is None else _ALL
+        ),
         size=_or(fields.size, card.native),
         output_format=fields.output_format,
         background=_background(fields, card),
@@ -152,7 +155,7 @@ def _strength(draft: Draft, card: ModelCard) -> float | None:
     usual = _STRENGTH_UNDER_MASK if masked or steps == 1 else _STRENGTH
     strength = _or(fields.strength, usual)
     if int(steps * strength) < 1:
-        least = math.ceil(1e4 / steps) / 1e4  # upwards: 0.333 of 3 steps is none
+        least = math.ceil(1000 / steps) / 1000  # upwards: 0.333 of 3 steps is none
         message = f"{strength} of {steps} steps is less than one; give at least {least}"
         draft.refuse("strength", message, "steps")
     return strength

@@ -95,7 +95,16 @@ def through_http(http: httpx.Client, requests: Sequence[JobRequest]) -> float:
 
 def bodies(requests: Sequence[JobRequest]) -> Iterator[dict[str, Any]]:
     """The requests as a client sends them, in the default model and its native size."""
-    fields = {"prompt", "n", "seed", "steps", "sampler", "guidance_scale", "cache"}
+    fields = {
+        "prompt",
+        "n",
+        "seed",
+        "steps",
+        "sampler",
+        "guidance_scale",
+        "guidance_interval",
+        "cache",
+    }
     for request in requests:
         yield request.model_dump(include=fields)
 

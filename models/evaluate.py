@@ -92,6 +92,7 @@ class Painter:
                     sampler=config.default_sampler,
                     steps=self.steps,
                     guidance_scale=self.guidance,
+                    guidance_interval=config.default_guidance_interval,
                     parameterisation=config.parameterisation,
                 )
             )
@@ -120,6 +121,7 @@ def evaluate(
         "seed": seed,
         "steps": paint.steps,
         "guidance_scale": paint.guidance,
+        "guidance_interval": paint.bundle.config.default_guidance_interval,
         "compose": paint.read is not None,
         "seconds_per_picture_in_16s": seconds,
         "subjects": judge.recall(pictures, captions, range(len(captions))),

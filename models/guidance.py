@@ -1,6 +1,12 @@
-"""Classifier-free guidance (Ho & Salimans 2022)."""
+"""Classifier-free guidance (Ho & Salimans 2022), in part of the way (Kynkäänniemi et al. 2024)."""
 
 from torch import Tensor
+
+
+def acts(step: int, steps: int, interval: tuple[float, float]) -> bool:
+    """Whether guidance acts in `step` (0 … steps - 1): its share of the way is in `interval`."""
+    first, last = interval
+    return first <= step / max(1, steps - 1) <= last
 
 
 def guide(conditional: Tensor, unconditional: Tensor, guidance_scale: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from models.guidance import guide
+from models.guidance import acts, guide
 from models.samplers import Parameterisation, Sampler, step, trajectory
 from models.schedule import NoiseSchedule
 
@@ -38,13 +38,14 @@ def sample(
     sampler: Sampler = "ddim",
     steps: int = 25,
     guidance_scale: float = 3.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
     clip: float | None = 1.0,
     parameterisation: Parameterisation = "eps",
 ) -> Tensor:
     """Pictures for `contexts` `[B, D]`, one seed each → `[B, C, H, W]` in [-1, 1].
 
     `parameterisation` is what `denoiser` predicts; `empty` `[D]` is the unconditional context;
-    `guidance_scale` 1 leaves guidance out.
+    `guidance_scale` 1 leaves guidance out, as do steps outside of `guidance_interval`.
     """
     way = trajectory(schedule, sampler, steps, parameterisation=parameterisation)
     generators = [row_generator(seed) for seed in seeds]
@@ -56,7 +57,7 @@ def sample(
     for i, timestep in enumerate(way.timesteps.tolist()):
         t = torch.full((len(x),), timestep, device=device)
         predicted = denoiser(x, t, contexts)
-        if guidance_scale != 1:
+        if guidance_scale != 1 and acts(i, steps, guidance_interval):
             predicted = guide(predicted, denoiser(x, t, uncond), scale)
         noise = torch.zeros_like(x)
         if way.needs_noise[i]:

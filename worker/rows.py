@@ -8,6 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from models.guidance import acts
 from models.model import Adapters, Context, Model, Origin, Shape
 from models.samplers import Sampler, Trajectory
 from models.sampling import row_generator
@@ -64,9 +65,7 @@ class RowSpec:
 
     def guided(self, step: int) -> bool:
         """Whether step `step` (0 … steps-1, of all) needs the unconditional prediction too."""
-        first, last = self.guidance_interval
-        share = step / max(1, self.steps - 1)
-        return self.guidance_scale != 1 and first <= share <= last
+        return self.guidance_scale != 1 and acts(step, self.steps, self.guidance_interval)
 
 
 class Row:

@@ -17,7 +17,7 @@ from app.bodies import largest
 from app.garbage import collect
 from app.jobs.record import JobStatus, Problem
 from app.settings import Settings
-from tests.app.service import Serve, Service
+from tests.app.service import CARD, Serve, Service
 
 PROBLEM = Problem(type="/problems/x", title="X", status=500, detail="The device is gone")
 KINDS = {"PNG": "png", "WEBP": "webp", "JPEG": "jpeg"}
@@ -153,6 +153,19 @@ async def test_of_one_step_all_is_taken_unless_less_is_asked_for(service: Servic
         json={"prompt": "x", "init_image": data_url(file_of()), "steps": 1, "strength": 0.8},
     )
     assert answer.status_code == 422
+
+
+async def test_from_a_picture_guidance_acts_all_the_way(service: Service) -> None:
+    """What a model saves at the end of the way may be all that is left of it."""
+    card = CARD.model_copy(update={"default_guidance_interval": (0.0, 0.6)})
+    service.redis.hset(keys.MODELS, card.name, card.model_dump_json())
+    plain = await service.submit(seed=1)
+    from_one = await service.submit(init_image=data_url(file_of()), strength=0.3)
+    asked = await service.submit(
+        init_image=data_url(file_of()), strength=0.3, guidance_interval=[0, 0.5]
+    )
+    intervals = [job["request"]["guidance_interval"] for job in (plain, from_one, asked)]
+    assert intervals == [[0.0, 0.6], [0.0, 1.0], [0.0, 0.5]]
 
 
 @pytest.mark.parametrize(("fields", "pointer", "said"), WRONG)

@@ -50,6 +50,26 @@ def test_pictures_stay_in_range(tiny: Bundle) -> None:
     assert float(x.abs().max()) <= 1 + 1e-5
 
 
+def test_guidance_acts_within_its_interval_alone(tiny: Bundle) -> None:
+    """Of five steps, at 0, ¼, ½, ¾ and 1 of the way; elsewhere the network is asked once."""
+    asked: list[int] = []
+
+    def counted(x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        asked.append(int(timestep[0]))
+        predicted: torch.Tensor = tiny.denoiser(x, timestep, context)
+        return predicted
+
+    context = tiny.context.encode(["a cat"])
+    for interval, guided in (((0.0, 0.5), [0, 1, 2]), ((0.25, 0.74), [1, 2]), ((1.0, 1.0), [4])):
+        asked.clear()
+        sample(
+            *(counted, tiny.schedule, context, tiny.context.empty, [1], (4, 16, 16)),
+            **{"steps": 5, "guidance_interval": interval},
+        )
+        steps = sorted(set(asked), reverse=True)
+        assert [steps.index(t) for t in steps if asked.count(t) == 2] == guided
+
+
 def test_guidance_one_is_the_conditional_prediction_and_zero_the_other() -> None:
     cond, uncond = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
     out = guide(cond, uncond, torch.tensor([1.0, 0.0]))

@@ -17,6 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -72,15 +73,19 @@ class _Bound:
     """
 
     def __init__(self, inputs: Sequence[Tensor], output: Tensor, run: Callable[[], Any]) -> None:
-        self._inputs, self._output, self._run = inputs, output, run
+        self._inputs, self._output = [own.numpy() for own in inputs], output
+        self._run = run
 
     def __call__(self, *arguments: Tensor) -> Tensor:
+        # Copied by numpy: torch's threads, once woken for a large batch, would spin beside others.
         for own, given in zip(self._inputs, arguments, strict=True):
             if given.shape != own.shape:  # it would be spread over all rows
                 raise ValueError(f"{list(given.shape)} where {list(own.shape)} are computed")
-            own.copy_(given)
+            np.copyto(own, given.numpy())
         self._run()
-        return self._output.clone()  # the next answer is written into the same memory
+        answer = torch.empty_like(self._output)  # the next one is written into the same memory
+        np.copyto(answer.numpy(), self._output.numpy())
+        return answer
 
 
 class _OnnxRuntime(nn.Module):

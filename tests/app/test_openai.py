@@ -95,6 +95,8 @@ async def play(service: Service) -> None:
     job = await queued(service)
     wish = service.redis.hget(keys.job(job), "previews")
     assert wish == b"2"
+    # What is shown before somebody looks is shown to nobody.
+    await until(lambda: job in service.app.state.services.events._topics)
     for step, index in ((7, 0), (7, 1), (14, 0), (14, 1)):
         event = {"kind": "preview", "job_id": job, "attempt": 1, "step": step, "index": index}
         data = base64.b64encode(b"%d" % step).decode()

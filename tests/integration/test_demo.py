@@ -59,7 +59,12 @@ def test_a_service_of_its_own_leaves_nothing_when_it_is_ended(
 ) -> None:
     argv = [*AVOCAT, "generate", "--serve", "a cat", "-o", str(tmp_path / "cat.png")]
     env = environment({"bundle": tiny_bundle}) | {"TMPDIR": str(tmp_path)}
-    with subprocess.Popen(argv, env=env) as started:
+
+    def heard() -> None:
+        """As in a terminal, also where the tests run under nohup."""
+        signal.signal(number, signal.SIG_DFL)
+
+    with subprocess.Popen(argv, env=env, preexec_fn=heard) as started:
         wait_until(lambda: any(tmp_path.glob("avocat-*/data/redis")), 60, "a Redis of its own")
         started.send_signal(number)
         assert started.wait(60) == 128 + number

@@ -132,11 +132,9 @@ class Roster:
         if resident is not None and resident.leaving in ("", "asked"):
             resident.leaving = ""  # what was asked last is done
             return
-        if entry is None:
-            return
-        if entry.fault and model != self._target:
+        if entry is not None and entry.fault and model != self._target:
             self._fail(model, entry.fault)
-        else:
+        elif entry is not None:
             self._unwanted = self._unwanted and model != self._target
             self._failed.pop(model, None)
             self._asked.add(model)
@@ -165,8 +163,7 @@ class Roster:
             return False
         for name, resident in self.residents.items():
             entry = self._entries.get(name)
-            now = entry and entry.description
-            gone = entry is None and name != self._own
+            now, gone = entry and entry.description, entry is None and name != self._own
             if gone or (now and now.sha256 != resident.model.sha256):
                 resident.leaving = "changed"
                 _log.info("model was changed or removed", model=name)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -265,9 +266,7 @@ def told(client: redis.Redis, command: str, model: str) -> None:
 
 
 def test_operators_load_and_unload(client: redis.Redis, jobs: Any, work: Start) -> None:
-    def tell(command: str, model: str) -> None:
-        told(client, command, model)
-
+    tell = partial(told, client)
     work(model_memory_mb=BUDGET_FOR_ONE)
     tell("load-model", "second")
     wait_for(lambda: state(client, "second") is ModelState.LOADED)

@@ -31,6 +31,7 @@ __all__ = ["BUILDERS", "Arguments", "Plan", "available", "example", "examples", 
 _OPSET = 17
 _INPUTS, _OUTPUT = ("x", "timestep", "context"), "out"  # as the ONNX file names them
 Arguments = tuple[Tensor, Tensor, Tensor]
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,8 @@ class _Bound:
     Python's lock, for which the other streams then wait.
     """
 
-    def __init__(self, inputs: Sequence[Tensor], output: Tensor, run: Callable[[], Any]) -> None:
-        self._inputs, self._output = [own.numpy() for own in inputs], output
-        self._run = run
+    def __init__(self, inputs: Sequence[Array], output: Array, run: Callable[[], Any]) -> None:
+        self._inputs, self._output, self._run = inputs, output, run
 
     def __call__(self, *arguments: Tensor) -> Tensor:
         # Copied by numpy: torch's threads, once woken for a large batch, would spin beside others.
@@ -83,8 +83,8 @@ class _Bound:
                 raise ValueError(f"{list(given.shape)} where {list(own.shape)} are computed")
             np.copyto(own, given.numpy())
         self._run()
-        answer = torch.empty_like(self._output)  # the next one is written into the same memory
-        np.copyto(answer.numpy(), self._output.numpy())
+        answer = torch.empty(self._output.shape)  # the next one is written into the same memory
+        np.copyto(answer.numpy(), self._output)
         return answer
 
 
@@ -116,7 +116,8 @@ class _OnnxRuntime(nn.Module):
 
 
 def _bound_session(session: Any, like: Arguments) -> _Bound:
-    inputs, output = [one.clone() for one in like], torch.empty_like(like[0])
+    # Torch's memory, which is aligned alike wherever a process has it.
+    inputs, output = [one.clone().numpy() for one in like], torch.empty_like(like[0]).numpy()
     binding = session.io_binding()
     for name, own in zip(_INPUTS, inputs, strict=True):
         binding.bind_input(name, *_memory(own))
@@ -124,9 +125,9 @@ def _bound_session(session: Any, like: Arguments) -> _Bound:
     return _Bound(inputs, output, partial(session.run_with_iobinding, binding))
 
 
-def _memory(own: Tensor) -> tuple[Any, ...]:
+def _memory(own: Array) -> tuple[Any, ...]:
     """As ONNX Runtime is told of it."""
-    return "cpu", 0, own.numpy().dtype, tuple(own.shape), own.data_ptr()
+    return "cpu", 0, own.dtype, own.shape, own.ctypes.data
 
 
 @cache
@@ -165,8 +166,8 @@ class _OpenVino(nn.Module):
 
 
 def _bound_request(request: Any) -> _Bound:
-    inputs = [torch.from_numpy(request.get_input_tensor(i).data) for i in range(len(_INPUTS))]
-    output = torch.from_numpy(request.get_output_tensor(0).data)
+    inputs = [request.get_input_tensor(i).data for i in range(len(_INPUTS))]
+    output = request.get_output_tensor(0).data
     return _Bound(inputs, output, partial(request.infer, share_outputs=True))
 
 

@@ -126,6 +126,7 @@ class Resident:
         if self._shrunk:
             return False
         self._card = letter.card
+        self.results.switch(letter.model, letter.card)
         self.loop.switch(letter.model)
         return True
 

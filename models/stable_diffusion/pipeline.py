@@ -1,6 +1,9 @@
 """An imported model, loaded: U-Net, autoencoder and text towers behind the engine's interface."""
 
-from collections.abc import Callable, Sequence
+import copy
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,7 +22,7 @@ from models.stable_diffusion.lora import applied
 from models.stable_diffusion.lora_folder import LoraFolder
 from models.stable_diffusion.text import TextEncoders
 
-__all__ = ["Autoencoder", "LatentDenoiser", "Pipeline"]
+__all__ = ["Autoencoder", "LatentDecoder", "LatentDenoiser", "Pipeline"]
 
 
 _ROUNDING = 1.1  # sizes of the same number of pixels differ as much
@@ -62,13 +65,31 @@ class LatentDenoiser(nn.Module):
         return out.float()
 
 
+class LatentDecoder(nn.Module):
+    """The half of diffusers' autoencoder that makes pixels: `[B, C, h, w]` → `[B, 3, H, W]`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Both in the format of its weights."""
+        decode: Callable[..., tuple[Tensor]] = self.network.decode  # type: ignore[assignment]
+        return decode(z, return_dict=False)[0]
+
+
 class Autoencoder:
-    """Latents as the denoiser knows them, to pixels."""
+    """Latents as the denoiser knows them, to pixels; for several threads.
+
+    On a GPU it works on a stream of its own, so that the steps of other pictures need not wait.
+    """
 
     def __init__(self, network: nn.Module, native: Size) -> None:
         """`native`: the model's own size in pixels; pictures of more are decoded in tiles."""
         config = network.config
         self.network = network
+        self.decoder: nn.Module = LatentDecoder(network)
+        self._lock, self._stream = threading.Lock(), _own_stream(next(network.parameters()).device)
         self.dtype: Final = next(network.parameters()).dtype
         self.channels = int(config.latent_channels)  # type: ignore[union-attr, arg-type]
         self.scale = 2 ** (len(config.block_out_channels) - 1)  # type: ignore[union-attr, arg-type]
@@ -77,20 +98,42 @@ class Autoencoder:
         self._std = getattr(config, "latents_std", None)
         self._whole = _ROUNDING * prod(native) / self.scale**2  # latents
 
+    def executed(self, decoder: nn.Module) -> "Autoencoder":
+        """The same with what executes its decoder, for all that need not be cut into tiles."""
+        other = copy.copy(self)
+        other.decoder = decoder
+        return other
+
     def decode(self, latents: Tensor) -> Tensor:
         """`[C, h, w]` → `[3, H, W]`, about in [-1, 1].
 
         Large ones in tiles that overlap, as diffusers cuts and blends them, so that the memory of
         one tile is enough.
         """
+        with self._beside(latents):
+            return self._decode(latents)
+
+    def _decode(self, latents: Tensor) -> Tensor:
         z = latents[None].float() / self._factor
         if self._mean is not None and self._std is not None:
             mean, std = (z.new_tensor(one).reshape(1, -1, 1, 1) for one in (self._mean, self._std))
             z = z * std + mean
-        tiled = z.shape[2] * z.shape[3] > self._whole
-        decode: Callable[..., tuple[Tensor]]
-        decode = self.network.tiled_decode if tiled else self.network.decode  # type: ignore[assignment]
-        return decode(z.to(self.dtype), return_dict=False)[0][0].float()
+        decode: Callable[[Tensor], Tensor] = self.decoder
+        if z.shape[2] * z.shape[3] > self._whole:
+            tiled: Callable[..., tuple[Tensor]] = self.network.tiled_decode  # type: ignore[assignment]
+            decode = lambda z: tiled(z, return_dict=False)[0]  # noqa: E731
+        return decode(z.to(self.dtype))[0].float()
+
+    @contextmanager
+    def _beside(self, given: Tensor) -> Iterator[None]:
+        """Work on its own stream on what this one's has `given`, and wait for the end of it."""
+        if self._stream is None:
+            yield
+            return
+        with self._lock, torch.cuda.stream(self._stream):
+            self._stream.wait_stream(torch.cuda.default_stream(given.device))
+            yield
+            self._stream.synchronize()
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """`[3, H, W]` in [-1, 1] → mean and standard deviation of its latents, `[C, h, w]` each."""
@@ -103,6 +146,12 @@ class Autoencoder:
             )
             mean, std = (mean - shift * self._factor) / by, std / by
         return mean[0], std[0]
+
+
+def _own_stream(device: torch.device) -> Any:
+    if device.type != "cuda":
+        return None
+    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)

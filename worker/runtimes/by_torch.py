@@ -59,6 +59,12 @@ def with_fused_graph(model: Model, rows: int, folder: Path) -> Model:
     graphed = with_graphs(model)
     if isinstance(graphed.denoiser, Graphed):
         graphed.denoiser.fuse(blank_batch(model, rows), folder)
+    if isinstance(graphed, Pipeline) and isinstance(graphed.denoiser, Graphed):
+        own = graphed.autoencoder
+        decoder = Graphed(own.decoder, records=False)
+        latents = torch.zeros(1, *model.shape(model.sizes[0]), device=model.context.device)
+        decoder.fuse([latents.to(own.dtype)], folder)
+        graphed = replace(graphed, autoencoder=own.executed(decoder))
     return graphed
 
 

@@ -57,9 +57,11 @@ class Graphed(nn.Module):
     time. Calls with LoRAs are made without a graph: they differ.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, records: bool = True) -> None:
+        """`records`: else only what was fused is a graph, and other shapes are called as they are."""
         super().__init__()
         self.network = network
+        self._records = records
         self._graphs: OrderedDict[tuple[Any, ...], _Graph] = OrderedDict()
         self._fused: dict[tuple[Any, ...], _Graph] = {}
         self._pool: Any = None  # of memory, which all graphs share: one runs at a time
@@ -84,6 +86,8 @@ class Graphed(nn.Module):
     def forward(self, *arguments: Tensor, adapters: Sequence[object] = ()) -> Tensor:
         """As of the network; the answer is the caller's."""
         given = _as_floats(arguments)
+        if not self._records and _key(given) not in self._fused:
+            return self.network(*given)  # type: ignore[no-any-return]
         graph = self._graph(given)
         if any(one is not None for one in adapters):
             return self.network(*given, adapters=adapters)  # type: ignore[no-any-return]

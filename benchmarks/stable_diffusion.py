@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -55,10 +55,11 @@ SCHEDULERS: Final[Mapping[Sampler, str]] = {
     "euler": "EulerDiscreteScheduler",
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
 }
-BUSY: Final = 0.8  # of what diffusers gets through one at a time
-LEAST_ROUNDS, MOST_ROUNDS, ROUND_S = 2, 5, 60.0
+BUSY: Final = 0.8  # of what a peer gets through
+LEAST_ROUNDS, MOST_ROUNDS, ROUND_S = 2, 5, 90.0
 FIRST_JOBS = 4
-LEAST_BURST = 2 * MOST  # on a GPU: two static batches
+LEAST = (2 * FIRST_JOBS, 2 * FIRST_JOBS)  # jobs of a burst and of a load
+LEAST_GPU = (4 * MOST, 20)  # four static batches; and as many as a p95 can be told of
 _STORING_THREADS = 2  # as a worker has
 
 Serve = Callable[[Sequence[Arrival]], list[float]]  # seconds from when each was due to its end
@@ -78,6 +79,19 @@ def mixed(dice: random.Random) -> JobRequest:
         background="white",
         cache=False,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """Of each side, by round: pictures/s, and p95 at two loads."""
+
+    speeds: dict[str, list[float]] = field(
+        default_factory=lambda: {"ours": [], "one": [], "static": [], "single": []}
+    )
+    calm: dict[str, list[float]] = field(
+        default_factory=lambda: {"ours": [], "one": [], "static": []}
+    )
+    busy: dict[str, list[float]] = field(default_factory=lambda: {"ours": [], "static": []})
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,47 +252,54 @@ def lines(studio: Studio, seconds: float, least: tuple[float | None, float | Non
         serve(few)  # what is done only once
     capacity = FIRST_JOBS / max(sides["one"](few))
     rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / ROUND_S)))
-    span = seconds / rounds / 7  # of each burst and load
     gpu = studio.model.context.device.type == "cuda"
-    least_burst = LEAST_BURST if gpu else 2 * FIRST_JOBS
-    speeds, p95 = _measured(sides, capacity, rounds, span, least_burst)
-    many, long = "pictures/s at saturation, Avocat ÷ ", f"p95 at {BUSY} × capacity, "
+    found = _measured(sides, capacity, rounds, seconds / rounds / 9, LEAST_GPU if gpu else LEAST)
+    many, p95 = "pictures/s at saturation, ", f"p95 at {BUSY} × the capacity of "
     one, whole = "diffusers one at a time", "static batches, guided as a whole"
     single = "static batches that leave out what none asked for"
-    ours, more, sooner = speeds["ours"], "times as many", "times as long"
+    ours, more, sooner = found.speeds["ours"], "times as many", "times as long"
+    calm, busy = found.calm, found.busy
+
+    def slower(load: Mapping[str, Sequence[float]]) -> Sequence[float]:
+        return ratios(load["static"], load["ours"])
+
     return [
-        (many + one, ratios(ours, speeds["one"]), more, least[0]),
-        (many + whole, ratios(ours, speeds["static"]), more, least[1]),
-        (many + single, ratios(ours, speeds["single"]), more, None),
-        (f"{long}{one} ÷ Avocat", ratios(p95["one"], p95["ours"]), sooner, least[0]),
-        (f"{long}{whole} ÷ Avocat", ratios(p95["static"], p95["ours"]), sooner, least[1]),
-        ("pictures/s at saturation, Avocat", ours, "pictures/s", None),
-        (f"p95 at {BUSY} × capacity, Avocat", p95["ours"], "s", None),
+        (f"{many}Avocat ÷ {one}", ratios(ours, found.speeds["one"]), more, least[0]),
+        (f"{many}Avocat ÷ {whole}", ratios(ours, found.speeds["static"]), more, least[1]),
+        (f"{many}Avocat ÷ {single}", ratios(ours, found.speeds["single"]), more, None),
+        (f"{p95}diffusers, {one} ÷ Avocat", ratios(calm["one"], calm["ours"]), sooner, least[0]),
+        (f"{p95}diffusers, {whole} ÷ Avocat", slower(calm), sooner, least[1]),
+        (f"{p95}static batches, {whole} ÷ Avocat", slower(busy), sooner, least[1]),
+        (f"{many}Avocat", ours, "pictures/s", None),
+        (f"{p95}diffusers, Avocat", calm["ours"], "s", None),
+        (f"{p95}static batches, Avocat", busy["ours"], "s", None),
     ]
 
 
 def _measured(
-    sides: Mapping[str, Serve], capacity: float, rounds: int, span: float, least_burst: int
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Pictures a second and p95 of each side, by round; all sides have the same jobs in it.
+    sides: Mapping[str, Serve], capacity: float, rounds: int, span: float, least: tuple[int, int]
+) -> _Found:
+    """All sides have the same jobs in a round; `least`: of a burst, and of a load.
 
     Where one at a time would take too long for all of a burst, it has some, and its pictures a
-    second follow from the forwards in both.
+    second follow from the forwards in both. It has no load at the capacity of static batches: it
+    would never get through.
     """
-    speeds: dict[str, list[float]] = {name: [] for name in sides}
-    p95: dict[str, list[float]] = {name: [] for name in sides}
+    found = _Found()
     for number in range(rounds):
-        dice = random.Random(number + 1)
+        dice, order = random.Random(number + 1), list(sides)[:: 1 if number % 2 == 0 else -1]
         some = max(2 * FIRST_JOBS, round(capacity * span))
-        burst = _at_once(dice, max(some, least_burst))
-        load = _arrivals(dice, BUSY * capacity, max(span, 2 * FIRST_JOBS / capacity))
-        for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
+        burst = _at_once(dice, max(some, least[0]))
+        for name in order:
             jobs = burst[:: len(burst) // some] if name == "one" else burst
             share = _forwards(jobs) / _forwards(burst)
-            speeds[name].append(len(burst) * share / max(sides[name](jobs)))
-            if name != "single":
+            found.speeds[name].append(len(burst) * share / max(sides[name](jobs)))
+        calm, busy = BUSY * capacity, BUSY * found.speeds["static"][-1]
+        for rate, p95 in ((calm, found.calm), (busy, found.busy)):
+            load = _arrivals(dice, rate, max(span, least[1] / rate))
+            for name in (name for name in order if name in p95):
                 p95[name].append(_p95(sides[name](load)))
-    return speeds, p95
+    return found
 
 
 def _forwards(jobs: Sequence[Arrival]) -> int:

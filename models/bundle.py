@@ -191,7 +191,8 @@ class Bundle:
         """A finished row `[C, H, W]` in the size that was asked for."""
         factor = size[0] // self.config.image_size
         if factor > 1 and self.upscaler is not None:
-            larger: Tensor = self.upscaler(x[None], factor)  # alone: never another batch shape
+            given = x.to(self.context.device)[None]  # alone: never another batch shape
+            larger: Tensor = self.upscaler(given, factor)
             return larger[0]
         return x
 

@@ -13,28 +13,28 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from app.jobs.order import in_turn, tag
-from models.guidance import guide
-from models.model import Adapters, Model
+from models.model import Model
 from models.samplers import NOISE, PREVIOUS, step
+from worker.batches import ask, batch, noise, predicted, together
 from worker.memory import ran_out
 from worker.rows import Row, RowSpec, blank_batch, parts_of
 from worker.streams import Streams
+from worker.transfers import fetch, reached
 
 __all__ = ["Engine", "Fault", "Finished", "Snapshot", "StepReport"]
 
 _STAY = 8  # rounds in one part of the network
-_ALIGNED = 64  # bytes, as torch's own memory on CPU; at others, sums may have other last bits
+_AHEAD = 2  # rounds that a GPU is asked for before the first of them is looked at
 
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """A row that left the engine with its picture, float32 `[C, H, W]` in [-1, 1]."""
+    """A row that left the engine with its picture, float32 `[C, H, W]` in [-1, 1], on CPU."""
 
     job: str
     index: int
@@ -52,7 +52,7 @@ class Fault:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """What a row on its way would be if it ended now: `denoised`, float32 `[C, H, W]`."""
+    """What a row on its way would be if it ended now: `denoised`, float32 `[C, H, W]`, on CPU."""
 
     job: str
     index: int
@@ -84,13 +84,28 @@ class _Round:
     wait: Callable[[], list[Tensor]]
 
 
+@dataclass(eq=False)
+class _Moved:
+    """Rows that took a step, and what is to be told of each once `totals` say that it is sound.
+
+    On a GPU nothing of that is there before `wait`, but the next round may be under way.
+    """
+
+    rows: list[tuple[Row, int, Finished | Snapshot | None]]  # which step it was
+    totals: Tensor
+    wait: Callable[[], None]
+    calls: int = 0
+    asked: int = 0
+    dropped: set[int] = field(default_factory=set)  # ids of rows that left meanwhile
+
+
 class Engine:
     """Holds up to `slots` rows on the device; rows beyond that wait their turn in order.
 
     Each step is one round of calls of the network: for the rows whose turn it is by
     app/jobs/order.py, and as many more of their shape as there is room for. Where calls are made
-    in other threads, the next round is begun before the answers of the last one are looked at, so
-    that no stream waits for Python.
+    in other threads, or by a GPU, the next round is begun before the answers of the last one are
+    looked at, so that none waits for Python.
 
     When memory runs out, it halves its slots and lets all rows begin anew from their seeds, which
     gives the same pictures; so the batches get smaller, too, once there are fewer slots than that.
@@ -137,6 +152,8 @@ class Engine:
         self._part, self._stay = 0, 0  # of the network, that calls ask; for how many more rounds
         self._forwards = 0  # so far, padding left out
         self._rounds: deque[_Round] = deque()  # under way
+        self._moved: deque[_Moved] = deque()  # not looked at
+        self._ahead = _AHEAD if self.device.type == "cuda" else 1
 
     @property
     def free(self) -> int:
@@ -151,7 +168,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to step."""
-        return not self._rows and not self._waiting
+        return not self._rows and not self._waiting and not self._moved
 
     def admit(self, specs: Sequence[RowSpec]) -> None:
         """Take rows in, all or none; they start as slots are free.
@@ -188,6 +205,8 @@ class Engine:
         """Drop all rows of `job`; nothing happens if there are none."""
         self._rows = [row for row in self._rows if row.spec.job != job]
         self._waiting = deque(row for row in self._waiting if row.spec.job != job)
+        for moved in self._moved:
+            moved.dropped |= {id(row) for row, *_ in moved.rows if row.job == job}
 
     def preview(self, job: str, count: int) -> None:
         """From now on report `count` snapshots of each row of `job`, spread over its way."""
@@ -227,21 +246,30 @@ class Engine:
         """The answers to one round of calls; rows that know enough move, the done ones leave."""
         report = StepReport()
         try:
-            self._fill_slots()
-            rounds = self._next_rounds()
-            alone = len(self._rounds) + len(rounds) == 1
-            for asked in rounds:
-                self._rounds.append(self._begin(asked, here=alone))
-            if self._rounds:
-                self._end(self._rounds.popleft(), report)
+            while len(self._moved) < self._ahead and self._take_round():
+                pass
         except Exception as fault:
             if not ran_out(fault) or self.slots == self.micro_batch == 1:
                 raise
             report.shrunk = True
-        report.room, report.flying = self.at_once, len(self._rows)
         if report.shrunk:  # not while the error is handled, which keeps what was allocated
-            self._shrink()
+            self._shrink(report)
+        elif self._moved:
+            self._look(self._moved.popleft(), report)
+        report.room, report.flying = self.at_once, len(self._rows)
         return report
+
+    def _take_round(self) -> bool:
+        """Begin what can be begun, and move the rows of the oldest round, if there is one."""
+        self._fill_slots()
+        rounds = self._next_rounds()
+        alone = len(self._rounds) + len(rounds) == 1
+        for asked in rounds:
+            self._rounds.append(self._begin(asked, here=alone))
+        if self._rounds:
+            self._moved.append(self._end(self._rounds.popleft()))
+            return True
+        return False
 
     def _next_rounds(self) -> list[list[tuple[Row, int]]]:
         """Rows, and about which of their contexts the network is asked, for each round to begin.
@@ -278,27 +306,30 @@ class Engine:
         size, batches = self.micro_batch, list(asked)
         if self._exact:
             batches += [batches[-1]] * (-len(batches) % size)  # padding
-        calls = [self._batch(batches[at : at + size]) for at in range(0, len(batches), size)]
+        calls = [batch(batches[at : at + size]) for at in range(0, len(batches), size)]
         self._forwards += len(asked)
-        wait = self._streams.start(partial(_call, asked[0][0].denoiser), calls, here=here)
+        wait = self._streams.start(partial(ask, asked[0][0].denoiser), calls, here=here)
         return _Round(asked, len(calls), wait)
 
-    def _end(self, one: _Round, report: StepReport) -> None:
+    def _end(self, one: _Round) -> _Moved:
         """Give rows their answers, and move those that have all; others were evicted meanwhile."""
-        report.calls, report.asked = one.calls, len(one.asked)
         answers = (answer for part in one.wait() for answer in part.chunk(len(part)))
         for (row, which), answer in zip(one.asked, answers, strict=False):
             row.answers[which] = answer
         here = {id(row) for row in self._rows}
         rows = {id(row): row for row, _ in one.asked}
-        self._advance([row for at, row in rows.items() if at in here and not row.missing], report)
+        moved = self._advance([row for at, row in rows.items() if at in here and not row.missing])
+        moved.calls, moved.asked = one.calls, len(one.asked)
+        return moved
 
     def _fill_slots(self) -> None:
         while self._waiting and len(self._rows) < self.slots:
             self._rows.append(self._waiting.popleft())
             self._rows[-1].begin(self.device)
 
-    def _shrink(self) -> None:
+    def _shrink(self, report: StepReport) -> None:
+        while self._moved:  # what was drawn before
+            self._look(self._moved.popleft(), report)
         for one in self._rounds:
             with suppress(Exception):  # they may have had no room either
                 one.wait()
@@ -314,87 +345,58 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _advance(self, ready: Sequence[Row], report: StepReport) -> None:
+    def _advance(self, ready: Sequence[Row]) -> _Moved:
         """Take rows of one lane, for which all answers are there, one step on."""
         if not ready:
-            return
-        predicted = self._predicted(ready)
-        terms = 0
+            return _Moved([], torch.zeros(0), lambda: None)
+        said, terms = predicted(ready), 0
         for row in ready:
             terms |= row.terms
         x, denoised = step(
-            _together([row.x for row in ready]),
-            predicted,
-            _together([row.denoised for row in ready]) if terms & PREVIOUS else None,
-            self._noise(ready) if terms & NOISE else None,
-            _together([row.coefficients for row in ready]),
+            together([row.x for row in ready]),
+            said,
+            together([row.denoised for row in ready]) if terms & PREVIOUS else None,
+            noise(ready, self.device) if terms & NOISE else None,
+            together([row.coefficients for row in ready]),
             self._model.clip,
             terms,
         )
         for row, moved, seen in zip(ready, x.chunk(len(x)), denoised.chunk(len(x)), strict=True):
             row.move(moved, seen)
-        report.advanced += len(ready)
-        self._release(ready, predicted, report)
-
-    def _noise(self, rows: Sequence[Row]) -> Tensor:
-        """Each row's own fresh noise `[B, C, H, W]`, zeros where it needs none."""
-        none = torch.zeros(rows[0].spec.shape)
-        drawn = [row.draw() if row.terms & NOISE else none for row in rows]
-        return (drawn[0][None] if len(rows) == 1 else torch.stack(drawn)).to(self.device)
-
-    def _predicted(self, rows: Sequence[Row]) -> Tensor:
-        """What the network said of rows, guided where they are to be: `[B, C, H, W]`."""
-        out = _together([row.answers[0] for row in rows])
-        guided = [i for i, row in enumerate(rows) if row.guided]
-        if not guided:
-            return out
-        scale = _together([rows[i].scale for i in guided])
-        unconditional = _together([rows[i].answers[1] for i in guided])
-        if len(guided) == len(rows):
-            return guide(out, unconditional, scale)
-        at = torch.tensor(guided, device=self.device)
-        return out.index_copy_(0, at, guide(out.index_select(0, at), unconditional, scale))
-
-    def _batch(self, asked: Sequence[tuple[Row, int]]) -> tuple[Any, ...]:
-        """The arguments of one call of the network with these (row, which context) pairs."""
-        adapters = [row.spec.adapters for row, _ in asked]
-        adapters = adapters if any(adapters) else []
-        x = _together([row.x for row, _ in asked])
-        timesteps = _together([row.timestep for row, _ in asked])
-        contexts = zip(*(row.contexts[which] for row, which in asked), strict=True)
-        return adapters, x, timesteps, *(_together(parts) for parts in contexts)
-
-    def _release(self, rows: Sequence[Row], predicted: Tensor, report: StepReport) -> None:
-        """Let go of the rows that are done or broken; show those that are to be shown."""
         # One number that is none makes the sum none.
-        sound = [math.isfinite(total) for total in predicted.flatten(1).sum(1).tolist()]
-        told = StepReport()  # not yet `report`: a copy may have no room, and all rows begin anew
-        for i, row in enumerate(rows):
-            job, index = row.spec.job, row.spec.index
-            if not sound[i]:
-                at = row.spec.skipped + row.position
+        totals = fetch(said.flatten(1).sum(1))
+        told = [(row, row.spec.skipped + row.position, _shown(row)) for row in ready]
+        self._rows = [row for row in self._rows if not row.done]
+        return _Moved(told, totals, reached(self.device))
+
+    def _look(self, moved: _Moved, report: StepReport) -> None:
+        """Tell which rows are done, and what is to be shown; let go of those that are broken."""
+        moved.wait()
+        report.calls += moved.calls
+        report.asked += moved.asked
+        report.advanced += len(moved.rows)
+        broken: set[int] = set()
+        for (row, at, shown), total in zip(moved.rows, moved.totals.tolist(), strict=True):
+            if id(row) in moved.dropped:
+                continue
+            if not math.isfinite(total):
+                broken.add(id(row))
                 reason = f"step {at} of {row.spec.steps} gave values that are no numbers"
-                told.faults.append(Fault(job, index, reason))
-            elif row.done:
-                told.finished.append(Finished(job, index, row.x[0].clone()))
-            elif row.preview_due:
-                told.snapshots.append(Snapshot(job, index, row.position, row.seen[0].clone()))
-        report.faults, report.finished = told.faults, told.finished
-        report.snapshots = told.snapshots
-        gone = {id(row) for i, row in enumerate(rows) if row.done or not sound[i]}
-        if gone:
-            self._rows = [row for row in self._rows if id(row) not in gone]
+                report.faults.append(Fault(row.job, row.spec.index, reason))
+            elif isinstance(shown, Finished):
+                report.finished.append(shown)
+            elif shown is not None:
+                report.snapshots.append(shown)
+        if broken:
+            self._rows = [row for row in self._rows if id(row) not in broken]
+            for later in self._moved:
+                later.dropped |= broken
 
 
-def _together(parts: Sequence[Tensor]) -> Tensor:
-    """One batch of batches, in memory that is aligned alike for every batch of that size."""
-    if len(parts) == 1 and parts[0].data_ptr() % _ALIGNED == 0:
-        return parts[0]
-    return torch.cat(list(parts))
-
-
-def _call(
-    denoiser: Callable[..., Tensor], adapters: Sequence[Adapters | None], *batch: Tensor
-) -> Tensor:
-    """Ask the network; `adapters` are those of each row, where one of them has any."""
-    return denoiser(*batch, adapters=adapters) if adapters else denoiser(*batch)
+def _shown(row: Row) -> Finished | Snapshot | None:
+    """What is told of a row that has moved."""
+    if row.done:
+        return Finished(row.job, row.spec.index, fetch(row.x[0]))
+    if row.preview_due:
+        return Snapshot(row.job, row.spec.index, row.position, fetch(row.seen[0]))
+    return None

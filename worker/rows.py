@@ -12,6 +12,7 @@ from models.guidance import acts
 from models.model import Adapters, Context, Model, Origin, Shape
 from models.samplers import Sampler, Trajectory
 from models.sampling import row_generator
+from worker.transfers import send
 
 __all__ = ["Row", "RowSpec", "blank_batch", "parts_of"]
 
@@ -118,17 +119,17 @@ class Row:
 
     def begin(self, device: torch.device) -> None:
         """Take a slot: draw the starting noise, bring everything to the device."""
-        self.x = self._first(device).to(device)[None]
+        self.x = send(self._first(device), device)[None]
         self.denoised = torch.zeros_like(self.x)
-        self.scale = torch.tensor([self.spec.guidance_scale], device=device)
+        self.scale = send(torch.tensor([self.spec.guidance_scale]), device)
         self.contexts = tuple(  # type: ignore[assignment]  # of two
-            tuple(part.to(device)[None] for part in context)
+            tuple(send(part, device)[None] for part in context)
             for context in (self.spec.context, self.spec.unconditional)
         )
         times = self._way.timesteps
         times = times.float() if times.is_floating_point() else times
-        self._timesteps = times.to(device).chunk(self._length)
-        self._coefficients = self._way.coefficients.to(device).chunk(self._length)
+        self._timesteps = send(times, device).chunk(self._length)
+        self._coefficients = send(self._way.coefficients, device).chunk(self._length)
 
     def _first(self, device: torch.device) -> Tensor:
         """x_t of the first step; the order of draws is that of diffusers' pipelines."""
@@ -138,7 +139,7 @@ class Row:
         x_0 = origin.mean if origin.std is None else origin.mean + origin.std * self.draw()
         eps = self.draw()
         if origin.mask is not None:
-            self.known = x_0.to(device), eps.to(device), origin.mask.to(device)
+            self.known = send(x_0, device), send(eps, device), send(origin.mask, device)
         if origin.mask is not None and not self.spec.skipped:
             return eps * self._start
         return self._noised(x_0, eps)

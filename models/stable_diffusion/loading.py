@@ -151,7 +151,7 @@ def load_pipeline(
     """Load an imported model onto `device`, every file checked against its hash.
 
     Its weights are made `dtype`, but for an autoencoder in float16 whose configuration says that
-    it overflows there (`force_upcast`, SDXL's): that one is float32.
+    it overflows there (SDXL's `force_upcast`): that one is float32.
 
     Raises:
         BundleError: a file is missing, changed or damaged, or memory does not suffice.
@@ -188,8 +188,9 @@ def _weighed(folder: Folder) -> list[str]:
 
 
 def _dtype(folder: Folder, part: str, wanted: torch.dtype) -> torch.dtype:
-    overflows = part == "vae" and folder.config("vae").get("force_upcast", False)
-    return torch.float32 if overflows and wanted == torch.float16 else wanted
+    # diffusers writes it into every configuration that it saves, and heeds it for SDXL alone.
+    upcast = folder.is_xl and part == "vae" and folder.config("vae").get("force_upcast", True)
+    return torch.float32 if upcast and wanted == torch.float16 else wanted
 
 
 def _recorded(path: Path, config: PipelineConfig) -> Folder:

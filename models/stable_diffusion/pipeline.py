@@ -89,7 +89,8 @@ class Autoencoder:
         config = network.config
         self.network = network
         self.decoder: nn.Module = LatentDecoder(network)
-        self._lock, self._stream = threading.Lock(), _own_stream(next(network.parameters()).device)
+        self._device = next(network.parameters()).device
+        self._lock, self._stream = threading.Lock(), _own_stream(self._device)
         self.dtype: Final = next(network.parameters()).dtype
         self.channels = int(config.latent_channels)  # type: ignore[union-attr, arg-type]
         self.scale = 2 ** (len(config.block_out_channels) - 1)  # type: ignore[union-attr, arg-type]
@@ -105,16 +106,16 @@ class Autoencoder:
         return other
 
     def decode(self, latents: Tensor) -> Tensor:
-        """`[C, h, w]` → `[3, H, W]`, about in [-1, 1].
+        """`[C, h, w]` of any device → `[3, H, W]`, about in [-1, 1], on CPU.
 
         Large ones in tiles that overlap, as diffusers cuts and blends them, so that the memory of
         one tile is enough.
         """
         with self._beside(latents):
-            return self._decode(latents)
+            return self._decode(latents).cpu()
 
     def _decode(self, latents: Tensor) -> Tensor:
-        z = latents[None].float() / self._factor
+        z = latents.to(self._device)[None].float() / self._factor
         if self._mean is not None and self._std is not None:
             mean, std = (z.new_tensor(one).reshape(1, -1, 1, 1) for one in (self._mean, self._std))
             z = z * std + mean
@@ -126,14 +127,14 @@ class Autoencoder:
 
     @contextmanager
     def _beside(self, given: Tensor) -> Iterator[None]:
-        """Work on its own stream on what this one's has `given`, and wait for the end of it."""
+        """Work on its own stream; behind all of the default one only if that has the `given`."""
         if self._stream is None:
             yield
             return
         with self._lock, torch.cuda.stream(self._stream):
-            self._stream.wait_stream(torch.cuda.default_stream(given.device))
+            if given.device.type == "cuda":
+                self._stream.wait_stream(torch.cuda.default_stream(given.device))
             yield
-            self._stream.synchronize()
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """`[3, H, W]` in [-1, 1] → mean and standard deviation of its latents, `[C, h, w]` each."""

@@ -1,5 +1,7 @@
 """CUDA graphs: the bits of the plain network, whatever the shapes; where there is a GPU."""
 
+import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from models.bundle import Bundle, load_bundle
-from worker.runtimes.by_torch import runtime_name, with_graphs
+from models.loading import load_model
+from models.stable_diffusion.loading import import_folder
+from models.stable_diffusion.pipeline import Pipeline
+from tests.models.tiny_diffusers import build_pipeline
+from tests.worker.test_engine import alone, drain, random_spec
+from worker.engine import Engine
+from worker.runtimes.by_torch import runtime_name, with_fused_graph, with_graphs
 from worker.runtimes.graphs import Graphed
 from worker.runtimes.networks import available, example
 
@@ -58,3 +66,44 @@ def test_whole_and_fractional_timesteps_are_of_one_graph(bundle_path: Path) -> N
     x, timestep, context = example(bundle.denoiser.network, 2, torch.device("cuda"))  # type: ignore[arg-type]
     assert torch.equal(graphed(x, timestep, context), graphed(x, timestep.float(), context))
     assert len(graphed._graphs) == 1
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Pipeline:
+    import_folder(build_pipeline(tmp_path / "source", "sd1"), tmp_path / "m", "mine")
+    return load_model(tmp_path / "m", "cuda")  # type: ignore[return-value]
+
+
+@needs_gpu
+def test_pixels_are_the_same_whoever_else_asks_for_some(pipeline: Pipeline, tmp_path: Path) -> None:
+    fused = with_fused_graph(pipeline, 2, tmp_path / "runtimes")
+    size = pipeline.sizes[0]
+    latents = [torch.randn(pipeline.shape(size)) for _ in range(8)]
+    plain = [pipeline.develop(one, size) for one in latents]
+    alone = [fused.develop(one, size) for one in latents]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            among = pool.map(lambda one: fused.develop(one.cuda(), size), latents)
+            assert all(map(torch.equal, among, alone))
+    assert all(torch.allclose(ours, one, atol=1e-3) for ours, one in zip(alone, plain, strict=True))
+    assert {one.device.type for one in alone} == {"cpu"}
+
+
+@needs_gpu
+def test_sizes_that_were_not_fused_are_decoded_as_before(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    fused = with_fused_graph(pipeline, 2, tmp_path / "runtimes")
+    latents = torch.randn(4, 4, 6)
+    assert torch.equal(fused.preview(latents), pipeline.preview(latents))
+
+
+@needs_gpu
+def test_rows_of_an_engine_that_works_ahead_are_those_of_rows_alone(bundle_path: Path) -> None:
+    bundle, dice = load_bundle(bundle_path, "cuda"), random.Random(3)
+    specs = [random_spec(bundle, f"{i}", dice, longest=9) for i in range(24)]
+    engine = Engine(bundle, 6, 4)
+    for one in specs:
+        engine.admit([one])
+    pictures = drain(engine)
+    assert all(torch.equal(pictures[f"{one.job}/0"], alone(bundle, one, 4)) for one in specs)

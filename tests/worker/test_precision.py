@@ -77,16 +77,26 @@ def test_the_runtime_is_named_by_the_format(path: Path) -> None:
     assert [*map(dtype_of, named.values())] == ["float32", "bfloat16", "float16"]
 
 
-def test_an_autoencoder_that_overflows_stays_in_float32(folder: Path, tmp_path: Path) -> None:
-    source = build_pipeline(tmp_path / "source", "sd1")
-    change(source / "vae/config.json", force_upcast=True)
+@pytest.mark.parametrize(
+    ("family", "overflows", "kept"),
+    [
+        ("sdxl", True, torch.float32),
+        ("sdxl", False, torch.float16),
+        ("sd1", True, torch.float16),  # diffusers writes it everywhere, and heeds it for SDXL alone
+    ],
+)
+def test_an_autoencoder_that_overflows_stays_in_float32(
+    tmp_path: Path, family: str, overflows: bool, kept: torch.dtype
+) -> None:
+    source = build_pipeline(tmp_path / "source", family)  # type: ignore[arg-type]
+    change(source / "vae/config.json", force_upcast=overflows)
     import_folder(source, tmp_path / "m", "mine")
     formats = {}
     for dtype in (torch.float16, torch.bfloat16):
         model = load_model(tmp_path / "m", dtype=dtype)
         formats[dtype] = (model.denoiser.dtype, model.autoencoder.dtype)  # type: ignore[attr-defined]
     assert formats == {
-        torch.float16: (torch.float16, torch.float32),
+        torch.float16: (torch.float16, kept),
         torch.bfloat16: (torch.bfloat16, torch.bfloat16),
     }
 

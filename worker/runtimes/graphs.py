@@ -58,7 +58,7 @@ class Graphed(nn.Module):
     """
 
     def __init__(self, network: nn.Module, *, records: bool = True) -> None:
-        """`records`: else only what was fused is a graph, and other shapes are called as they are."""
+        """`records`: else only what was fused is a graph, and other shapes are called plainly."""
         super().__init__()
         self.network = network
         self._records = records

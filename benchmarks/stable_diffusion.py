@@ -253,37 +253,41 @@ def lines(studio: Studio, seconds: float, least: tuple[float | None, float | Non
     capacity = FIRST_JOBS / max(sides["one"](few))
     rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / ROUND_S)))
     gpu = studio.model.context.device.type == "cuda"
-    found = _measured(sides, capacity, rounds, seconds / rounds / 9, LEAST_GPU if gpu else LEAST)
+    span, least_jobs = seconds / rounds / 9, LEAST_GPU if gpu else LEAST  # of a burst or load
+    found = _measured(sides, capacity, rounds, span, least_jobs, busy=gpu)
     many, p95 = "pictures/s at saturation, ", f"p95 at {BUSY} × the capacity of "
     one, whole = "diffusers one at a time", "static batches, guided as a whole"
     single = "static batches that leave out what none asked for"
     ours, more, sooner = found.speeds["ours"], "times as many", "times as long"
     calm, busy = found.calm, found.busy
-
-    def slower(load: Mapping[str, Sequence[float]]) -> Sequence[float]:
-        return ratios(load["static"], load["ours"])
-
-    return [
+    told: list[Line] = [
         (f"{many}Avocat ÷ {one}", ratios(ours, found.speeds["one"]), more, least[0]),
         (f"{many}Avocat ÷ {whole}", ratios(ours, found.speeds["static"]), more, least[1]),
         (f"{many}Avocat ÷ {single}", ratios(ours, found.speeds["single"]), more, None),
         (f"{p95}diffusers, {one} ÷ Avocat", ratios(calm["one"], calm["ours"]), sooner, least[0]),
-        (f"{p95}diffusers, {whole} ÷ Avocat", slower(calm), sooner, least[1]),
-        (f"{p95}static batches, {whole} ÷ Avocat", slower(busy), sooner, least[1]),
-        (f"{many}Avocat", ours, "pictures/s", None),
-        (f"{p95}diffusers, Avocat", calm["ours"], "s", None),
-        (f"{p95}static batches, Avocat", busy["ours"], "s", None),
     ]
+    for peer, load in (("diffusers", calm), ("static batches", busy)):
+        if load["ours"]:
+            slower = ratios(load["static"], load["ours"])
+            told.append((f"{p95}{peer}, {whole} ÷ Avocat", slower, sooner, least[1]))
+            told.append((f"{p95}{peer}, Avocat", load["ours"], "s", None))
+    return [*told, (f"{many}Avocat", ours, "pictures/s", None)]
 
 
 def _measured(
-    sides: Mapping[str, Serve], capacity: float, rounds: int, span: float, least: tuple[int, int]
+    sides: Mapping[str, Serve],
+    capacity: float,
+    rounds: int,
+    span: float,
+    least: tuple[int, int],
+    *,
+    busy: bool,
 ) -> _Found:
     """All sides have the same jobs in a round; `least`: of a burst, and of a load.
 
     Where one at a time would take too long for all of a burst, it has some, and its pictures a
-    second follow from the forwards in both. It has no load at the capacity of static batches: it
-    would never get through.
+    second follow from the forwards in both. It has no load at the capacity of static batches, which
+    is measured if `busy`: it would never get through.
     """
     found = _Found()
     for number in range(rounds):
@@ -294,8 +298,10 @@ def _measured(
             jobs = burst[:: len(burst) // some] if name == "one" else burst
             share = _forwards(jobs) / _forwards(burst)
             found.speeds[name].append(len(burst) * share / max(sides[name](jobs)))
-        calm, busy = BUSY * capacity, BUSY * found.speeds["static"][-1]
-        for rate, p95 in ((calm, found.calm), (busy, found.busy)):
+        loads = [(BUSY * capacity, found.calm)]
+        if busy:
+            loads.append((BUSY * found.speeds["static"][-1], found.busy))
+        for rate, p95 in loads:
             load = _arrivals(dice, rate, max(span, least[1] / rate))
             for name in (name for name in order if name in p95):
                 p95[name].append(_p95(sides[name](load)))

@@ -19,7 +19,7 @@ from rich.table import Table
 from app import logs
 from app.settings import Settings
 from benchmarks import page, plots
-from benchmarks.gpu import COMMAND as GPU_COMMAND
+from benchmarks.gpu import COMMANDS as GPU_COMMANDS
 from benchmarks.results import Result, busy_share
 from benchmarks.subject import Plan, loaded
 from worker.capacity import with_capacity
@@ -119,7 +119,7 @@ def command_of(name: str) -> str:
 
 
 def _keep(found: Sequence[Result], pictures: Path) -> None:
-    order = [*map(command_of, BENCHMARKS), GPU_COMMAND]
+    order = [*map(command_of, BENCHMARKS), *GPU_COMMANDS.values()]
     results = page.merged(page.read(RESULTS), found, order)
     page.write(RESULTS, results)
     PAGE.write_text(page.with_table(PAGE.read_text("utf-8"), results), "utf-8")

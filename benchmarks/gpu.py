@@ -33,7 +33,7 @@ from worker.runtimes.by_torch import runtime_name
 from worker.runtimes.graphs import Graphed
 from worker.runtimes.networks import example
 
-__all__ = ["COMMAND", "measure", "one_by_one", "together"]
+__all__ = ["COMMANDS", "measure", "one_by_one", "together"]
 
 COMMAND: Final = "python -m benchmarks.gpu"
 SIDES: Final = (4096, 8192, 16384)  # of the bf16 products; the best one counts
@@ -42,6 +42,7 @@ STABLE_DIFFUSION = (2.0, 1.5)  # pictures/s ÷ those of diffusers one at a time,
 OVERLOAD, BUSY = 1.2, 0.8
 ROUNDS = 3
 MODELS = ("bundle", "sd")
+COMMANDS: Final = {model: f"{COMMAND} --only {model}" for model in MODELS}  # of each one's lines
 Serve = Callable[[Sequence[Arrival]], list[float]]  # seconds from when each came to its picture
 
 
@@ -73,22 +74,34 @@ def main() -> int:
 
 def measure(plan: Plan, sd_rows: int, models: Sequence[str] = MODELS) -> list[Result]:
     """All lines of some models; the bundle has a third of the time, Stable Diffusion the rest."""
-    gpu = plan.device.type == "cuda"
-    on = machine(torch.cuda.get_device_name(plan.device) if gpu else None)
-    named: list[Line] = []
+    found: list[Result] = []
     if "bundle" in models:
         bundle, chosen = executed(plan)
-        for name, *told in _of_the_bundle(plan, bundle, plan.seconds / 3):
-            named.append((f"GPU: {name} ({chosen.name})", *told))
+        lines = _of_the_bundle(plan, bundle, plan.seconds / 3)
+        found += _results(plan, "bundle", "GPU", lines, chosen.name)
     if "sd" in models:
-        what = "SD 1.5" if gpu else "SD 1.5 scaled down"
+        what = "SD 1.5" if plan.device.type == "cuda" else "SD 1.5 scaled down"
         studio = _studio(plan, sd_rows)
         runtime = runtime_name(studio.model).split(" ")[0]
-        for name, *told in _of_stable_diffusion(plan, studio, 2 * plan.seconds / 3):
-            named.append((f"GPU: {what}: {name} ({runtime})", *told))
+        lines = _of_stable_diffusion(plan, studio, 2 * plan.seconds / 3)
+        found += _results(plan, "sd", f"GPU: {what}", lines, runtime)
+    return found
+
+
+def _results(
+    plan: Plan, model: str, before: str, lines: Sequence[Line], runtime: str
+) -> list[Result]:
+    on = torch.cuda.get_device_name(plan.device) if plan.device.type == "cuda" else None
     return [
-        result(name, rounds, unit=unit, at_least=least, command=COMMAND, on=on)
-        for name, rounds, unit, least in named
+        result(
+            f"{before}: {name} ({runtime})",
+            rounds,
+            unit=unit,
+            at_least=least,
+            command=COMMANDS[model],
+            on=machine(on),
+        )
+        for name, rounds, unit, least in lines
     ]
 
 

@@ -30,7 +30,6 @@ __all__ = ["BATCH_TIMEOUT_S", "MOST", "STOP", "Answers", "draw_batch", "run", "s
 
 MOST: Final = 16  # jobs in a batch
 BATCH_TIMEOUT_S: Final = 0.05  # that a batch waits for more, as LitServe's examples have it
-CARRIED: Final = "carried along"
 STOP: Final = (None, None, None, None)  # LitServe's own mark of the end
 
 
@@ -85,9 +84,7 @@ def draw_batch(engine: Engine, rows: Mapping[str, RowSpec]) -> dict[str, torch.T
                 continue
             pictures[finished.job] = finished.picture
             if row.steps < longest:
-                engine.admit([replace(row, job=CARRIED, steps=longest - row.steps)])
-        if len(pictures) == len(rows):
-            engine.evict(CARRIED)  # an engine that works ahead began with it a step late
+                engine.admit([replace(row, job="carried along", steps=longest - row.steps)])
     return pictures
 
 

@@ -85,7 +85,8 @@ def test_pixels_are_the_same_whoever_else_asks_for_some(pipeline: Pipeline, tmp_
         for _ in range(5):
             among = pool.map(lambda one: fused.develop(one.cuda(), size), latents)
             assert all(map(torch.equal, among, alone))
-    assert all(torch.allclose(ours, one, atol=1e-3) for ours, one in zip(alone, plain, strict=True))
+    for ours, one in zip(alone, plain, strict=True):  # torch's convolutions round to TF32
+        assert torch.allclose(ours, one, atol=0.05)
     assert {one.device.type for one in alone} == {"cpu"}
 
 

@@ -108,4 +108,4 @@ def test_results_of_a_gpu_script_can_be_read(bundle_path: Path, tmp_path: Path) 
         check=True,
         timeout=280,
     )
-    assert {one.command for one in page.read(file)} == {gpu.COMMAND}
+    assert {one.command for one in page.read(file)} == {*gpu.COMMANDS.values()}

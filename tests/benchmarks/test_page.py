@@ -82,7 +82,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_results_of_another_machine_are_merged(kept: Path) -> None:
-    page.write(kept / "gpu.json", [replace(GOOD, command="python -m benchmarks.gpu")])
+    page.write(kept / "gpu.json", [replace(GOOD, command="python -m benchmarks.gpu --only sd")])
     page.write(kept / "results.json", [replace(SHORT, command=command_of("forward"))])
     assert program.main(["--merge", str(kept / "gpu.json")]) == 0
     assert [one.name for one in page.read(kept / "results.json")] == ["c", "a ÷ b"]

@@ -1,4 +1,4 @@
-"""The whole service, HTTP in and PNG out, against the bare engine on the same jobs."""
+"""The whole service, HTTP in and PNG out, by its own client, against the bare engine."""
 
 import os
 import random
@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Final
 
-import httpx
-
+from app.client import Avocat
 from app.commands.own_service import own_service
 from app.jobs.record import JobRequest
 from benchmarks.results import Result, interleaved, ratios, result
@@ -21,7 +20,6 @@ __all__ = ["bodies", "measure", "service_settings"]
 ROUND_S: Final = 10.0  # of work for each side
 SMALLEST, LARGEST = 8, 200  # jobs in a round; fewer than one key may have active
 MOST_IMAGES = 2
-POLL_S = 0.1
 ASKING = 4  # connections that submit
 
 
@@ -33,10 +31,10 @@ def measure(plan: Plan) -> list[Result]:
     with (
         service_settings(plan, chosen.name),
         own_service() as url,
-        httpx.Client(base_url=url, timeout=60.0) as http,
+        Avocat(url) as client,
     ):
         sides = {
-            "service": lambda: through_http(http, requests),
+            "service": lambda: through_http(client, requests),
             "engine": _bare(plan, bundle, requests),
         }
         found = interleaved(sides, plan.seconds)
@@ -82,14 +80,14 @@ def _bare(plan: Plan, bundle: Bundle, requests: Sequence[JobRequest]) -> Callabl
     return run
 
 
-def through_http(http: httpx.Client, requests: Sequence[JobRequest]) -> float:
+def through_http(client: Avocat, requests: Sequence[JobRequest]) -> float:
     """Seconds from the first submission until the last image is here."""
     began = time.perf_counter()
     with ThreadPoolExecutor(ASKING) as pool:
-        jobs = list(pool.map(lambda body: _submitted(http, body), bodies(requests)))
+        jobs = list(pool.map(lambda fields: client.submit(**fields), bodies(requests)))
     for job in jobs:  # one after the other: the client needs the processor as little as can be
-        for image in _ended(http, job)["images"]:
-            http.get(image["url"]).raise_for_status().read()
+        for image in client.wait(job).images:
+            client.download(image)
     return time.perf_counter() - began
 
 
@@ -107,22 +105,6 @@ def bodies(requests: Sequence[JobRequest]) -> Iterator[dict[str, Any]]:
     }
     for request in requests:
         yield request.model_dump(include=fields)
-
-
-def _submitted(http: httpx.Client, body: dict[str, Any]) -> str:
-    job = http.post("/v1/jobs", json=body).raise_for_status().json()
-    return str(job["id"])
-
-
-def _ended(http: httpx.Client, job_id: str) -> dict[str, Any]:
-    while True:
-        job: dict[str, Any] = http.get(f"/v1/jobs/{job_id}").raise_for_status().json()
-        if job["finished_at"] is not None:
-            break
-        time.sleep(POLL_S)
-    if job["status"] != "succeeded":
-        raise RuntimeError(f"job {job_id} {job['status']}: {job['error']}")
-    return job
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from models.stable_diffusion.pipeline import Pipeline
 from tests.models.tiny_diffusers import build_pipeline
 from tests.worker.test_engine import alone, drain, random_spec
 from worker.engine import Engine
-from worker.runtimes.by_torch import runtime_name, with_fused_graph, with_graphs
+from worker.runtimes.by_torch import runtime_name, with_fused_decoder, with_fused_graph, with_graphs
 from worker.runtimes.graphs import Graphed
 from worker.runtimes.networks import available, example
 
@@ -68,10 +68,40 @@ def test_whole_and_fractional_timesteps_are_of_one_graph(bundle_path: Path) -> N
     assert len(graphed._graphs) == 1
 
 
+def imported(folder: Path, device: str) -> Pipeline:
+    import_folder(build_pipeline(folder / "source", "sd1"), folder / "m", "mine")
+    return load_model(folder / "m", device)  # type: ignore[return-value]
+
+
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Pipeline:
-    import_folder(build_pipeline(tmp_path / "source", "sd1"), tmp_path / "m", "mine")
-    return load_model(tmp_path / "m", "cuda")  # type: ignore[return-value]
+    return imported(tmp_path, "cuda")
+
+
+def test_a_decoder_that_cannot_be_compiled_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fuse(*_: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(Graphed, "fuse", fuse)
+    model = imported(tmp_path, "cpu")
+    assert with_fused_decoder(model, tmp_path) is model
+
+
+@torch.inference_mode()
+def test_only_what_was_fused_takes_the_place_of_a_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fuse(graphed: Graphed, given: list[Tensor], _: Path) -> None:
+        graphed._fused[tuple((one.shape, one.dtype) for one in given)] = torch.zeros_like  # type: ignore[assignment]
+
+    monkeypatch.setattr(Graphed, "fuse", fuse)
+    model = imported(tmp_path, "cpu")
+    fused, native = with_fused_decoder(model, tmp_path), model.shape(model.sizes[0])
+    other = torch.randn(native[0], native[1] // 2, native[2])
+    assert fused.preview(torch.randn(native)).count_nonzero() == 0
+    assert torch.equal(fused.preview(other), model.preview(other))
 
 
 @needs_gpu

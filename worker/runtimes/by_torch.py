@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import structlog
 import torch
 
 from app.settings import Precision
@@ -17,7 +18,15 @@ from models.unet import Denoiser
 from worker.rows import blank_batch
 from worker.runtimes.graphs import Graphed
 
-__all__ = ["imported_dtype", "runtime_name", "with_fused_graph", "with_graphs"]
+__all__ = [
+    "imported_dtype",
+    "runtime_name",
+    "with_fused_decoder",
+    "with_fused_graph",
+    "with_graphs",
+]
+
+_log = structlog.get_logger()
 
 _FORMATS: Final = {
     "float32": torch.float32,
@@ -59,13 +68,25 @@ def with_fused_graph(model: Model, rows: int, folder: Path) -> Model:
     graphed = with_graphs(model)
     if isinstance(graphed.denoiser, Graphed):
         graphed.denoiser.fuse(blank_batch(model, rows), folder)
-    if isinstance(graphed, Pipeline) and isinstance(graphed.denoiser, Graphed):
-        own = graphed.autoencoder
-        decoder = Graphed(own.decoder, records=False)
-        latents = torch.zeros(1, *model.shape(model.sizes[0]), device=model.context.device)
-        decoder.fuse([latents.to(own.dtype)], folder)
-        graphed = replace(graphed, autoencoder=own.executed(decoder))
+        if isinstance(graphed, Pipeline):
+            return with_fused_decoder(graphed, folder)
     return graphed
+
+
+def with_fused_decoder(model: Pipeline, folder: Path) -> Pipeline:
+    """An imported model whose pixels, in its native size, are made by what torch's compiler fused.
+
+    As it was, where that fails: the U-Net is worth more.
+    """
+    plain = model.autoencoder
+    decoder = Graphed(plain.decoder, records=False)
+    latents = torch.zeros(1, *model.shape(model.sizes[0]), device=model.context.device)
+    try:
+        decoder.fuse([latents.to(plain.dtype)], folder)
+    except Exception as fault:
+        _log.warning("decoder not compiled", reason=str(fault) or repr(fault))
+        return model
+    return replace(model, autoencoder=plain.executed(decoder))
 
 
 def runtime_name(model: Model) -> str:

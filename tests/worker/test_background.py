@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from app.jobs.recipe import Recipe
 from app.settings import Settings
 from app.storage.folder import FolderStorage
 from models.bundle import Bundle
-from models.model import Model
+from models.model import Model, Size
 from tests.worker.conftest import wait_for
 from tests.worker.parts import slowed, with_denoiser
 from tests.worker.test_engine import alone, drain, random_spec
@@ -85,6 +86,35 @@ def test_a_worker_serves_before_its_runtime_is_built(
     prints = [_fingerprint(settings, jobs.ended(job).images[0].name) for job in (first, second)]
     usual = model_card(shared_bundle, settings.micro_batch, "eager 1")
     assert prints == [usual.fingerprint, card.fingerprint]
+
+
+class Blank(Bundle):
+    """A runtime that makes nothing of what was drawn."""
+
+    def develop(self, x: Tensor, size: Size) -> Tensor:
+        return torch.full_like(x, -1.0)
+
+
+def test_what_is_drawn_with_a_runtime_is_developed_by_it(
+    jobs: Any, start_worker: Start, settings: Settings, shared_bundle: Bundle
+) -> None:
+    parts = {one.name: getattr(shared_bundle, one.name) for one in fields(shared_bundle)}
+    late, built = Blank(**parts), threading.Event()
+    card = model_card(late, settings.micro_batch, "blank 1")
+
+    def build() -> tuple[Model, ModelCard]:
+        assert built.wait(60)
+        return late, card
+
+    worker = start_worker(slowed(shared_bundle, 0.05), background=Background(build))
+    first = jobs.submit(steps=20, seed=1)
+    jobs.running(first)
+    built.set()
+    wait_for(lambda: _runtime(worker) == "blank 1")
+    names = [jobs.ended(job).images[0].name for job in (first, jobs.submit(steps=2, seed=1))]
+    storage = FolderStorage(settings.images_dir)
+    shown = [Image.open(BytesIO(storage.read(name))).getbbox() for name in names]
+    assert [box is None for box in shown] == [False, True]
 
 
 def test_what_cannot_be_built_disturbs_nobody(jobs: Any, start_worker: Start) -> None:

@@ -15,6 +15,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
+from app.jobs.scene_phrases import plainly
 from app.jobs.scene_words import (
     CARRIED,
     CREATURES,
@@ -25,6 +26,7 @@ from app.jobs.scene_words import (
     PARTS,
     PLACES,
     THE_PLACES,
+    TURNED,
     WORN,
     Relation,
     noun,
@@ -108,8 +110,7 @@ def read_scene(prompt: str, styles: Collection[str] = ()) -> Scene | None:
     phrase = said[len(dress) : len(said) - len(suffix)]
     if _BEYOND.search(phrase):
         return None
-    phrase, links, place = _links(phrase)
-    scene = _read(phrase, links)
+    scene, place = _composed(phrase)
     style = _style(dress + place + suffix, styles)
     if isinstance(scene, str):
         if f"{scene}{suffix}" == said and _is_style(suffix, style):
@@ -118,6 +119,16 @@ def read_scene(prompt: str, styles: Collection[str] = ()) -> Scene | None:
     if scene is None or len(scene.layers) > MOST_LAYERS:
         return None
     return _styled(scene, style)
+
+
+def _composed(phrase: str) -> "tuple[str | Scene | None, str]":
+    """What a phrase says, and its end about the place; in other words only where that helps."""
+    for said in dict.fromkeys((plainly(phrase), phrase)):
+        kept, links, place = _links(said)
+        scene = _read(kept, links)
+        if isinstance(scene, Scene):
+            break
+    return scene, place
 
 
 def _style(said: str, styles: Collection[str]) -> str:
@@ -213,7 +224,8 @@ class _Thing:
         scene = _counted(self.name)
         for relation, name in self.has:
             parts = (scene, _counted(name))
-            scene = Scene(relation=relation, parts=parts[::-1] if relation == "inside" else parts)
+            carried = relation in ("inside", "on")  # by the thing
+            scene = Scene(relation=relation, parts=parts[::-1] if carried else parts)
         return scene
 
 
@@ -222,15 +234,16 @@ class _Clause:
     """Things, and what they are all in, on, under, …, one after the other."""
 
     things: list[_Thing]
-    places: list[tuple[Relation, list[_Thing]]] = field(default_factory=list)
+    places: list[tuple[str, list[_Thing]]] = field(default_factory=list)  # by which words
 
     def scene(self) -> "str | Scene | None":
         scene = _beside([thing.scene() for thing in self.things])
-        for relation, things in self.places:
+        for word, things in self.places:
             place = _beside([thing.scene() for thing in things])
             if scene is None or place is None:
                 return None
-            scene = Scene(relation=relation, parts=(scene, place))
+            parts = (place, scene) if word in TURNED else (scene, place)
+            scene = Scene(relation=PLACES[word], parts=parts)
         return scene
 
 
@@ -272,7 +285,7 @@ class _Chain:
         elif link.is_had:
             self._have(self._who(link), link.word, link.text)
         else:
-            self._place(PLACES[link.word], link.text)
+            self._place(link.word, link.text)
         return True
 
     def _list(self, link: _Link, after: _Link | None) -> bool:
@@ -298,25 +311,29 @@ class _Chain:
         self._near, self._holder = thing, None
         return True
 
-    def _place(self, relation: Relation, text: str) -> None:
+    def _place(self, word: str, text: str) -> None:
         self._near, self._holder = _Thing(text), None
-        self.clauses[-1].places.append((relation, [self._near]))
+        self.clauses[-1].places.append((word, [self._near]))
 
     def _who(self, link: _Link) -> _Thing:
         """Who wears or holds what a link says."""
         clause = self.clauses[-1]
+        if link.word in ("containing", "bearing"):
+            return self._near
         if self._holder is not None and not link.joined:
             return self._holder
         if not clause.places or link.joined:
             return clause.things[-1]
-        likely = clause.places[-1][0] in NEIGHBOURS or noun(self._near.name) in CREATURES
+        likely = PLACES[clause.places[-1][0]] in NEIGHBOURS or noun(self._near.name) in CREATURES
         return self._near if likely or link.word == "with" else clause.things[-1]
 
     def _have(self, who: _Thing, word: str, text: str) -> None:
         self._holder, self._word = who, word
         what = noun(text)
-        if word == "with" and what == _FACE:
+        if word == "containing" or (word == "with" and what == _FACE):
             who.has.append(("inside", text))
+        elif word == "bearing":
+            who.has.append(("on", text))
         elif word in ("wearing", "in") and what not in WORN:
             who.has.append(("holding" if what in CARRIED else "on_head", text))
         elif word in ("wearing", "in", "with"):

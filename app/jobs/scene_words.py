@@ -13,6 +13,7 @@ __all__ = [
     "PARTS",
     "PLACES",
     "THE_PLACES",
+    "TURNED",
     "WORN",
     "Relation",
     "noun",
@@ -39,18 +40,35 @@ PLACES: Final[dict[str, Relation]] = {
     "sitting on": "on",
     "standing on": "on",
     "sitting in": "inside",
+    "peeking out of": "inside",
+    "coming out of": "inside",
+    "driving": "inside",
     "under": "under",
     "underneath": "under",
     "below": "under",
     "next to": "beside",
     "beside": "beside",
     "near": "beside",
+    "to the left of": "beside",
+    "left of": "beside",
+    "to the right of": "beside",
+    "right of": "beside",
+    "chasing": "beside",
+    "facing": "beside",
+    "kissing": "beside",
+    "looking at": "beside",
+    "watching": "beside",
     "behind": "behind",
 }
 # Of these the second thing is one that may wear and hold as well as the first.
 NEIGHBOURS: Final = frozenset({"beside", "behind", "before"})
+# Of these the second thing comes first, from left to right.
+TURNED: Final = frozenset({"to the right of", "right of"})
 # What a thing has.
-HAVING: Final = ("wearing", "with", "holding", "carrying", "playing", "eating", "reading")
+HAVING: Final = (
+    *("wearing", "with", "holding", "carrying", "playing", "eating", "reading", "drinking"),
+    *("hugging", "kicking", "throwing", "juggling", "containing", "bearing"),
+)
 
 
 def _words(text: str) -> frozenset[str]:

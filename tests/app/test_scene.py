@@ -42,7 +42,24 @@ REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "emoji"
         ("a robot with a red heart", "holding", ("a robot", "a red heart")),
         ("a pizza with a smiling face", "inside", ("a smiling face", "a pizza")),
         ("the cat inside the box", "inside", ("the cat", "the box")),
-        ("a bird flying over a house", "on", ("a bird flying", "a house")),
+        ("a bird flying over a house", "on", ("a bird", "a house")),
+        ("cat inside avocado", "inside", ("cat", "an avocado")),
+        ("red apple next to green pear", "beside", ("red apple", "a green pear")),
+        ("fox wearing top hat", "on_head", ("fox", "a top hat")),
+        ("red fox and white rabbit", "beside", ("a red fox", "a white rabbit")),
+        ("monkey eating banana", "holding", ("monkey", "a banana")),
+        ("an elephant balancing on a ball", "on", ("an elephant", "a ball")),
+        ("a man running next to a car", "beside", ("a man running", "a car")),
+        ("a frog with a crown on its head", "on_head", ("a frog", "a crown")),
+        ("a dog with a bone in its mouth", "holding", ("a dog", "a bone")),
+        ("a turtle with a house on its back", "on", ("a house", "a turtle")),
+        ("an apple with a worm in it", "inside", ("a worm", "an apple")),
+        ("a pirate and his parrot", "beside", ("a pirate", "a parrot")),
+        ("a witch with her owl", "holding", ("a witch", "an owl")),
+        ("a cat to the left of a dog", "beside", ("a cat", "a dog")),
+        ("a cat to the right of a dog", "beside", ("a dog", "a cat")),
+        ("a kitten peeking out of a cup", "inside", ("a kitten", "a cup")),
+        ("a cat chasing a mouse", "beside", ("a cat", "a mouse")),
         ("three apples", "three", ("an apple",)),
         ("two red foxes", "two", ("a red fox",)),
         ("TWO CATS!", "two", ("a cat",)),
@@ -119,6 +136,14 @@ def test_what_is_worn_or_held_belongs_to_the_creature() -> None:
         assert read_scene(prompt) == read, prompt
 
 
+def test_what_is_in_or_on_a_thing_is_at_the_one_named_last() -> None:
+    full = scene("inside", "a mouse", "a box")
+    assert read_scene("a cat on a box with a mouse in it") == scene("on", "a cat", full)
+    assert read_scene("two dogs playing with a ball") == scene(
+        "holding", scene("two", "a dog"), "a ball"
+    )
+
+
 def test_two_clauses_are_two_scenes_side_by_side() -> None:
     hat, scarf = scene("on_head", "a cat", "a hat"), scene("on_neck", "a dog", "a scarf")
     for prompt, parts in {
@@ -188,6 +213,7 @@ def test_of_what_else_is_said_a_style_is_kept(prompt: str, style: str) -> None:
         "x" * 1000,
         "a cat in " * 100,
         "two cats wearing hats",
+        "monkey eating bananas",
         "two pairs of shoes",
         "a bird with a red beak",
         "a dragon with three heads",
@@ -195,6 +221,10 @@ def test_of_what_else_is_said_a_style_is_kept(prompt: str, style: str) -> None:
         "no cat inside an avocado",
         "a cat in a box; a dog on a car",
         "a cat and sunglasses",
+        "a cat next to him",
+        "a cat holding hands",
+        "a bird flying",
+        "cat face and dog face",
         "A CAT \u0130N A BOX",  # letters that are i and s but for their bytes
         "a cat \u0131n a box",
         "a cat in\u017fide an avocado",

@@ -1,0 +1,93 @@
+"""Other ways to say what the reader of scenes knows, said in the way it knows.
+
+"cat inside avocado" is "a cat inside an avocado", "a dog with a hat on its head" is "a dog wearing
+a hat", "an elephant balancing on a ball" is "an elephant on a ball". Only what is sure to mean
+that: "sun behind cloud" and "person wearing turban" are names of drawings.
+"""
+
+import re
+from typing import Final
+
+from app.jobs.scene_words import CREATURES, HAVING, PARTS, PLACES, noun, singular
+
+__all__ = ["plainly"]
+
+_OWN = r"(?:its|his|her|their)"
+# What a thing does that is somewhere or has something; a small network has no picture of it.
+_DOING: Final = re.compile(
+    r"(?<=\S)(?<!man)(?<!men)(?<!person)(?<!people) (?:that is |which is |who is )?(?:happily )?"
+    r"(?:balancing|bouncing|crawling|dancing|driving|flying|floating|hiding|hopping|hovering|"
+    r"jumping|leaning|leaping|lounging|lying|perched|perching|playing|relaxing|resting|running|"
+    r"sailing|seated|sleeping|sliding|smiling|standing|surfing|swimming|travelling|waiting|walking)"
+    rf"(?= (?:{'|'.join(sorted(PLACES, key=len, reverse=True))}|with) )",
+    re.I | re.A,
+)
+# "with a rose in its mouth": who has it, and where.
+_AT: Final = re.compile(
+    rf"\bwith (?P<what>[^,]{{1,60}}?) (?:(?P<inside>(?:in|inside)(?: of)? it)|"
+    rf"(?P<worn>(?:on|on top of) {_OWN} head|(?:around|round) {_OWN} neck)|"
+    rf"(?P<held>in {_OWN} (?:hands?|arms|mouth|beak|paws?|claws|trunk))|"
+    rf"(?P<borne>(?:on|on top of) (?:{_OWN} back|it|top(?: of it)?)))(?=$|,| )",
+    re.I | re.A,
+)
+_HAVING_AT: Final = {
+    "inside": "containing",
+    "worn": "wearing",
+    "held": "holding",
+    "borne": "bearing",
+}
+_ITS: Final = re.compile(
+    rf"(?P<link>,| and| with| holding| wearing) {_OWN} (?P<next>\w)", re.I | re.A
+)
+# Behind these a noun is a thing though it has no article. Not "in", "on", "with", "behind".
+_SURE: Final = re.compile(
+    r"(?<=\w )(?:inside(?: of)?|in front of|on top of|next to|beside|riding|sitting (?:on|in)|"
+    r"standing on|underneath|wearing|holding|carrying|eating|reading) "
+    rf"(?!(?:an?|the|one|two|three|2|3|some|{_OWN}|my|your|our|it|me|you|us|him|them|each|this|that|"
+    r"these|those|another|other|of)\b)(?=[a-z])",
+    re.I | re.A,
+)
+_NEXT: Final = re.compile(
+    rf",| (?:and|{'|'.join(sorted([*PLACES, *HAVING], key=len, reverse=True))}) ", re.I | re.A
+)
+_PEOPLE: Final = frozenset({"man", "woman", "boy", "girl", "child", "kid", "baby", "person"})
+_BEASTS: Final = "|".join(sorted(CREATURES - _PEOPLE))
+_PAIR: Final = re.compile(
+    rf"^((?:[\w-]+ ){{0,2}}(?:{_BEASTS})) (?:and|&) ((?:[\w-]+ ){{0,2}}(?:{_BEASTS}))\b(?! face)",
+    re.I | re.A,
+)
+_OF_NAMES: Final = PARTS | {"turban"}  # "holding hands"
+_ARTICLE: Final = re.compile(r"(?:an?|the|one|two|three|2|3|some) ", re.I | re.A)
+
+
+def plainly(phrase: str) -> str:
+    """The same in words that `read_scene` knows, or as it is."""
+    said = _DOING.sub("", phrase)
+    said = _AT.sub(_had, said)
+    said = _ITS.sub(lambda its: f"{its['link']} {_with_article(its['next'])}", said)
+    said = _PAIR.sub(lambda two: " and ".join(map(_with_article, two.groups())), said)
+    return _articles(said)
+
+
+def _had(found: re.Match[str]) -> str:
+    word = next(word for name, word in _HAVING_AT.items() if found[name])
+    return f"{word} {found['what']}"
+
+
+def _articles(said: str) -> str:
+    """With an article for what certainly is a thing."""
+    parts, at = list[str](), 0
+    for found in _SURE.finditer(said):
+        end = following.start() if (following := _NEXT.search(said, found.end())) else len(said)
+        parts.append(said[at : found.end()])
+        at = found.end()
+        what = noun(f"a {said[at:end]}")
+        if what not in _OF_NAMES and singular(what) is None:  # one, or it would say how many
+            parts.append(_with_article(said[at:end])[: -(end - at)])
+    return "".join([*parts, said[at:]])
+
+
+def _with_article(thing: str) -> str:
+    if _ARTICLE.match(thing):
+        return thing
+    return f"{'an' if thing[0].lower() in 'aeiou' else 'a'} {thing}"

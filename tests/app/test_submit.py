@@ -5,6 +5,7 @@ import time
 
 import pytest
 import redis
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
@@ -149,6 +150,20 @@ async def test_wait_answers_when_the_job_ends(service: Service) -> None:
     assert answer.headers["preference-applied"] == "wait=20"
     assert "retry-after" not in answer.headers
     assert len(answer.json()["images"]) == 1
+
+
+async def test_a_job_is_named_although_redis_went_away_while_it_was_waited_for(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lost(*_: object) -> None:
+        raise RedisTimeoutError
+
+    monkeypatch.setattr(service.app.state.services.events, "wait_until_terminal", lost)
+    answer = await service.client.post(
+        "/v1/jobs", json={"prompt": "x"}, headers={"prefer": "wait=1"}
+    )
+    assert answer.status_code == 202
+    assert (await service.job(answer.json()["id"]))["status"] == "queued"
 
 
 async def test_wait_gives_up_in_time(service: Service) -> None:

@@ -184,7 +184,7 @@ async def test_a_days_pictures_are_counted_exactly(serve: Serve) -> None:
         refused = next(answer for answer in answers if answer.status_code == 429)
         assert refused.json()["violated-policies"] == ["daily"]
         assert 1 <= int(refused.headers["Retry-After"]) <= 60
-        assert refused.headers["RateLimit"].startswith('"daily";r=0;t=')
+        assert refused.headers["RateLimit"].startswith('"daily";r=1;t=')
         assert refused.headers["RateLimit-Policy"] == '"daily";q=5;w=86400'
         assert (await ask(1)).status_code == 202
         assert (await ask(1)).status_code == 429

@@ -6,6 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import structlog
@@ -60,6 +61,10 @@ class Dispatcher:
 
     async def start(self) -> None:
         """Deliver in the background until `close`."""
+        # The loop looks names up here; by default in so few threads that a handful of names whose
+        # servers are silent would hold up all others.
+        names = ThreadPoolExecutor(2 * _AT_ONCE, "names")
+        asyncio.get_running_loop().set_default_executor(names)
         self._running = asyncio.create_task(self._run(), name="webhooks")
 
     async def close(self) -> None:

@@ -57,11 +57,11 @@ end
 
 _AGAIN = """
 -- KEYS[1] due deliveries   KEYS[2] attempts of each
--- ARGV[1] job id   ARGV[2] when it is due   ARGV[3] attempts to take back
+-- ARGV[1] job id   ARGV[2] when it is due   ARGV[3] attempts to add; as text, for Lua has a -0
 -- Returns 1; 0 where it was forgotten meanwhile.
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then return 0 end
 redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
-redis.call('HINCRBY', KEYS[2], ARGV[1], -tonumber(ARGV[3]))
+redis.call('HINCRBY', KEYS[2], ARGV[1], ARGV[3])
 return 1
 """
 
@@ -121,7 +121,7 @@ class Deliveries:
             Awaitable[int],
             self._again(
                 keys=[keys.WEBHOOKS_DUE, keys.WEBHOOK_ATTEMPTS],
-                args=[job_id, time.time() + in_s, int(not tried)],
+                args=[job_id, time.time() + in_s, 0 if tried else -1],
             ),
         )
 

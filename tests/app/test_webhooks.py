@@ -145,6 +145,8 @@ async def test_what_fails_is_tried_again_as_the_same_message(serve: Serve) -> No
         async with serve(**SETTINGS) as service:
             service.draw((await service.submit(webhook_url=receiver.url))["id"])
             await until(lambda: len(receiver.calls) == 4 and not pending(service))
+            figures = (await service.client.get("/metrics")).text
+        assert 'avocat_webhook_calls_total{outcome="retried"} 3.0' in figures
         assert len(receiver.verified()) == 4
         assert {path for path, _, _ in receiver.calls} == {"/hook"}
         assert len({headers["webhook-id"] for _, headers, _ in receiver.calls}) == 1

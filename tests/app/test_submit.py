@@ -12,6 +12,7 @@ from rq.serializers import JSONSerializer
 
 from app import keys
 from app.jobs.record import JobStatus, Problem
+from app.request_headers import preferred_wait_s
 from tests.app.service import Serve, Service, until
 
 
@@ -193,6 +194,11 @@ async def test_wait_is_sixty_seconds_at_most(service: Service) -> None:
     answer = await waiting
     assert answer.headers["preference-applied"] == "wait=60"
     assert (answer.status_code, answer.json()["error"]) == (200, problem.model_dump())
+
+
+@pytest.mark.parametrize("digits", [2, 9, 10, 30])
+def test_more_than_sixty_counts_as_sixty(digits: int) -> None:
+    assert preferred_wait_s(["wait=" + "9" * digits]) == 60
 
 
 async def test_the_queue_cap_holds_under_a_rush(serve: Serve) -> None:

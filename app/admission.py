@@ -74,7 +74,7 @@ async def admit(
     if stored and outcome != submit.Accepted(record.id):
         await discard_inputs(services, stored)
     if isinstance(outcome, submit.Refusal):
-        raise await refused(services, caller.owner, outcome)
+        raise await refused(services, caller, outcome)
     if isinstance(outcome, submit.Repeats):
         raise TypeError(f"{outcome!r} was to be answered or submitted")
     ahead = outcome.ahead if isinstance(outcome, submit.Accepted) else 0

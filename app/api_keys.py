@@ -5,7 +5,6 @@ everywhere within seconds. A secret has 256 random bits, so a plain hash of it t
 hashes are for what people choose.
 """
 
-import asyncio
 import hashlib
 import hmac
 import secrets
@@ -19,6 +18,7 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from app import keys
+from app.jobs.joint import Joint
 
 __all__ = ["ALL_DAY_S", "KeyRing", "KeyStore", "Limits", "Scope", "StoredKey", "new_key"]
 
@@ -144,7 +144,7 @@ class KeyRing:
         self._keys: dict[str, StoredKey] = {}
         self._used: dict[str, str] = {}
         self._read_at = float("-inf")
-        self._reading = asyncio.Lock()
+        self._reading = Joint(self._read_all)
 
     async def has_keys(self) -> bool:
         """Whether there is any key, valid or not, or was since this process began."""
@@ -162,22 +162,21 @@ class KeyRing:
         return key
 
     async def _refresh(self) -> None:
-        if time.monotonic() - self._read_at <= self.FRESH_S:
-            return
-        async with self._reading:
-            if time.monotonic() - self._read_at <= self.FRESH_S:
-                return  # somebody else has just read them
-            pipe = self._redis.pipeline(transaction=False)
-            pipe.hgetall(keys.API_KEYS)
-            used = dict(self._used)
-            for key_id, when in used.items():
-                pipe.hset(keys.API_KEYS_USED, key_id, when)
-            raw, *_ = await cast(Awaitable[list[dict[bytes, bytes]]], pipe.execute())
-            self._used = {k: when for k, when in self._used.items() if used.get(k) != when}
-            # A Redis that has lost them must not open the service.
-            gone = {key.id: _gone(key) for key in self._keys.values()}
-            self._keys = gone | _read(raw)
-            self._read_at = time.monotonic()
+        if time.monotonic() - self._read_at > self.FRESH_S:
+            await self._reading.done()
+
+    async def _read_all(self) -> None:
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.hgetall(keys.API_KEYS)
+        used = dict(self._used)
+        for key_id, when in used.items():
+            pipe.hset(keys.API_KEYS_USED, key_id, when)
+        raw, *_ = await cast(Awaitable[list[dict[bytes, bytes]]], pipe.execute())
+        self._used = {k: when for k, when in self._used.items() if used.get(k) != when}
+        # A Redis that has lost them must not open the service.
+        gone = {key.id: _gone(key) for key in self._keys.values()}
+        self._keys = gone | _read(raw)
+        self._read_at = time.monotonic()
 
 
 def _gone(key: StoredKey) -> StoredKey:

@@ -26,6 +26,7 @@ __all__ = [
     "STORAGE_USE",
     "WAKEUPS",
     "WEBHOOKS_DUE",
+    "WEBHOOKS_PARKED_PREFIX",
     "WEBHOOK_ATTEMPTS",
     "WEBHOOK_SECRET",
     "WORKER_MODEL",
@@ -46,6 +47,7 @@ __all__ = [
     "rq_running",
     "stored_input",
     "turns",
+    "webhooks_parked",
     "worker_speed",
 ]
 
@@ -82,6 +84,9 @@ COME_AGAIN = "avocat:come-again"
 # zset: job id -> unix seconds at which its webhook is due; hash: job id -> calls so far.
 WEBHOOKS_DUE = "avocat:webhooks:due"
 WEBHOOK_ATTEMPTS = "avocat:webhooks:attempts"
+# zset per host with as many calls as it may have: job id -> when it is due if no call of the host's
+# ends before, as in WEBHOOKS_DUE.
+WEBHOOKS_PARKED_PREFIX = "avocat:webhooks:parked:"
 # string: base64 of the key of webhook signatures where the settings give none.
 WEBHOOK_SECRET = "avocat:webhooks:secret"  # noqa: S105 - where it is, not what
 
@@ -136,6 +141,11 @@ def repeat(owner: str, digest: str) -> str:
 def turns(queue: str) -> str:
     """Hash: what each owner of waiting jobs has had of a queue."""
     return f"{TURNS_PREFIX}{queue}"
+
+
+def webhooks_parked(host: str) -> str:
+    """Zset: webhooks of that host that wait for a place; expires soon after the last one."""
+    return f"{WEBHOOKS_PARKED_PREFIX}{host}"
 
 
 def worker_speed(model: str) -> str:

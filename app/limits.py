@@ -27,9 +27,11 @@ if used < most then
   redis.call('EXPIRE', KEYS[1], window + 1)
   used, allowed = used + 1, 1
 end
-local oldest = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
-local reset = math.ceil(tonumber(oldest[2]) + window - now)
-return {allowed, most - used, math.max(1, math.min(window, reset))}
+-- More than may be, where the limit has been lowered: so many must go before there is room.
+local over = math.max(0, used - most)
+local last = redis.call('ZRANGE', KEYS[1], over, over, 'WITHSCORES')
+local reset = math.ceil(tonumber(last[2]) + window - now)
+return {allowed, math.max(0, most - used), math.max(1, math.min(window, reset))}
 """
 
 

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from app import errors, keys
 from app.api_keys import ALL_DAY_S
+from app.auth import Caller
 from app.deps import Services
 from app.jobs import submit
 
@@ -22,8 +23,8 @@ _MOST_S = 60  # nobody waits for longer on one connection
 _DELETED_WITHIN_S = 2.0  # workers look for expired images every second
 
 
-async def refused(services: Services, owner: str, why: submit.Refusal) -> errors.ApiError:
-    """The error that says why a submission of this owner was not taken in."""
+async def refused(services: Services, caller: Caller, why: submit.Refusal) -> errors.ApiError:
+    """The error that says why a submission of this caller was not taken in."""
     match why:
         case submit.QueueFull(waiting):
             return errors.QueueFull(
@@ -33,13 +34,13 @@ async def refused(services: Services, owner: str, why: submit.Refusal) -> errors
         case submit.TooManyActive(active):
             return errors.QuotaExceeded(
                 f"{active} of your jobs are queued or running, which is the most; let some end",
-                headers=_after(await _foreseen(_next_end_s(services, owner))),
+                headers=_after(await _foreseen(_next_end_s(services, caller.owner))),
                 extra={"violated-policies": ["concurrency"]},
             )
         case submit.StorageFull(room_at):
             return _storage_full(services.settings.storage_quota_bytes, room_at)
         case submit.DaySpent(pictures):
-            return _day_spent(pictures)
+            return _day_spent(pictures, caller.limits.per_day or 0)
 
 
 async def _foreseen(asked: Awaitable[float | None]) -> float | None:
@@ -72,11 +73,11 @@ def _storage_full(quota: int, room_at: float | None) -> errors.StorageFull:
     )
 
 
-def _day_spent(pictures: int) -> errors.QuotaExceeded:
+def _day_spent(pictures: int, most: int) -> errors.QuotaExceeded:
     left_s = math.ceil(ALL_DAY_S - time.time() % ALL_DAY_S)
     return errors.QuotaExceeded(
         f"{pictures} pictures were asked for today with this key, and this job would make them "
         f"more than it may have; the day ends in {left_s} s (UTC)",
-        headers=_after(left_s) | {"RateLimit": f'"daily";r=0;t={left_s}'},
+        headers=_after(left_s) | {"RateLimit": f'"daily";r={max(0, most - pictures)};t={left_s}'},
         extra={"violated-policies": ["daily"]},
     )

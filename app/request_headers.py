@@ -24,7 +24,7 @@ _PRINTABLE = re.compile(r"[\x20-\x7e]+")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
 # For the OpenAPI document: what `idempotency_key` accepts.
 KEY_PATTERN = r"""^([!#-~]([ -~]{0,253}[!-~])?|"([ !#-\[\]-~]|\\["\\]){1,255}")$"""
-_WAIT = re.compile(r'wait\s*=\s*("?)([0-9]{1,9})\1\s*(?:;.*)?', re.IGNORECASE | re.DOTALL)
+_WAIT = re.compile(r'wait\s*=\s*("?)([0-9]{1,99})\1\s*(?:;.*)?', re.IGNORECASE | re.DOTALL)
 
 
 def preferred_wait_s(values: Sequence[str]) -> int | None:

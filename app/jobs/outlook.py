@@ -1,6 +1,5 @@
 """Where a job stands in line, and how long it will take."""
 
-import asyncio
 import json
 import time
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
@@ -9,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from app import keys
 from app.jobs.forecast import Engine, Load, forecast
 from app.jobs.ids import made_at
+from app.jobs.joint import Joint
 from app.jobs.record import JobRecord, JobRequest, JobStatus
 from app.jobs.scripts import OLDEST
 from app.keys import COME_AGAIN
@@ -108,7 +109,7 @@ class Outlooks:
     def __init__(self, redis: Redis, patience_s: float) -> None:
         self._redis = redis
         self._patience_s = patience_s
-        self._lock = asyncio.Lock()
+        self._looking = Joint(self._look)
         self._models: dict[str, _Model] = {}
         self._loads: dict[str, tuple[str, Load]] = {}  # by job: its model, and what it asks
         self._looked_at = float("-inf")
@@ -124,7 +125,8 @@ class Outlooks:
             return [Outlook()] * len(records)
         if ahead is None:
             ahead = await self._positions(open_ones)
-        await self._look_if_due()
+        with suppress(RedisError):  # an estimate is worth no answer
+            await self._look_if_due()
         return [self._outlook(record, ahead.get(record.id)) for record in records]
 
     async def room_s(self) -> float | None:
@@ -155,9 +157,8 @@ class Outlooks:
         return max(0.0, min(ends)) if ends else None
 
     async def _look_if_due(self) -> None:
-        async with self._lock:
-            if time.monotonic() >= self._look_again_at:
-                await self._look()
+        if time.monotonic() >= self._look_again_at:
+            await self._looking.done()
 
     def _outlook(self, record: JobRecord, ahead: int | None) -> Outlook:
         if record.status.terminal:

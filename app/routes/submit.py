@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
+from redis.exceptions import RedisError
 
 from app import errors
 from app.admission import Admission, admit
@@ -134,7 +135,12 @@ async def _current(services: Services, admission: Admission, wait_s: int | None)
     made = admission.record
     if not admission.replayed and (not wait_s or made.status.terminal):
         return made
-    current = await services.events.wait_until_terminal(admission.job_id, wait_s or 0)
+    try:
+        current = await services.events.wait_until_terminal(admission.job_id, wait_s or 0)
+    except RedisError:
+        if admission.replayed:
+            raise
+        return made  # it is in the queue, and its id must not be lost
     if current is None:  # expired just now
         raise errors.Unavailable(
             "The job has just expired; submit again", headers={"Retry-After": "1"}

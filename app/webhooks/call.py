@@ -6,6 +6,7 @@ import ssl
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
 
@@ -40,6 +41,8 @@ class Caller:
         self._client = httpx.AsyncClient(
             trust_env=False,  # a proxy would resolve the name once more, and unwatched
             follow_redirects=False,
+            # None are kept: who shares an address would be sent the other's.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             timeout=_CALL_S,
             # A kept connection to an address would serve any name that resolves to it.
             limits=httpx.Limits(max_keepalive_connections=0),

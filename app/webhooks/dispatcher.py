@@ -6,6 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import structlog
@@ -25,8 +26,8 @@ _LOOK_EVERY_S = 0.5
 _TRY_AGAIN_AFTER_S = 2.0  # after Redis was away
 _HOLD_S = 60.0  # longer than any call
 _AT_ONCE = 32
+_PARKED_S = 60.0  # at most, where no call of the host's ends
 _AT_ONCE_PER_HOST = 8  # a slow receiver must leave room for the others
-_HOST_BUSY_S = 1.0
 _LATER = 3.0  # each wait is so many times the one before
 _LONGEST_WAIT_S = 6 * 3600.0
 _GIVE_UP_AFTER_S = 86400.0
@@ -60,6 +61,10 @@ class Dispatcher:
 
     async def start(self) -> None:
         """Deliver in the background until `close`."""
+        # The loop looks names up here; by default in so few threads that a handful of names whose
+        # servers are silent would hold up all others.
+        names = ThreadPoolExecutor(2 * _AT_ONCE, "names")
+        asyncio.get_running_loop().set_default_executor(names)
         self._running = asyncio.create_task(self._run(), name="webhooks")
 
     async def close(self) -> None:
@@ -75,16 +80,21 @@ class Dispatcher:
         while not self._closed:
             try:
                 room = _AT_ONCE - len(self._calls)
-                due = await self._deliveries.take(room, _HOLD_S) if room else []
+                due = await self._deliveries.take(room, _HOLD_S) if room > 0 else []
             except (RedisError, OSError):
                 await asyncio.sleep(_TRY_AGAIN_AFTER_S)
                 continue
             for one in due:
-                task = asyncio.create_task(self._guarded(one))
-                self._calls.add(task)
-                task.add_done_callback(self._calls.discard)
-            if not due:
+                self._begin(one)
+            if not due and room > 0:
                 await asyncio.sleep(_LOOK_EVERY_S)
+            elif not due:
+                await asyncio.wait(self._calls, return_when=asyncio.FIRST_COMPLETED)
+
+    def _begin(self, due: Due) -> None:
+        task = asyncio.create_task(self._guarded(due))
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
 
     async def _guarded(self, due: Due) -> None:
         try:
@@ -106,18 +116,28 @@ class Dispatcher:
             return
         host = urlsplit(record.request.webhook_url).netloc
         if self._hosts[host] >= _AT_ONCE_PER_HOST:
-            await self._deliveries.again(due.job_id, _HOST_BUSY_S, tried=False)
+            await self._deliveries.park(due.job_id, host, _PARKED_S)
+            if self._hosts[host] < _AT_ONCE_PER_HOST:  # they have ended meanwhile
+                await self._begin_parked(host)
             return
         self._hosts[host] += 1
         try:
             answer = await self._caller.call(
                 record.request.webhook_url, await self._present(record)
             )
+            await self._note(record, due, host, answer)
         finally:
             self._hosts[host] -= 1
             if not self._hosts[host]:
                 del self._hosts[host]
-        await self._note(record, due, host, answer)
+        await self._begin_parked(host)
+
+    async def _begin_parked(self, host: str) -> None:
+        for one in await self._deliveries.unpark(host, _HOLD_S):
+            if len(self._calls) < _AT_ONCE:
+                self._begin(one)
+            else:  # the place that is left goes to what is due first, for any host
+                await self._deliveries.again(one.job_id, 0.0, tried=False)
 
     async def _note(self, record: JobRecord, due: Due, host: str, answer: Answer) -> None:
         told = _log.bind(

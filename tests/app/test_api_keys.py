@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
+from redis.asyncio.client import Pipeline
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from typer.testing import CliRunner
 
 from app import keys
@@ -182,7 +184,7 @@ async def test_a_days_pictures_are_counted_exactly(serve: Serve) -> None:
         refused = next(answer for answer in answers if answer.status_code == 429)
         assert refused.json()["violated-policies"] == ["daily"]
         assert 1 <= int(refused.headers["Retry-After"]) <= 60
-        assert refused.headers["RateLimit"].startswith('"daily";r=0;t=')
+        assert refused.headers["RateLimit"].startswith('"daily";r=1;t=')
         assert refused.headers["RateLimit-Policy"] == '"daily";q=5;w=86400'
         assert (await ask(1)).status_code == 202
         assert (await ask(1)).status_code == 429
@@ -222,6 +224,24 @@ async def test_keys_are_read_once_for_many_calls(
     stats = await client.info("commandstats")
     await client.aclose()
     assert stats["cmdstat_hgetall"]["calls"] == 1
+
+
+async def test_a_redis_that_hangs_is_asked_once_for_all_who_wait(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, asked = connect_async(redis_url), []
+
+    async def hang(*_: object, **__: object) -> None:
+        asked.append(1)
+        await asyncio.sleep(0.05)
+        raise RedisTimeoutError
+
+    monkeypatch.setattr(Pipeline, "execute", hang)
+    ring = KeyRing(client)
+    ends = await asyncio.gather(*(ring.has_keys() for _ in range(20)), return_exceptions=True)
+    await client.aclose()
+    assert {type(end) for end in ends} == {RedisTimeoutError}
+    assert len(asked) == 1
 
 
 async def test_a_key_that_cannot_be_read_opens_nothing_and_keeps_the_service_closed(

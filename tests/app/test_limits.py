@@ -40,6 +40,19 @@ async def test_the_window_slides(redis_url: str, monkeypatch: pytest.MonkeyPatch
     ]
 
 
+async def test_a_limit_that_was_lowered_says_when_there_is_room(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect_async(redis_url)
+    for now in (1000.0, 1010.0, 1020.0, 1030.0):
+        monkeypatch.setattr("app.limits.time.time", lambda now=now: now)
+        await RateLimiter(client, 9).take("ann")
+    state = await RateLimiter(client, 2).take("ann")
+    await client.aclose()
+    assert state is not None
+    assert (state.allowed, state.remaining, state.reset_s) == (False, 0, 50)
+
+
 @pytest.mark.parametrize(
     ("body", "status"), [({"prompt": "a cat"}, 202), ({"prompt": ""}, 422), ({"model": "x"}, 404)]
 )

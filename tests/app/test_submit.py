@@ -5,12 +5,14 @@ import time
 
 import pytest
 import redis
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from app import keys
 from app.jobs.record import JobStatus, Problem
+from app.request_headers import preferred_wait_s
 from tests.app.service import Serve, Service, until
 
 
@@ -151,6 +153,20 @@ async def test_wait_answers_when_the_job_ends(service: Service) -> None:
     assert len(answer.json()["images"]) == 1
 
 
+async def test_a_job_is_named_although_redis_went_away_while_it_was_waited_for(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lost(*_: object) -> None:
+        raise RedisTimeoutError
+
+    monkeypatch.setattr(service.app.state.services.events, "wait_until_terminal", lost)
+    answer = await service.client.post(
+        "/v1/jobs", json={"prompt": "x"}, headers={"prefer": "wait=1"}
+    )
+    assert answer.status_code == 202
+    assert (await service.job(answer.json()["id"]))["status"] == "queued"
+
+
 async def test_wait_gives_up_in_time(service: Service) -> None:
     answer = await service.client.post(
         "/v1/jobs", json={"prompt": "x"}, headers={"prefer": "respond-async, wait=1"}
@@ -178,6 +194,11 @@ async def test_wait_is_sixty_seconds_at_most(service: Service) -> None:
     answer = await waiting
     assert answer.headers["preference-applied"] == "wait=60"
     assert (answer.status_code, answer.json()["error"]) == (200, problem.model_dump())
+
+
+@pytest.mark.parametrize("digits", [2, 9, 10, 30])
+def test_more_than_sixty_counts_as_sixty(digits: int) -> None:
+    assert preferred_wait_s(["wait=" + "9" * digits]) == 60
 
 
 async def test_the_queue_cap_holds_under_a_rush(serve: Serve) -> None:

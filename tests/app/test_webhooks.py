@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from standardwebhooks import Webhook
 
 from app import keys
 from app.jobs.connection import connect_async
+from app.jobs.ids import new_job_id
 from app.jobs.record import JobStatus, Problem
 from app.webhooks.deliveries import Deliveries, Due
 from app.webhooks.signing import WebhookSecrets
@@ -143,6 +145,8 @@ async def test_what_fails_is_tried_again_as_the_same_message(serve: Serve) -> No
         async with serve(**SETTINGS) as service:
             service.draw((await service.submit(webhook_url=receiver.url))["id"])
             await until(lambda: len(receiver.calls) == 4 and not pending(service))
+            figures = (await service.client.get("/metrics")).text
+        assert 'avocat_webhook_calls_total{outcome="retried"} 3.0' in figures
         assert len(receiver.verified()) == 4
         assert {path for path, _, _ in receiver.calls} == {"/hook"}
         assert len({headers["webhook-id"] for _, headers, _ in receiver.calls}) == 1
@@ -209,6 +213,72 @@ async def test_a_slow_receiver_holds_up_no_other(serve: Serve, receiver: Receive
         await until(lambda: len(receiver.calls) >= 8)
         service.draw((await service.submit(webhook_url=receiver.url))["id"])
         await until(lambda: any(path == "/hook" for path, _, _ in receiver.calls))
+
+
+def many_told(service: Service, url: str, count: int) -> None:
+    """As many ended jobs, due now, as copies of one that has ended."""
+    [record] = [service.redis.hgetall(key) for key in service.redis.keys(keys.job("*"))][:1]
+    request = json.loads(record[b"request"]) | {"webhook_url": url}
+    for _ in range(count):
+        job_id = new_job_id(time.time())
+        fields = record | {b"id": job_id.encode(), b"request": json.dumps(request).encode()}
+        service.redis.hset(keys.job(job_id), mapping=fields)
+        service.redis.zadd(keys.WEBHOOKS_DUE, {job_id: time.time()})
+
+
+async def test_one_receiver_is_told_as_fast_as_it_answers(serve: Serve, receiver: Receiver) -> None:
+    async with serve(**SETTINGS) as service:
+        service.draw((await service.submit())["id"])
+        many_told(service, receiver.url, 200)
+        begun = time.monotonic()
+        await until(lambda: len(receiver.calls) == 200 and not pending(service))
+        assert (
+            time.monotonic() - begun < 4
+        )  # 12 s when those over its places came back by the clock
+        assert service.redis.hlen(keys.WEBHOOK_ATTEMPTS) == 0
+
+
+async def test_hundreds_for_a_receiver_that_hangs_hold_up_no_other(
+    serve: Serve, receiver: Receiver
+) -> None:
+    slow = receiver.url.replace("127.0.0.1", "localhost").replace("/hook", "/slow")
+    allowed = SETTINGS | {"webhook_allow": "127.0.0.1,localhost,::1"}
+    async with serve(**allowed) as service:
+        service.draw((await service.submit())["id"])
+        many_told(service, slow, 300)
+        await until(lambda: len(receiver.calls) >= 8)
+        begun = time.monotonic()
+        service.draw((await service.submit(webhook_url=receiver.url))["id"])
+        await until(lambda: any(path == "/hook" for path, _, _ in receiver.calls))
+        assert time.monotonic() - begun < 2  # 6 s when they were looked at again and again
+
+
+async def test_what_is_parked_comes_in_order_and_once(
+    deliveries: tuple[Deliveries, Redis],
+) -> None:
+    one, redis = deliveries
+    await redis.zadd(keys.WEBHOOKS_DUE, {"a": 0, "b": 1, "c": 2, "d": 3})
+    assert len(await one.take(9, 60)) == 4
+    for job_id in "abcd":
+        await one.park(job_id, "host", 60)
+    assert await one.take(9, 60) == []
+    await one.done("a")
+    await redis.zadd(keys.WEBHOOKS_DUE, {"b": 0})  # its time came, and another process takes it
+    assert await one.take(9, 60) == [Due("b", 0)]
+    assert await one.unpark("elsewhere", 60) == []
+    assert await one.unpark("host", 60) == [Due("c", 0)]
+    assert await one.unpark("host", 60) == [Due("d", 0)]
+    assert await one.unpark("host", 60) == []
+    assert await redis.hgetall(keys.WEBHOOK_ATTEMPTS) == {b"b": b"1", b"c": b"1", b"d": b"1"}  # type: ignore[misc]
+
+
+async def test_no_receiver_is_sent_the_cookies_of_another(serve: Serve) -> None:
+    cookie = {"set-cookie": "session=secret; Path=/"}
+    async with receiving((200, cookie)) as receiver, serve(**SETTINGS) as service:
+        for count in (1, 2):
+            service.draw((await service.submit(webhook_url=receiver.url))["id"])
+            await until(lambda count=count: len(receiver.calls) == count)
+        assert "cookie" not in receiver.calls[1][1]
 
 
 async def test_every_secret_signs_and_a_drawn_one_is_kept(serve: Serve, redis_url: str) -> None:

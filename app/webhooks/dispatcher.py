@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import structlog
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from app.jobs.reader import JobReader
 from app.jobs.record import JobRecord
@@ -99,6 +99,8 @@ class Dispatcher:
     async def _guarded(self, due: Due) -> None:
         try:
             await self._deliver(due)
+        except ResponseError:  # a fault of ours, no lost Redis
+            _log.exception("webhook broke", job_id=due.job_id)
         except (RedisError, OSError):
             pass  # it is due again when the hold ends
         except asyncio.CancelledError:

@@ -8,6 +8,7 @@ nothing.
 import asyncio
 import ipaddress
 import random
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from urllib.parse import SplitResult, urlsplit
 __all__ = ["Refused", "Targets"]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+# Labels of 63 characters, 253 in all; one that ends in a number is an address, and this is none.
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_NAME = re.compile(rf"(?=.{{1,254}}$)(?:{_LABEL}\.)*(?!\d+\.?$){_LABEL}\.?")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # holds an IPv4 address in its last 32 bits
 
 
@@ -51,12 +55,14 @@ class Targets:
         """Refuse a URL that can be judged without asking anyone.
 
         Raises:
-            Refused: it is no http(s) URL, carries credentials, is plain http to a host that is not
-                listed, or names an address that is not public.
+            Refused: it is no http(s) URL, carries credentials, has a host that no name can be, is
+                plain http to a host that is not listed, or names an address that is not public.
         """
         url = _split(text)
         host = url.hostname or ""
         address = _literal(host)
+        if address is None and not _NAME.fullmatch(host):
+            raise Refused(f"{host[:80]} is no host name")
         listed = host in self.names or (address is not None and self._lists(address))
         if url.scheme != "https" and not listed:
             raise Refused("The address should begin with https://")

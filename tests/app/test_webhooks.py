@@ -303,6 +303,8 @@ REFUSED = [
     "https://169.254.169.254/latest/meta-data", "https://100.64.0.1/", "https://224.0.0.1/",
     "https://255.255.255.255/", "https://240.0.0.1/", "https://[::1]/", "https://[::]/",
     "https://[fe80::1]/", "https://[fc00::1]/", "https://[ff02::1]/", "https://[fec0::1]/",
+    "https://999.1.1.1/", "https://a..b.com/", f"https://{'a' * 64}.com/", "https://-a.com/",
+    f"https://{'a.' * 127}com/", "https://a$b.com/",
     "https://[::ffff:127.0.0.1]/", "https://[64:ff9b::7f00:1]/", "https://[2002:7f00:1::]/",
 ]  # fmt: skip
 
@@ -317,10 +319,14 @@ async def test_no_address_that_is_not_public(service: Service, url: str) -> None
     assert [error["pointer"] for error in answer.json()["errors"]] == ["/webhook_url"]
 
 
-@pytest.mark.parametrize(
-    "url",
-    ["https://example.org/hook?a=b", "https://1.1.1.1:8443/", "https://[2606:4700:4700::1111]/"],
-)
+CALLED = [
+    "https://example.org/hook?a=b", "https://1.1.1.1:8443/", "https://[2606:4700:4700::1111]/",
+    "https://hook/", "https://my_host.a-b.co.uk.:8443/", "https://xn--exmple-cua.org/",
+    "https://1.example.2go/", f"https://{'a' * 63}.com/",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("url", CALLED)
 def test_public_addresses_are_called(url: str) -> None:
     assert Targets.parse("").check_url(url).geturl() == url
 

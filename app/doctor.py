@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import httpx
 from redis import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from app import keys
 from app.embedded_redis import EmbeddedRedisError, redis_executable
@@ -194,6 +194,9 @@ def _redis(settings: Settings) -> Iterator[Finding]:
             yield _quota(settings, redis)
     except ValueError as wrong:
         yield _fault("redis", f"AVOCAT_REDIS_URL: {wrong}", "redis://host:6379/0, for example")
+    except NoPermissionError as fault:
+        fix = "give the user of AVOCAT_REDIS_URL the rights of deploy/redis/users.acl"
+        yield _fault("redis", f"its user may not do what is needed: {fault}", fix)
     except RedisError as fault:
         if own:
             fix = "start `avocat serve`, and ask again"
@@ -224,9 +227,11 @@ def _persistence(redis: Redis, info: Mapping[str, object]) -> Iterator[Finding]:
     elif fsync == "no":
         fix = "redis-cli config set appendfsync everysec, and the same in redis.conf"
         yield _warning("persistence", "appendfsync no: a power cut loses many seconds", fix)
+    elif not fsync:
+        yield _ok("persistence", "appendonly is on; how often it is synced, Redis does not tell")
     else:
         means = "nothing" if fsync == "always" else "at most about a second of accepted jobs"
-        yield _ok("persistence", f"appendfsync {fsync or 'unknown'}: a power cut loses {means}")
+        yield _ok("persistence", f"appendfsync {fsync}: a power cut loses {means}")
     policy = str(info.get("maxmemory_policy", "unknown"))
     limited = int(cast(int, info.get("maxmemory", 0))) > 0
     if policy != "noeviction":

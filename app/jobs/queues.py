@@ -48,16 +48,18 @@ async def read_queues(redis: Redis) -> Queues:
     workers, use, *replies = await cast(Awaitable[list[Any]], pipe.execute())
     counts = [replies[at : at + 3] for at in range(0, len(replies), 3)]
     pipe = redis.pipeline(transaction=False)
-    pipe.exists(*(workers or [b""]))
     for _, _, first in counts:
         pipe.hget(keys.job((first or b"").decode("utf-8", "replace")), "created_at")
-    live, *since = await cast(Awaitable[list[Any]], pipe.execute())
+    if workers:  # without a name it would ask for a key that an ACL user may not see
+        pipe.exists(*workers)
+    answers = await cast(Awaitable[list[Any]], pipe.execute())
+    since = answers[: len(counts)]
     now = time.time()
     return Queues(
         by_priority={
             queue: Queue(waiting, running, max(0.0, now - float(at)) if at else 0.0)
             for queue, (waiting, running, _), at in zip(keys.QUEUES, counts, since, strict=True)
         },
-        workers=int(live),
+        workers=sum(answers[len(counts) :]),
         storage={kind: int(found or 0) for kind, found in zip(STORAGE, use, strict=True)},
     )

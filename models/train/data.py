@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -105,11 +105,10 @@ def read_pictures(
 
 def _samples(source: Path, skipped: list[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
     """`(key, {suffix: bytes})`, in an order that depends on the names alone."""
-    tars, loose = ([source], []) if source.is_file() else _chosen(source, skipped)
+    tars, loose = ([source], {}) if source.is_file() else _chosen(source, skipped)
     for tar in tars:
         yield from _tar_samples(tar, skipped)
-    for picture in loose:
-        beside = [picture.with_suffix(suffix) for suffix in CAPTION_SUFFIXES]
+    for picture, beside in loose.items():
         try:
             parts = {p.suffix.lower(): p.read_bytes() for p in (picture, *beside) if p.exists()}
         except OSError as fault:  # no file, or one that may not be read
@@ -118,20 +117,31 @@ def _samples(source: Path, skipped: list[str]) -> Iterator[tuple[str, dict[str, 
         yield str(picture), parts
 
 
-def _chosen(source: Path, skipped: list[str]) -> tuple[list[Path], list[Path]]:
+def _chosen(source: Path, skipped: list[str]) -> tuple[list[Path], dict[Path, list[Path]]]:
     """The tar files of a folder, or else its loose pictures; what is left out is named."""
     tars = sorted(source.glob("*.tar"))
-    loose = sorted(p for p in source.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+    loose = _loose(source)
     shards = [tar for tar in tars if tar.name.startswith("shard-")]
     heldout = [tar for tar in tars if tar.name.startswith("heldout-")]
     others = [tar for tar in tars if tar not in (*shards, *heldout)]
-    captioned = any(p.with_suffix(end).exists() for p in loose for end in CAPTION_SUFFIXES)
+    captioned = any(loose.values())
     chosen = shards or ([] if captioned else others)
     unread = [p for p in (*others, *loose) if p not in chosen] if chosen else others
     kind = "tar files" if chosen else "loose pictures"
     skipped += [f"{tar}: it is held out" for tar in heldout]
     skipped += [f"{p}: the {kind} beside it are read instead" for p in unread]
-    return chosen, [] if chosen else loose
+    return chosen, {} if chosen else loose
+
+
+def _loose(source: Path) -> dict[Path, list[Path]]:
+    """Every picture outside tar files, and the captions beside it."""
+    files = sorted(source.rglob("*"))
+    captions: dict[Path, list[Path]] = {}
+    for file in files:
+        if file.suffix.lower() in CAPTION_SUFFIXES:
+            captions.setdefault(file.with_suffix(""), []).append(file)
+    pictures = [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES]
+    return {picture: captions.get(picture.with_suffix(""), []) for picture in pictures}
 
 
 def _tar_samples(shard: Path, skipped: list[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -244,6 +254,8 @@ def _decode(data: bytes, image_size: int) -> Tensor:
             # Thinned out before it is made square in floats: a banner would fill the memory.
             upright = upright.convert("RGBa").reduce(factor).convert("RGBA")
         rgba = np.asarray(upright, dtype=np.float32) / 255
+    except UnidentifiedImageError:  # whose own words name an object in memory
+        raise DatasetError("the picture cannot be read: it is of no kind that is known") from None
     except Exception as fault:  # damaged files make Pillow raise many kinds
         raise DatasetError(f"the picture cannot be read: {fault}") from None
     rgba = np.concatenate([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], axis=-1)

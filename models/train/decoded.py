@@ -23,7 +23,7 @@ from models.train.data import (
     read_pictures,
 )
 
-_FORMAT = 2  # of the two files, and of what decoding makes of a picture
+_FORMAT = 3  # of the two files, and of what decoding makes of a picture
 _SUFFIXES = (".tar", *PICTURE_SUFFIXES, *CAPTION_SUFFIXES)
 
 
@@ -89,6 +89,12 @@ def _decode_into(pixels: Path, index: Path, source: Path, image_size: int, progr
                 file.write(picture.numpy().tobytes())
                 captions.append(caption)
         os.replace(partial, pixels)
+    except OSError as fault:
+        if fault.filename is not None:
+            raise
+        raise DatasetError(  # a full disk, whose fault names no file
+            f"{str(pixels.parent)!r} cannot be written: {fault.strerror}"
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
     described = {"captions": [asdict(entry) for entry in captions], "skipped": skipped}

@@ -96,6 +96,16 @@ def test_a_redis_that_may_lose_jobs(
     assert option in said
 
 
+def test_nothing_is_claimed_of_what_a_managed_redis_does_not_tell(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: redis.Redis, name: str) -> None:
+        raise redis.ResponseError("unknown command 'CONFIG'")
+
+    monkeypatch.setattr(redis.Redis, "config_get", refuse)
+    assert "does not tell" in found(settings, "persistence")[1]
+
+
 def test_a_clock_that_differs(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis.Redis, "time", lambda self: (1_000_000, 0))
     assert found(settings, "clock")[0] is Verdict.FAULT

@@ -12,7 +12,10 @@ import pytest
 import redis
 
 from app import keys
+from app.doctor import Verdict, examine
 from app.jobs.connection import connect, connect_async
+from app.jobs.queues import read_queues
+from app.settings import Settings
 from tests.app.service import serving, until
 from tests.deploy.gateway import free_port
 from tests.integration.redis_server import running, servers
@@ -85,6 +88,31 @@ def test_the_whole_service_needs_no_more_rights_than_documented(
         assert service.http.get("/v1/jobs?limit=3").is_success
         assert service.http.get("/metrics").status_code in (200, 401, 403, 404)
     assert denied(root) == []
+
+
+async def test_what_looks_at_it_needs_no_more_rights_while_no_worker_lives(
+    restricted: tuple[str, redis.Redis], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    url, root = restricted
+    client = connect_async(url)
+    assert (await read_queues(client)).workers == 0
+    await client.aclose()
+    settings = Settings(redis_url=url, data_dir=tmp_path / "data", bundle=tiny_bundle, port=0)
+    found = {one.check: one for one in examine(settings) if one.verdict is not Verdict.OK}
+    assert "NoPermission" not in str(found)
+    assert found.keys() == {"persistence", "workers"}  # it runs without an append-only file
+    assert denied(root) in ([], ["command config|get"], ["command config"])
+
+
+def test_a_user_with_too_few_rights_is_told_where_they_are(
+    restricted: tuple[str, redis.Redis], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    url, root = restricted
+    root.execute_command("ACL", "SETUSER", "avocat", "-time")
+    settings = Settings(redis_url=url, data_dir=tmp_path / "data", bundle=tiny_bundle, port=0)
+    [fault] = [one for one in examine(settings) if one.verdict is Verdict.FAULT]
+    assert "its user may not" in fault.found
+    assert "deploy/redis/users.acl" in fault.fix
 
 
 def test_the_user_may_do_nothing_else(restricted: tuple[str, redis.Redis]) -> None:

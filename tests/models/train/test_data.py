@@ -53,7 +53,7 @@ def test_text_captions_and_wide_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "reason"),
     [
-        ("red_disc.png", b"not a picture", "cannot identify"),
+        ("red_disc.png", b"not a picture", "of no kind that is known"),
         ("red_disc.json", b"{}", "neither a 'name' nor a 'caption'"),
         ("red_disc.json", b"{", "Expecting property name"),
     ],

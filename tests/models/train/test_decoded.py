@@ -33,6 +33,18 @@ def test_nothing_is_decoded_twice(
     assert again.skipped == first.skipped
 
 
+def test_a_full_disk_is_told_with_the_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **options: object) -> Iterator[tuple[Tensor, Captions]]:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(decoded, "read_pictures", full)
+    with pytest.raises(DatasetError, match=r"kept' cannot be written: No space left"):
+        decoded_pictures(folder, 12, tmp_path / "kept", progress=False)
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("kind", "content"),
     [

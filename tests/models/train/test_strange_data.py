@@ -65,6 +65,21 @@ def test_no_damage_to_a_picture_is_a_crash(folder: Path, kind: str) -> None:
     assert data.skipped
 
 
+@pytest.mark.parametrize("caption", ["IMG_1.TXT", "IMG_1.Json"])
+def test_a_camera_that_shouts_is_understood(folder: Path, caption: str) -> None:
+    (folder / "IMG_1.PNG").write_bytes(picture())
+    (folder / caption).write_text('{"caption": "a disc"}' if caption.endswith("n") else "a disc")
+    data = load_pictures(folder, 8, progress=False)
+    assert (len(data), data.skipped) == (7, [])
+
+
+def test_what_is_no_picture_is_said_in_words(folder: Path) -> None:
+    (folder / "a.png").write_bytes(b"")
+    (folder / "a.txt").write_text("a disc")
+    [line] = load_pictures(folder, 8, progress=False).skipped
+    assert line.endswith("a.png: the picture cannot be read: it is of no kind that is known")
+
+
 def test_a_picture_too_large_to_open_is_skipped(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ _DOING: Final = re.compile(
 )
 # "with a rose in its mouth": who has it, and where.
 _AT: Final = re.compile(
-    rf"\bwith (?P<what>[^,]{{1,60}}?) (?:(?P<inside>(?:in|inside)(?: of)? it)|"
+    rf"\bwith (?P<what>(?:(?! with )[^,]){{1,60}}?) (?:(?P<inside>(?:in|inside)(?: of)? it)|"
     rf"(?P<worn>(?:on|on top of) {_OWN} head|(?:around|round) {_OWN} neck)|"
     rf"(?P<held>in {_OWN} (?:hands?|arms|mouth|beak|paws?|claws|trunk))|"
     rf"(?P<borne>(?:on|on top of) (?:{_OWN} back|it|top(?: of it)?)))(?=$|,| )",

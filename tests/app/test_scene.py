@@ -139,6 +139,8 @@ def test_what_is_worn_or_held_belongs_to_the_creature() -> None:
 def test_what_is_in_or_on_a_thing_is_at_the_one_named_last() -> None:
     full = scene("inside", "a mouse", "a box")
     assert read_scene("a cat on a box with a mouse in it") == scene("on", "a cat", full)
+    hat = scene("on_head", "a cat", "a hat")
+    assert read_scene("a cat with a hat on a box with a mouse in it") == scene("on", hat, full)
     assert read_scene("two dogs playing with a ball") == scene(
         "holding", scene("two", "a dog"), "a ball"
     )

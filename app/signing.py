@@ -1,6 +1,5 @@
 """Signed image URLs: an HMAC over name and expiry, so that `<img>` works without a key."""
 
-import asyncio
 import hashlib
 import hmac
 import math
@@ -14,6 +13,7 @@ from redis.asyncio import Redis
 
 from app import keys
 from app.errors import SignatureExpired, SignatureInvalid
+from app.jobs.joint import Joint
 from app.jobs.record import JobRecord
 
 __all__ = ["Signer"]
@@ -30,7 +30,7 @@ class Signer:
         self._redis = redis
         self._key = key.encode() if key is not None else None
         self._ttl_s = ttl_s
-        self._lock = asyncio.Lock()
+        self._drawing = Joint(self._draw)
 
     async def urls(self, record: JobRecord) -> list[str]:
         """A signed path for each image of a job."""
@@ -69,11 +69,12 @@ class Signer:
         return math.ceil(min(since + age + self._ttl_s, record.expires_at))
 
     async def _signing_key(self) -> bytes:
-        async with self._lock:
-            if self._key is None:
-                await self._redis.set(keys.SIGNING_KEY, secrets.token_hex(32), nx=True)
-                self._key = await cast(Awaitable[bytes], self._redis.get(keys.SIGNING_KEY))
-            return self._key
+        return self._key if self._key is not None else await self._drawing.done()
+
+    async def _draw(self) -> bytes:
+        await self._redis.set(keys.SIGNING_KEY, secrets.token_hex(32), nx=True)
+        self._key = await cast(Awaitable[bytes], self._redis.get(keys.SIGNING_KEY))
+        return self._key
 
 
 def _signature(key: bytes, name: str, expires: str) -> str:

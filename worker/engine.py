@@ -22,57 +22,15 @@ from models.model import Model
 from models.samplers import NOISE, PREVIOUS, step
 from worker.batches import ask, batch, noise, predicted, together
 from worker.memory import ran_out
+from worker.reports import Fault, Finished, Snapshot, StepReport
 from worker.rows import Row, RowSpec, blank_batch, parts_of
 from worker.streams import Streams
 from worker.transfers import fetch, reached
 
-__all__ = ["Engine", "Fault", "Finished", "Snapshot", "StepReport"]
+__all__ = ["Engine"]
 
 _STAY = 8  # rounds in one part of the network
 _AHEAD = 2  # rounds that a GPU is asked for before the first of them is looked at
-
-
-@dataclass(frozen=True, eq=False)
-class Finished:
-    """A row that left the engine with its picture, float32 `[C, H, W]` in [-1, 1], on CPU."""
-
-    job: str
-    index: int
-    picture: Tensor
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A row that left the engine without one."""
-
-    job: str
-    index: int
-    reason: str
-
-
-@dataclass(frozen=True, eq=False)
-class Snapshot:
-    """What a row on its way would be if it ended now: `denoised`, float32 `[C, H, W]`, on CPU."""
-
-    job: str
-    index: int
-    step: int  # steps done
-    denoised: Tensor
-
-
-@dataclass
-class StepReport:
-    """What one step brought."""
-
-    advanced: int = 0  # rows in the step
-    calls: int = 0  # of the network, side by side
-    asked: int = 0  # rows in those calls
-    room: int = 0  # for rows, the rest was padding
-    flying: int = 0  # rows that are on their way after it
-    shrunk: bool = False  # memory ran out: there are fewer slots now, and all rows began anew
-    finished: list[Finished] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
-    snapshots: list[Snapshot] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -366,7 +324,8 @@ class Engine:
         # One number that is none makes the sum none.
         totals = fetch(said.flatten(1).sum(1))
         told = [(row, row.spec.skipped + row.position, _shown(row)) for row in ready]
-        self._rows = [row for row in self._rows if not row.done]
+        if any(row.done for row in ready):
+            self._rows = [row for row in self._rows if not row.done]
         return _Moved(told, totals, reached(self.device))
 
     def _look(self, moved: _Moved, report: StepReport) -> None:

@@ -8,8 +8,9 @@ from queue import Empty, SimpleQueue
 import torch
 
 from models.model import Model
-from worker.engine import Engine, Fault, StepReport
+from worker.engine import Engine
 from worker.mail import EngineFailed, Mail, Shrunk
+from worker.reports import Fault, StepReport
 from worker.rows import RowSpec
 from worker.turns import Turns
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from app.jobs.models import ModelCard
 from app.jobs.record import StoredImage
 from models.model import Model
-from worker.engine import Fault, Finished, Snapshot
 from worker.prompts import Order
+from worker.reports import Fault, Finished, Snapshot
 
 if TYPE_CHECKING:  # it writes letters itself
     from worker.resident import Resident

@@ -20,8 +20,8 @@ from prometheus_client import (
 
 from app.jobs.record import JobStatus, Problem
 from worker.device_use import DeviceUse
-from worker.engine import StepReport
 from worker.flights import Flight
+from worker.reports import StepReport
 
 __all__ = ["Metrics", "serving"]
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import structlog
 
-from worker.engine import StepReport
 from worker.flights import Flight
+from worker.reports import StepReport
 
 __all__ = ["NoProfile", "Profile"]
 

@@ -12,7 +12,7 @@ from app.storage.base import ImageStorage
 from models.model import Model
 from worker.background import Background
 from worker.card import Smaller
-from worker.engine import Engine, StepReport
+from worker.engine import Engine
 from worker.inputs import Inputs
 from worker.loop import EngineLoop
 from worker.loras import Loras
@@ -20,6 +20,7 @@ from worker.mail import Built, Mail, Shrunk
 from worker.memory import has_room
 from worker.progress import Speed
 from worker.prompts import Prompts
+from worker.reports import StepReport
 from worker.results import Results
 from worker.streams import Streams
 from worker.turns import Turns

@@ -24,7 +24,6 @@ from app.settings import Settings
 from app.storage.base import ImageStorage
 from worker.admission import SPARE_S
 from worker.control import Control
-from worker.engine import StepReport
 from worker.flights import Ending
 from worker.intake import Intake
 from worker.ledger import Ledger
@@ -46,6 +45,7 @@ from worker.profile import NoProfile
 from worker.progress import Progress
 from worker.recovery import Recovery
 from worker.registration import RegisteredWorker
+from worker.reports import StepReport
 from worker.resident import Place, Prepared, Resident
 from worker.roster import Roster, Workshop
 from worker.settling import Settling

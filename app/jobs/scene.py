@@ -17,9 +17,11 @@ from pydantic import BaseModel, ConfigDict
 
 from app.jobs.scene_phrases import plainly
 from app.jobs.scene_words import (
+    ARTICLE,
     CARRIED,
     CREATURES,
     HAVING,
+    LINK_WORDS,
     LOOKS,
     NEIGHBOURS,
     NOWHERE,
@@ -29,6 +31,7 @@ from app.jobs.scene_words import (
     TURNED,
     WORN,
     Relation,
+    an,
     noun,
     singular,
 )
@@ -63,12 +66,11 @@ class Scene(BaseModel):
 
 # A thing has an article, for "face with tongue" and "sun behind cloud" are names of one drawing;
 # what one wears comes in pairs, which have none. No letter but ASCII's is any of these.
-_THING = r"(?:an?|the|one|two|three|2|3|some) \S"
+_THING = rf"{ARTICLE} \S"
 _PAIR = r"(?:[\w-]+ )?(?:sun|eye)?(?:glasses|goggles|boots|shoes|sneakers|headphones)\b"
 _JOIN = r",? (?:and|&)|,"
-_LINK_WORDS = "|".join(sorted([*PLACES, *HAVING], key=len, reverse=True))
 _LINK = re.compile(
-    rf"(?P<join>{_JOIN})?(?: that| which| who)?(?: is| are)? (?P<word>{_LINK_WORDS}) "
+    rf"(?P<join>{_JOIN})?(?: that| which| who)?(?: is| are)? (?P<word>{LINK_WORDS}) "
     rf"(?:(?={_THING})|(?<=wearing )(?={_PAIR}))"
     rf"|(?P<list>{_JOIN}) (?={_THING}|{_PAIR})",
     re.I | re.A,
@@ -84,7 +86,7 @@ _DRESS = re.compile(
     re.I | re.A,
 )
 _SUFFIX = re.compile(
-    rf"(?:(?:[,;]|(?<=\w{{4}})\.)(?= )(?!\s*(?:(?:and|&|{_LINK_WORDS}) )?(?:{_THING}|{_PAIR}))"
+    rf"(?:(?:[,;]|(?<=\w{{4}})\.)(?= )(?!\s*(?:(?:and|&|{LINK_WORDS}) )?(?:{_THING}|{_PAIR}))"
     rf"| in (?:the |an? )?(?:[\w-]+ ){{0,3}}?style\b(?=,|$| of \S+$)).*$",
     re.I | re.A,
 )
@@ -92,7 +94,7 @@ _SUFFIX = re.compile(
 _BEYOND = re.compile(
     r"\b(?:no|not|never|without|none|nothing|nobody)\b|n't\b|[;:!?\"“”]|\. | [-–—] ", re.I
 )
-_SAID_MORE = re.compile(rf"(?:^| )(?:of|{_LINK_WORDS})(?: |$)", re.I | re.A)
+_SAID_MORE = re.compile(rf"(?:^| )(?:of|{LINK_WORDS})(?: |$)", re.I | re.A)
 _COUNTS: dict[str, Relation] = {"two": "two", "three": "three", "2": "two", "3": "three"}
 _FACE: Final = "face"  # what has one has it inside: "an avocado with a smiling face"
 
@@ -357,8 +359,7 @@ def _counted(name: str) -> "str | Scene":
         return name
     if (one := singular(plural)) is None:
         return name
-    article = "an" if one[0] in "aeiou" else "a"
-    return Scene(relation=_COUNTS[word.lower()], parts=(f"{article} {one}",))
+    return Scene(relation=_COUNTS[word.lower()], parts=(an(one),))
 
 
 def _styled(scene: Scene, style: str) -> Scene:

@@ -8,7 +8,16 @@ that: "sun behind cloud" and "person wearing turban" are names of drawings.
 import re
 from typing import Final
 
-from app.jobs.scene_words import CREATURES, HAVING, PARTS, PLACES, noun, singular
+from app.jobs.scene_words import (
+    ARTICLE,
+    CREATURES,
+    LINK_WORDS,
+    PARTS,
+    PLACE_WORDS,
+    an,
+    noun,
+    singular,
+)
 
 __all__ = ["plainly"]
 
@@ -19,7 +28,7 @@ _DOING: Final = re.compile(
     r"(?:balancing|bouncing|crawling|dancing|driving|flying|floating|hiding|hopping|hovering|"
     r"jumping|leaning|leaping|lounging|lying|perched|perching|playing|relaxing|resting|running|"
     r"sailing|seated|sleeping|sliding|smiling|standing|surfing|swimming|travelling|waiting|walking)"
-    rf"(?= (?:{'|'.join(sorted(PLACES, key=len, reverse=True))}|with) )",
+    rf"(?= (?:{PLACE_WORDS}|with) )",
     re.I | re.A,
 )
 # "with a rose in its mouth": who has it, and where.
@@ -43,13 +52,11 @@ _ITS: Final = re.compile(
 _SURE: Final = re.compile(
     r"(?<=\w )(?:inside(?: of)?|in front of|on top of|next to|beside|riding|sitting (?:on|in)|"
     r"standing on|underneath|wearing|holding|carrying|eating|reading) "
-    rf"(?!(?:an?|the|one|two|three|2|3|some|{_OWN}|my|your|our|it|me|you|us|him|them|each|this|that|"
+    rf"(?!(?:{ARTICLE}|{_OWN}|my|your|our|it|me|you|us|him|them|each|this|that|"
     r"these|those|another|other|of)\b)(?=[a-z])",
     re.I | re.A,
 )
-_NEXT: Final = re.compile(
-    rf",| (?:and|{'|'.join(sorted([*PLACES, *HAVING], key=len, reverse=True))}) ", re.I | re.A
-)
+_NEXT: Final = re.compile(rf",| (?:and|{LINK_WORDS}) ", re.I | re.A)
 _PEOPLE: Final = frozenset({"man", "woman", "boy", "girl", "child", "kid", "baby", "person"})
 _BEASTS: Final = "|".join(sorted(CREATURES - _PEOPLE))
 _PAIR: Final = re.compile(
@@ -57,15 +64,15 @@ _PAIR: Final = re.compile(
     re.I | re.A,
 )
 _OF_NAMES: Final = PARTS | {"turban"}  # "holding hands"
-_ARTICLE: Final = re.compile(r"(?:an?|the|one|two|three|2|3|some) ", re.I | re.A)
+_IS_THING: Final = re.compile(rf"{ARTICLE} ", re.I | re.A)
 
 
 def plainly(phrase: str) -> str:
     """The same in words that `read_scene` knows, or as it is."""
     said = _DOING.sub("", phrase)
     said = _AT.sub(_had, said)
-    said = _ITS.sub(lambda its: f"{its['link']} {_with_article(its['next'])}", said)
-    said = _PAIR.sub(lambda two: " and ".join(map(_with_article, two.groups())), said)
+    said = _ITS.sub(lambda its: f"{its['link']} {an(its['next'])}", said)
+    said = _PAIR.sub(lambda two: " and ".join(map(_thing, two.groups())), said)
     return _articles(said)
 
 
@@ -83,11 +90,9 @@ def _articles(said: str) -> str:
         at = found.end()
         what = noun(f"a {said[at:end]}")
         if what not in _OF_NAMES and singular(what) is None:  # one, or it would say how many
-            parts.append(_with_article(said[at:end])[: -(end - at)])
+            parts.append(an(said[at:end]).removesuffix(said[at:end]))
     return "".join([*parts, said[at:]])
 
 
-def _with_article(thing: str) -> str:
-    if _ARTICLE.match(thing):
-        return thing
-    return f"{'an' if thing[0].lower() in 'aeiou' else 'a'} {thing}"
+def _thing(name: str) -> str:
+    return name if _IS_THING.match(name) else an(name)

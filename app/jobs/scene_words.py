@@ -1,21 +1,26 @@
 """The English that prompts of several things are read by: relations, and what nouns stand for."""
 
 import re
+from collections.abc import Iterable
 from typing import Final, Literal
 
 __all__ = [
+    "ARTICLE",
     "CARRIED",
     "CREATURES",
     "HAVING",
+    "LINK_WORDS",
     "LOOKS",
     "NEIGHBOURS",
     "NOWHERE",
     "PARTS",
     "PLACES",
+    "PLACE_WORDS",
     "THE_PLACES",
     "TURNED",
     "WORN",
     "Relation",
+    "an",
     "noun",
     "singular",
 ]
@@ -69,6 +74,22 @@ HAVING: Final = (
     *("wearing", "with", "holding", "carrying", "playing", "eating", "reading", "drinking"),
     *("hugging", "kicking", "throwing", "juggling", "containing", "bearing"),
 )
+
+
+def _any_of(words: Iterable[str]) -> str:
+    """For a regular expression; "inside of" is found before "inside"."""
+    return "|".join(sorted(words, key=len, reverse=True))
+
+
+PLACE_WORDS: Final = _any_of(PLACES)
+LINK_WORDS: Final = _any_of([*PLACES, *HAVING])
+# What says that a noun is a thing, or how many.
+ARTICLE: Final = r"(?:an?|the|one|two|three|2|3|some)"
+
+
+def an(thing: str) -> str:
+    """The thing with its indefinite article."""
+    return f"{'an' if thing[0].lower() in 'aeiou' else 'a'} {thing}"
 
 
 def _words(text: str) -> frozenset[str]:

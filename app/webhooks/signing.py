@@ -1,6 +1,5 @@
 """Signatures of webhooks, as Standard Webhooks has them (github.com/standard-webhooks)."""
 
-import asyncio
 import base64
 import binascii
 import secrets
@@ -12,6 +11,7 @@ from redis.asyncio import Redis
 from standardwebhooks import Webhook
 
 from app import keys
+from app.jobs.joint import Joint
 
 __all__ = ["SECRET_PREFIX", "WebhookSecrets", "parse_secrets"]
 
@@ -52,7 +52,7 @@ class WebhookSecrets:
     def __init__(self, redis: Redis, given: Sequence[bytes]) -> None:
         self._redis = redis
         self._keys = tuple(given)
-        self._lock = asyncio.Lock()
+        self._drawing = Joint(self._draw)
 
     async def sign(self, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
         """The three headers of a message."""
@@ -67,10 +67,11 @@ class WebhookSecrets:
 
     async def keys(self) -> tuple[bytes, ...]:
         """The keys; drawn when none are there yet."""
-        async with self._lock:
-            if not self._keys:
-                drawn = base64.b64encode(secrets.token_bytes(_DRAWN_BYTES))
-                await self._redis.set(keys.WEBHOOK_SECRET, drawn, nx=True)
-                kept = await cast(Awaitable[bytes], self._redis.get(keys.WEBHOOK_SECRET))
-                self._keys = (base64.b64decode(kept),)
-            return self._keys
+        return self._keys or await self._drawing.done()
+
+    async def _draw(self) -> tuple[bytes, ...]:
+        drawn = base64.b64encode(secrets.token_bytes(_DRAWN_BYTES))
+        await self._redis.set(keys.WEBHOOK_SECRET, drawn, nx=True)
+        kept = await cast(Awaitable[bytes], self._redis.get(keys.WEBHOOK_SECRET))
+        self._keys = (base64.b64decode(kept),)
+        return self._keys

@@ -119,11 +119,12 @@ class Autoencoder:
         if self._mean is not None and self._std is not None:
             mean, std = (z.new_tensor(one).reshape(1, -1, 1, 1) for one in (self._mean, self._std))
             z = z * std + mean
-        decode: Callable[[Tensor], Tensor] = self.decoder
+        z = z.to(self.dtype)
         if z.shape[2] * z.shape[3] > self._whole:
             tiled: Callable[..., tuple[Tensor]] = self.network.tiled_decode  # type: ignore[assignment]
-            decode = lambda z: tiled(z, return_dict=False)[0]  # noqa: E731
-        return decode(z.to(self.dtype))[0].float()
+            return tiled(z, return_dict=False)[0][0].float()
+        pixels: Tensor = self.decoder(z)
+        return pixels[0].float()
 
     @contextmanager
     def _beside(self, given: Tensor) -> Iterator[None]:

@@ -67,21 +67,36 @@ def _fingerprint(settings: Settings, name: str) -> str:
     return Recipe.model_validate_json(text).fingerprint
 
 
+Switch = Callable[[Bundle, ModelCard], str]
+
+
+@pytest.fixture
+def switched(jobs: Any, start_worker: Start, shared_bundle: Bundle) -> Switch:
+    """Has a worker change to another runtime while it draws a job; which job that is."""
+
+    def switch(late: Bundle, card: ModelCard) -> str:
+        built = threading.Event()
+
+        def build() -> tuple[Model, ModelCard]:
+            assert built.wait(60)
+            return late, card
+
+        worker = start_worker(slowed(shared_bundle, 0.05), background=Background(build))
+        first: str = jobs.submit(steps=40, seed=1)
+        jobs.running(first)
+        built.set()
+        wait_for(lambda: _runtime(worker) == card.runtime)
+        return first
+
+    return switch
+
+
 def test_a_worker_serves_before_its_runtime_is_built(
-    jobs: Any, start_worker: Start, settings: Settings, shared_bundle: Bundle
+    jobs: Any, switched: Switch, settings: Settings, shared_bundle: Bundle
 ) -> None:
-    built, late = threading.Event(), other(shared_bundle)
+    late = other(shared_bundle)
     card = model_card(late, settings.micro_batch, "other 1")
-
-    def build() -> tuple[Model, ModelCard]:
-        assert built.wait(60)
-        return late, card
-
-    worker = start_worker(slowed(shared_bundle, 0.05), background=Background(build))
-    first = jobs.submit(steps=40, seed=1)
-    jobs.running(first)
-    built.set()
-    wait_for(lambda: _runtime(worker) == "other 1")
+    first = switched(late, card)
     second = jobs.submit(steps=6, seed=1)
     prints = [_fingerprint(settings, jobs.ended(job).images[0].name) for job in (first, second)]
     usual = model_card(shared_bundle, settings.micro_batch, "eager 1")
@@ -96,21 +111,11 @@ class Blank(Bundle):
 
 
 def test_what_is_drawn_with_a_runtime_is_developed_by_it(
-    jobs: Any, start_worker: Start, settings: Settings, shared_bundle: Bundle
+    jobs: Any, switched: Switch, settings: Settings, shared_bundle: Bundle
 ) -> None:
     parts = {one.name: getattr(shared_bundle, one.name) for one in fields(shared_bundle)}
-    late, built = Blank(**parts), threading.Event()
-    card = model_card(late, settings.micro_batch, "blank 1")
-
-    def build() -> tuple[Model, ModelCard]:
-        assert built.wait(60)
-        return late, card
-
-    worker = start_worker(slowed(shared_bundle, 0.05), background=Background(build))
-    first = jobs.submit(steps=20, seed=1)
-    jobs.running(first)
-    built.set()
-    wait_for(lambda: _runtime(worker) == "blank 1")
+    late = Blank(**parts)
+    first = switched(late, model_card(late, settings.micro_batch, "blank 1"))
     names = [jobs.ended(job).images[0].name for job in (first, jobs.submit(steps=2, seed=1))]
     storage = FolderStorage(settings.images_dir)
     shown = [Image.open(BytesIO(storage.read(name))).getbbox() for name in names]

@@ -11,8 +11,8 @@ from structlog.testing import capture_logs
 from app.jobs.record import JobStatus
 from tests.worker.conftest import Jobs, wait_for
 from worker.__main__ import main
-from worker.engine import StepReport
 from worker.profile import Profile
+from worker.reports import StepReport
 
 
 def test_a_worker_leaves_a_trace(

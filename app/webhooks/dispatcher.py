@@ -80,7 +80,7 @@ class Dispatcher:
         while not self._closed:
             try:
                 room = _AT_ONCE - len(self._calls)
-                due = await self._deliveries.take(room, _HOLD_S) if room > 0 else []
+                due = await self._taken(room) if room > 0 else []
             except (RedisError, OSError):
                 await asyncio.sleep(_TRY_AGAIN_AFTER_S)
                 continue
@@ -90,6 +90,18 @@ class Dispatcher:
                 await asyncio.sleep(_LOOK_EVERY_S)
             elif not due:
                 await asyncio.wait(self._calls, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _taken(self, most: int) -> list[Due]:
+        """What is due; given back where this is broken off, else it would stay held."""
+        taking = asyncio.ensure_future(self._deliveries.take(most, _HOLD_S))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            with contextlib.suppress(RedisError, OSError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    for one in await taking:
+                        await self._deliveries.again(one.job_id, 0.0, tried=False)
+            raise
 
     def _begin(self, due: Due) -> None:
         task = asyncio.create_task(self._guarded(due))

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Final
 
 from app.embedded_redis import EmbeddedRedis
-from benchmarks.results import LEAST_ROUNDS, Result, interleaved, ratios, result
+from benchmarks.results import Result, interleaved, ratios, result
 from benchmarks.sides import Avocat, start_worker
 from benchmarks.subject import Plan, executed, mixed
 
 __all__ = ["measure"]
 
 STEPS: Final = 20
-FULL_S: Final = 30.0  # in less time one round has to do: each start takes seconds
 DEADLINE_S: Final = 120.0
 POLL_S: Final = 0.02
 
@@ -35,7 +34,7 @@ def measure(plan: Plan) -> list[Result]:
             "first": lambda: _first_picture(plan, url, new=True),
             "later": lambda: _first_picture(plan, url, new=False),
         }
-        found = interleaved(sides, plan.seconds, 1 if plan.seconds < FULL_S else LEAST_ROUNDS)
+        found = interleaved(sides, plan.seconds)
     return [
         line
         for name, told in (("first", "empty data folder"), ("later", "as left by an earlier start"))

@@ -21,7 +21,7 @@ from benchmarks.subject import Plan, executed
 __all__ = ["ended", "latencies", "measure"]
 
 OVERLOAD, BUSY = 1.2, 0.8  # of the capacity of one job at a time
-MOST_ROUNDS, ROUND_S = 3, 125.0
+MOST_ROUNDS, ROUND_S = 3, 115.0
 # Shares of a round: two bursts of jobs and four loads, one of which takes longer than it lasts.
 BURST, LOAD = 0.10, 0.18
 FIRST_JOBS = 6

@@ -11,7 +11,6 @@ from importlib import metadata
 from pathlib import Path
 
 __all__ = [
-    "LEAST_ROUNDS",
     "Result",
     "busy_share",
     "interleaved",
@@ -21,7 +20,7 @@ __all__ = [
     "spread",
 ]
 
-LEAST_ROUNDS = 3
+FEW = 4  # rounds; where there is no time for more, the first one counts too
 _RUNTIMES = ("torch", "onnxruntime", "openvino")
 
 
@@ -85,23 +84,18 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
-def interleaved(
-    sides: Mapping[str, Callable[[], float]], seconds: float, least: int = LEAST_ROUNDS
-) -> dict[str, list[float]]:
-    """Call all sides in turn, in alternating order, for about `seconds` and `least` rounds or more.
+def interleaved(sides: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, list[float]]:
+    """Call all sides in turn, in alternating order, as often as `seconds` allow; once at least.
 
-    Each call returns what it measured; that of a first round is not counted.
+    Each call returns what it measured; that of the first round is not counted where others can be.
     """
-    until = time.perf_counter() + seconds
-    for side in sides.values():
-        side()
-    found: dict[str, list[float]] = {name: [] for name in sides}
     began, done = time.perf_counter(), 0
-    while done < least or time.perf_counter() + (time.perf_counter() - began) / done <= until:
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    while done == 0 or (time.perf_counter() - began) * (done + 1) / done <= seconds:
         for name in list(sides)[:: 1 if done % 2 == 0 else -1]:
             found[name].append(sides[name]())
         done += 1
-    return found
+    return found if done < FEW else {name: of[1:] for name, of in found.items()}
 
 
 def machine(device: str | None = None) -> str:

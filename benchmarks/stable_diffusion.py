@@ -56,8 +56,8 @@ SCHEDULERS: Final[Mapping[Sampler, str]] = {
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
 }
 BUSY: Final = 0.8  # of what a peer gets through
-LEAST_ROUNDS, MOST_ROUNDS, ROUND_S = 2, 5, 90.0
-FIRST_JOBS = 4
+MOST_ROUNDS, ROUND_S = 5, 65.0
+FIRST_JOBS = 2
 LEAST = (2 * FIRST_JOBS, 2 * FIRST_JOBS)  # jobs of a burst and of a load
 LEAST_GPU = (4 * MOST, 20)  # four static batches; and as many as a p95 can be told of
 _STORING_THREADS = 2  # as a worker has
@@ -251,7 +251,7 @@ def lines(studio: Studio, seconds: float, least: tuple[float | None, float | Non
     for serve in sides.values():
         serve(few)  # what is done only once
     capacity = FIRST_JOBS / max(sides["one"](few))
-    rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / ROUND_S)))
+    rounds = max(1, min(MOST_ROUNDS, int(seconds / ROUND_S)))
     gpu = studio.model.context.device.type == "cuda"
     span, least_jobs = seconds / rounds / 9, LEAST_GPU if gpu else LEAST  # of a burst or load
     found = _measured(sides, capacity, rounds, span, least_jobs, busy=gpu)

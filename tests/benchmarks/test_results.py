@@ -56,13 +56,21 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_sides_are_called_in_alternating_order(clock: Clock) -> None:
     sides = {"a": lambda: clock.side("a", 1.0), "b": lambda: clock.side("b", 2.0)}
-    found = interleaved(sides, seconds=0.0, least=3)
-    assert "".join(clock.calls) == "ab" + "ab" + "ba" + "ab"  # the first round is not counted
-    assert found == {"a": [1.0] * 3, "b": [2.0] * 3}
+    found = interleaved(sides, seconds=12.0)
+    assert "".join(clock.calls) == "ab" + "ba" + "ab" + "ba"
+    assert found == {"a": [1.0] * 3, "b": [2.0] * 3}  # the first round is not counted
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.0, 1), (3.0, 1), (9.0, 3)])
+def test_the_first_round_counts_where_there_are_few(
+    clock: Clock, seconds: float, rounds: int
+) -> None:
+    found = interleaved({"a": lambda: clock.side("a", 3.0)}, seconds)
+    assert found == {"a": [3.0] * rounds}
 
 
 def test_rounds_end_before_the_time_is_over(clock: Clock) -> None:
-    found = interleaved({"a": lambda: clock.side("a", 3.0)}, seconds=20.0, least=1)
+    found = interleaved({"a": lambda: clock.side("a", 3.0)}, seconds=20.0)
     assert (len(found["a"]), clock.now_s) == (5, 18.0)
 
 

@@ -71,7 +71,6 @@ def test_the_scaled_shape_is_the_architecture_of_sd_15() -> None:
 @torch.inference_mode()
 def test_it_gives_its_lines(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stable_diffusion, "FIRST_JOBS", 1)
-    monkeypatch.setattr(stable_diffusion, "LEAST_ROUNDS", 1)
     found = stable_diffusion.lines(studio, 0.1, (2.0, 1.5))
     limits = [2.0, 1.5, None, 2.0, 1.5, None, None]
     assert [least for _, _, _, least in found] == limits

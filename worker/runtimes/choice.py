@@ -41,7 +41,7 @@ _PROMPTS = ("a red apple", "a cat face", "a blue car", "a house")
 _FORGIVES_LEAST: Final = "ddim"  # it adds no noise, and has no other errors that would hide these
 _STEPS = 25  # at most
 _NOISY = 0.15  # ᾱ below which it is not decided yet what a picture will be
-_ROUNDS = 5
+_ROUNDS = 5  # where one of several is to be chosen
 _PREFERRED = ("graphs", "onnxruntime", "openvino", "eager")  # while no other is clearly faster
 _CLEARLY = 1.15  # times as fast; a closer race would be decided by chance
 # It takes minutes to build on CPU; in bfloat16 throughout pictures are others.
@@ -130,7 +130,7 @@ def dtype_of(runtime: str) -> str:
 def _measure(
     plan: Plan, names: Sequence[str], needed: Collection[str], streams: Streams, bundle: Bundle
 ) -> list[Measured]:
-    """Time the runtimes by turns, so that a busy moment hits all of them alike.
+    """Time the runtimes by turns, so that a busy moment hits all of them alike; once if all stay.
 
     One that is not `needed` may fail, as a compiler does where the system has none.
     """
@@ -149,7 +149,7 @@ def _measure(
         else:
             built[name] = network
     times: dict[str, list[float]] = {name: [] for name in built}
-    for _ in range(_ROUNDS):
+    for _ in range(_ROUNDS if len(needed) < len(built) else 1):
         for name, one in built.items():
             streams.map(one, calls[:1] * streams.count)  # may meet threads of the one before
             times[name].append(_seconds(one, calls, streams))

@@ -251,9 +251,11 @@ def lines(studio: Studio, seconds: float, least: tuple[float | None, float | Non
     for serve in sides.values():
         serve(few)  # what is done only once
     capacity = FIRST_JOBS / max(sides["one"](few))
-    rounds = max(1, min(MOST_ROUNDS, int(seconds / ROUND_S)))
     gpu = studio.model.context.device.type == "cuda"
-    span, least_jobs = seconds / rounds / 9, LEAST_GPU if gpu else LEAST  # of a burst or load
+    least_jobs = LEAST_GPU if gpu else LEAST
+    round_s = max(ROUND_S, 0 if gpu else 7 * LEAST[0] / capacity)  # four bursts and three loads
+    rounds = max(1, min(MOST_ROUNDS, int(seconds / round_s)))
+    span = seconds / rounds / 9  # of a burst or load
     found = _measured(sides, capacity, rounds, span, least_jobs, busy=gpu)
     many, p95 = "pictures/s at saturation, ", f"p95 at {BUSY} × the capacity of "
     one, whole = "diffusers one at a time", "static batches, guided as a whole"

@@ -32,7 +32,7 @@ BUSY: Final = 0.2  # share of the processor that others may take
 
 
 class _Times(NamedTuple):
-    """Seconds to measure for, starting not counted; None: so few say nothing of it."""
+    """Seconds to measure for, starting not counted; None: in so few nothing could be told."""
 
     full: float
     quick: float | None

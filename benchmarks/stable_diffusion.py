@@ -56,7 +56,8 @@ SCHEDULERS: Final[Mapping[Sampler, str]] = {
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
 }
 BUSY: Final = 0.8  # of what a peer gets through
-MOST_ROUNDS, ROUND_S = 5, 65.0
+MOST_ROUNDS = 5
+ROUND_S = (65.0, 90.0)  # on CPU and on a GPU
 FIRST_JOBS = 2
 LEAST = (2 * FIRST_JOBS, 2 * FIRST_JOBS)  # jobs of a burst and of a load
 LEAST_GPU = (4 * MOST, 20)  # four static batches; and as many as a p95 can be told of
@@ -253,7 +254,9 @@ def lines(studio: Studio, seconds: float, least: tuple[float | None, float | Non
     capacity = FIRST_JOBS / max(sides["one"](few))
     gpu = studio.model.context.device.type == "cuda"
     least_jobs = LEAST_GPU if gpu else LEAST
-    round_s = max(ROUND_S, 0 if gpu else 7 * LEAST[0] / capacity)  # four bursts and three loads
+    round_s = ROUND_S[gpu]
+    if not gpu:  # four bursts and three loads may take longer
+        round_s = max(round_s, 7 * LEAST[0] / capacity)
     rounds = max(1, min(MOST_ROUNDS, int(seconds / round_s)))
     span = seconds / rounds / 9  # of a burst or load
     found = _measured(sides, capacity, rounds, span, least_jobs, busy=gpu)

@@ -143,9 +143,9 @@ def turns(queue: str) -> str:
     return f"{TURNS_PREFIX}{queue}"
 
 
-def webhooks_parked(host: str) -> str:
-    """Zset: webhooks of that host that wait for a place; expires soon after the last one."""
-    return f"{WEBHOOKS_PARKED_PREFIX}{host}"
+def webhooks_parked(share: str) -> str:
+    """Zset: webhooks of a host or an owner that wait for a place; expires soon after the last."""
+    return f"{WEBHOOKS_PARKED_PREFIX}{share}"
 
 
 def worker_speed(model: str) -> str:

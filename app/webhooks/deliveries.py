@@ -30,7 +30,7 @@ return taken
 """
 
 _PARK = """
--- KEYS[1] due deliveries   KEYS[2] attempts of each   KEYS[3] deliveries parked for one host
+-- KEYS[1] due deliveries   KEYS[2] attempts of each   KEYS[3] deliveries parked for one share
 -- ARGV[1] job id   ARGV[2] when it is due all the same   ARGV[3] seconds until that
 -- Returns 1; 0 where it was forgotten meanwhile.
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then return 0 end
@@ -42,7 +42,7 @@ return 1
 """
 
 _UNPARK = """
--- KEYS[1] due deliveries   KEYS[2] attempts of each   KEYS[3] deliveries parked for one host
+-- KEYS[1] due deliveries   KEYS[2] attempts of each   KEYS[3] deliveries parked for one share
 -- ARGV[1] until when it is held
 -- Returns job id, attempts before; or nothing. Those that were taken otherwise are left out.
 while true do
@@ -94,22 +94,25 @@ class Deliveries:
         )
         return _dues(taken)
 
-    async def park(self, job_id: str, host: str, most_s: float) -> None:
-        """Put off a delivery whose attempt never began until `unpark`, or for so long."""
+    async def park(self, job_id: str, share: str, most_s: float) -> None:
+        """Put off a delivery whose attempt never began until `unpark`, or for so long.
+
+        `share`: of the calls at a time, that it has no place in.
+        """
         await cast(
             Awaitable[int],
             self._park(
-                keys=[keys.WEBHOOKS_DUE, keys.WEBHOOK_ATTEMPTS, keys.webhooks_parked(host)],
+                keys=[keys.WEBHOOKS_DUE, keys.WEBHOOK_ATTEMPTS, keys.webhooks_parked(share)],
                 args=[job_id, time.time() + most_s, most_s],
             ),
         )
 
-    async def unpark(self, host: str, hold_s: float) -> list[Due]:
-        """Take the one that was parked first for a host, if any, as `take` does."""
+    async def unpark(self, share: str, hold_s: float) -> list[Due]:
+        """Take the one that was parked first for a share, if any, as `take` does."""
         taken = await cast(
             Awaitable[list[bytes]],
             self._unpark(
-                keys=[keys.WEBHOOKS_DUE, keys.WEBHOOK_ATTEMPTS, keys.webhooks_parked(host)],
+                keys=[keys.WEBHOOKS_DUE, keys.WEBHOOK_ATTEMPTS, keys.webhooks_parked(share)],
                 args=[time.time() + hold_s],
             ),
         )

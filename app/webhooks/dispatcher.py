@@ -26,8 +26,9 @@ _LOOK_EVERY_S = 0.5
 _TRY_AGAIN_AFTER_S = 2.0  # after Redis was away
 _HOLD_S = 60.0  # longer than any call
 _AT_ONCE = 32
-_PARKED_S = 60.0  # at most, where no call of the host's ends
+_PARKED_S = 60.0  # at most, where no call that has the place ends
 _AT_ONCE_PER_HOST = 8  # a slow receiver must leave room for the others
+_AT_ONCE_PER_OWNER = 24  # and so must one customer with many of them
 _LATER = 3.0  # each wait is so many times the one before
 _LONGEST_WAIT_S = 6 * 3600.0
 _GIVE_UP_AFTER_S = 86400.0
@@ -54,7 +55,7 @@ class Dispatcher:
         self._present = present
         self._first_wait_s = first_wait_s
         self._count = count
-        self._hosts: Counter[str] = Counter()
+        self._busy: Counter[str] = Counter()  # calls under way, by host and by owner
         self._calls: set[asyncio.Task[None]] = set()
         self._running: asyncio.Task[None] | None = None
         self._closed = False  # redis-py may swallow a cancellation while it connects
@@ -129,28 +130,30 @@ class Dispatcher:
             await self._deliveries.done(due.job_id)
             return
         host = urlsplit(record.request.webhook_url).netloc
-        if self._hosts[host] >= _AT_ONCE_PER_HOST:
-            await self._deliveries.park(due.job_id, host, _PARKED_S)
-            if self._hosts[host] < _AT_ONCE_PER_HOST:  # they have ended meanwhile
-                await self._begin_parked(host)
-            return
-        self._hosts[host] += 1
+        shares = {f"host {host}": _AT_ONCE_PER_HOST, f"owner {record.owner}": _AT_ONCE_PER_OWNER}
+        for share, most in shares.items():
+            if self._busy[share] >= most:
+                await self._deliveries.park(due.job_id, share, _PARKED_S)
+                if self._busy[share] < most:  # they have ended meanwhile
+                    await self._begin_parked(share)
+                return
+        self._busy.update(shares.keys())
         try:
             answer = await self._caller.call(
                 record.request.webhook_url, await self._present(record)
             )
             await self._note(record, due, host, answer)
         finally:
-            self._hosts[host] -= 1
-            if not self._hosts[host]:
-                del self._hosts[host]
-        await self._begin_parked(host)
+            self._busy.subtract(shares.keys())
+            self._busy += Counter()  # forgets who has none
+        for share in shares:
+            await self._begin_parked(share)
 
-    async def _begin_parked(self, host: str) -> None:
-        for one in await self._deliveries.unpark(host, _HOLD_S):
+    async def _begin_parked(self, share: str) -> None:
+        for one in await self._deliveries.unpark(share, _HOLD_S):
             if len(self._calls) < _AT_ONCE:
                 self._begin(one)
-            else:  # the place that is left goes to what is due first, for any host
+            else:  # the place that is left goes to what is due first, for anyone
                 await self._deliveries.again(one.job_id, 0.0, tried=False)
 
     async def _note(self, record: JobRecord, due: Due, host: str, answer: Answer) -> None:

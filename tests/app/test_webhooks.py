@@ -253,6 +253,32 @@ async def test_hundreds_for_a_receiver_that_hangs_hold_up_no_other(
         assert time.monotonic() - begun < 2  # 6 s when they were looked at again and again
 
 
+async def test_a_customer_with_many_receivers_that_hang_holds_up_no_other(
+    serve: Serve, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the receivers within its own places."""
+    known = socket.getaddrinfo
+
+    def here(host: Any, *more: Any, **options: Any) -> Any:
+        return known("127.0.0.1" if str(host).endswith(".test") else host, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", here)
+    slow, hosts = receiver.url.replace("/hook", "/slow"), [f"n{i}.test" for i in range(8)]
+    allowed = SETTINGS | {"webhook_allow": ",".join(["127.0.0.1", *hosts])}
+    one, two = ({"Authorization": f"Bearer key-of-{name}"} for name in ("one", "two"))
+    async with serve(**allowed, api_keys="one:key-of-one,two:key-of-two") as service:
+        service.draw((await service.submit(headers=one))["id"])
+        for host in hosts:
+            many_told(service, slow.replace("127.0.0.1", host), 5)
+        await until(lambda: len(receiver.calls) >= 24)
+        service.draw((await service.submit(webhook_url=receiver.url, headers=two))["id"])
+        await until(lambda: any(path == "/hook" for path, _, _ in receiver.calls))
+        assert sum(path == "/slow" for path, _, _ in receiver.calls) == 24
+        receiver.over.set()
+        await until(lambda: len(receiver.calls) == 41 and not pending(service))
+        assert service.redis.hlen(keys.WEBHOOK_ATTEMPTS) == 0
+
+
 async def test_what_is_parked_comes_in_order_and_once(
     deliveries: tuple[Deliveries, Redis],
 ) -> None:

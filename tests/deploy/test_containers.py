@@ -108,6 +108,18 @@ def test_what_is_scaled_publishes_no_port_and_has_no_name(services: dict[str, An
     assert services["api"]["deploy"]["replicas"] == 2
 
 
+def test_what_the_shipped_prometheus_asks_is_open_to_it(services: dict[str, Any]) -> None:
+    text = (REPOSITORY / "deploy" / "monitoring" / "prometheus.yml").read_text()
+    asked = [one for job in yaml.safe_load(text)["scrape_configs"] for one in job["dns_sd_configs"]]
+    assert {name for one in asked for name in one["names"]} == {"api", "worker"}
+    for one in asked:
+        for name in one["names"]:
+            assert f"{one['port']}" in services[name]["expose"]
+    settings = services["worker"]["environment"]
+    assert f"{settings['AVOCAT_WORKER_METRICS_PORT']}" in services["worker"]["expose"]
+    assert settings["AVOCAT_WORKER_METRICS_HOST"] == "0.0.0.0"
+
+
 def test_the_gpu_overlay_changes_the_worker_alone() -> None:
     overlay = yaml.safe_load((REPOSITORY / "compose.gpu.yml").read_text())["services"]
     assert overlay.keys() == {"worker"}

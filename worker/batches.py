@@ -1,62 +1,107 @@
-"""What rows need for a call of the network and for a step, put together as batches."""
+"""A call of the network about rows, and the step of those that then know enough, as batches.
 
-from collections.abc import Callable, Sequence
+Whichever thread makes the call takes the step, too: where several do, that is theirs to share.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.guidance import guide
-from models.model import Adapters
-from models.samplers import NOISE
-from worker.rows import Row
-from worker.transfers import send
+from models.samplers import NOISE, PREVIOUS, step
+from worker.rows import ALIGNED, Row
+from worker.transfers import fetch, send
 
-__all__ = ["ask", "batch", "noise", "predicted", "together"]
-
-_ALIGNED = 64  # bytes, as torch's own memory on CPU; at others, sums may have other last bits
+__all__ = ["Stepped", "answer"]
 
 
-def together(parts: Sequence[Tensor]) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class Stepped:
+    """Rows of one lane and where their step leads: `x` and `denoised`, `[B, C, H, W]`.
+
+    `totals`, `[B]` in the host's memory (once there, see `fetch`), are numbers where all that the
+    network said of a row is.
+    """
+
+    rows: list[Row]
+    x: Tensor
+    denoised: Tensor
+    totals: Tensor
+
+    def each(self) -> Iterator[tuple[Row, Tensor, Tensor]]:
+        """Each row with its own x and denoised, `[1, C, H, W]`."""
+        if (size := len(self.rows)) == 1:
+            return iter([(self.rows[0], self.x, self.denoised)])
+        return zip(self.rows, self.x.chunk(size), self.denoised.chunk(size), strict=True)
+
+
+def answer(asked: Sequence[tuple[Row, int]], size: int, clip: float | None) -> Stepped | None:
+    """Ask the network about some contexts of rows of one lane; `size`: in a batch of so many.
+
+    Returns:
+        The step of the rows for which that was the last answer; None if there are none.
+    """
+    padded = [*asked, *[asked[-1]] * (size - len(asked))]
+    named, arguments = _batch(padded)
+    said = asked[0][0].denoiser(*arguments, **named)
+    parts = (said,) if len(padded) == 1 else said.chunk(len(padded))
+    ready = [row for (row, which), part in zip(asked, parts, strict=False) if row.told(which, part)]
+    return _stepped(ready, clip) if ready else None
+
+
+def _stepped(rows: list[Row], clip: float | None) -> Stepped:
+    said, terms = _predicted(rows), 0
+    for row in rows:
+        terms |= row.terms
+    x, denoised = step(
+        _together([row.x for row in rows]),
+        said,
+        _together([row.denoised for row in rows]) if terms & PREVIOUS else None,
+        _noise(rows, said.device) if terms & NOISE else None,
+        _together([row.coefficients for row in rows]),
+        clip,
+        terms,
+    )
+    # One number that is none makes the sum none.
+    return Stepped(rows, x, denoised, fetch(said.sum(dim=(1, 2, 3))))
+
+
+def _together(parts: Sequence[Tensor]) -> Tensor:
     """One batch of batches, in memory that is aligned alike for every batch of that size."""
-    if len(parts) == 1 and parts[0].data_ptr() % _ALIGNED == 0:
+    if len(parts) == 1 and parts[0].data_ptr() % ALIGNED == 0:
         return parts[0]
     return torch.cat(list(parts))
 
 
-def batch(asked: Sequence[tuple[Row, int]]) -> tuple[Any, ...]:
+def _batch(asked: Sequence[tuple[Row, int]]) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
     """The arguments of one call of the network with these (row, which context) pairs."""
     adapters = [row.spec.adapters for row, _ in asked]
-    adapters = adapters if any(adapters) else []
-    x = together([row.x for row, _ in asked])
-    timesteps = together([row.timestep for row, _ in asked])
+    x = _together([row.x for row, _ in asked])
+    timesteps = _together([row.timestep for row, _ in asked])
     contexts = zip(*(row.contexts[which] for row, which in asked), strict=True)
-    return adapters, x, timesteps, *(together(parts) for parts in contexts)
+    named = {"adapters": adapters} if any(adapters) else {}
+    return named, (x, timesteps, *(_together(parts) for parts in contexts))
 
 
-def ask(
-    denoiser: Callable[..., Tensor], adapters: Sequence[Adapters | None], *batch: Tensor
-) -> Tensor:
-    """Ask the network; `adapters` are those of each row, where one of them has any."""
-    return denoiser(*batch, adapters=adapters) if adapters else denoiser(*batch)
-
-
-def predicted(rows: Sequence[Row]) -> Tensor:
+def _predicted(rows: Sequence[Row]) -> Tensor:
     """What the network said of rows, guided where they are to be: `[B, C, H, W]`."""
-    out = together([row.answers[0] for row in rows])
+    out = _together([row.answers[0] for row in rows])
     guided = [i for i, row in enumerate(rows) if row.guided]
     if not guided:
         return out
-    scale = together([rows[i].scale for i in guided])
-    unconditional = together([rows[i].answers[1] for i in guided])
+    scale = _together([rows[i].scale for i in guided])
+    unconditional = _together([rows[i].answers[1] for i in guided])
     if len(guided) == len(rows):
         return guide(out, unconditional, scale)
     at = send(torch.tensor(guided), out.device)
     return out.index_copy_(0, at, guide(out.index_select(0, at), unconditional, scale))
 
 
-def noise(rows: Sequence[Row], device: torch.device) -> Tensor:
+def _noise(rows: Sequence[Row], device: torch.device) -> Tensor:
     """Each row's own fresh noise `[B, C, H, W]`, zeros where it needs none."""
-    none = torch.zeros(rows[0].spec.shape)
-    drawn = [row.draw() if row.terms & NOISE else none for row in rows]
-    return send(drawn[0][None] if len(rows) == 1 else torch.stack(drawn), device)
+    none = torch.zeros(1, *rows[0].spec.shape) if len(rows) > 1 else None
+    drawn = [row.draw() if none is None or row.terms & NOISE else none for row in rows]
+    return send(_together(drawn), device)

@@ -10,8 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -19,8 +18,7 @@ from torch import Tensor
 
 from app.jobs.order import in_turn, tag
 from models.model import Model
-from models.samplers import NOISE, PREVIOUS, step
-from worker.batches import ask, batch, noise, predicted, together
+from worker.batches import Stepped, answer
 from worker.memory import ran_out
 from worker.reports import Fault, Finished, Snapshot, StepReport
 from worker.rows import Row, RowSpec, blank_batch, parts_of
@@ -35,11 +33,11 @@ _AHEAD = 2  # rounds that a GPU is asked for before the first of them is looked 
 
 @dataclass(frozen=True, eq=False)
 class _Round:
-    """Calls that are being made: about which context of which rows, and what waits for answers."""
+    """Calls that are being made: about which context of which rows, and what waits for them."""
 
     asked: list[tuple[Row, int]]
     calls: int
-    wait: Callable[[], list[Tensor]]
+    wait: Callable[[], list[Stepped | None]]
 
 
 @dataclass(eq=False)
@@ -50,11 +48,11 @@ class _Moved:
     """
 
     rows: list[tuple[Row, int, Finished | Snapshot | None]]  # which step it was
-    totals: Tensor
+    totals: list[Tensor]
     wait: Callable[[], None]
-    calls: int = 0
-    asked: int = 0
-    dropped: set[int] = field(default_factory=set)  # ids of rows that left meanwhile
+    calls: int
+    asked: int
+    dropped: set[int]  # ids of rows that left meanwhile
 
 
 class Engine:
@@ -261,24 +259,30 @@ class Engine:
 
     def _begin(self, asked: list[tuple[Row, int]], *, here: bool) -> _Round:
         """Ask the network about rows of one lane; `here`: with this thread's help."""
-        size, batches = self.micro_batch, list(asked)
-        if self._exact:
-            batches += [batches[-1]] * (-len(batches) % size)  # padding
-        calls = [batch(batches[at : at + size]) for at in range(0, len(batches), size)]
+        size = self.micro_batch
+        calls = [asked[at : at + size] for at in range(0, len(asked), size)]
+        parts = [(call, size if self._exact else 0, self._model.clip) for call in calls]
         self._forwards += len(asked)
-        wait = self._streams.start(partial(ask, asked[0][0].denoiser), calls, here=here)
-        return _Round(asked, len(calls), wait)
+        return _Round(asked, len(calls), self._streams.start(answer, parts, here=here))
 
     def _end(self, one: _Round) -> _Moved:
-        """Give rows their answers, and move those that have all; others were evicted meanwhile."""
-        answers = (answer for part in one.wait() for answer in part.chunk(len(part)))
-        for (row, which), answer in zip(one.asked, answers, strict=False):
-            row.answers[which] = answer
+        """Move the rows that know enough; others were evicted meanwhile."""
+        ended = [stepped for stepped in one.wait() if stepped is not None]
         here = {id(row) for row in self._rows}
-        rows = {id(row): row for row, _ in one.asked}
-        moved = self._advance([row for at, row in rows.items() if at in here and not row.missing])
-        moved.calls, moved.asked = one.calls, len(one.asked)
-        return moved
+        told: list[tuple[Row, int, Finished | Snapshot | None]] = []
+        dropped: set[int] = set()
+        for stepped in ended:
+            for row, x, denoised in stepped.each():
+                if id(row) in here:
+                    row.move(x, denoised)
+                    told.append((row, row.spec.skipped + row.position, _shown(row)))
+                else:
+                    told.append((row, 0, None))
+                    dropped.add(id(row))
+        if any(row.done for row, *_ in told):
+            self._rows = [row for row in self._rows if not row.done]
+        totals = [stepped.totals for stepped in ended]
+        return _Moved(told, totals, reached(self.device), one.calls, len(one.asked), dropped)
 
     def _fill_slots(self) -> None:
         while self._waiting and len(self._rows) < self.slots:
@@ -303,31 +307,6 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _advance(self, ready: Sequence[Row]) -> _Moved:
-        """Take rows of one lane, for which all answers are there, one step on."""
-        if not ready:
-            return _Moved([], torch.zeros(0), lambda: None)
-        said, terms = predicted(ready), 0
-        for row in ready:
-            terms |= row.terms
-        x, denoised = step(
-            together([row.x for row in ready]),
-            said,
-            together([row.denoised for row in ready]) if terms & PREVIOUS else None,
-            noise(ready, self.device) if terms & NOISE else None,
-            together([row.coefficients for row in ready]),
-            self._model.clip,
-            terms,
-        )
-        for row, moved, seen in zip(ready, x.chunk(len(x)), denoised.chunk(len(x)), strict=True):
-            row.move(moved, seen)
-        # One number that is none makes the sum none.
-        totals = fetch(said.flatten(1).sum(1))
-        told = [(row, row.spec.skipped + row.position, _shown(row)) for row in ready]
-        if any(row.done for row in ready):
-            self._rows = [row for row in self._rows if not row.done]
-        return _Moved(told, totals, reached(self.device))
-
     def _look(self, moved: _Moved, report: StepReport) -> None:
         """Tell which rows are done, and what is to be shown; let go of those that are broken."""
         moved.wait()
@@ -335,7 +314,8 @@ class Engine:
         report.asked += moved.asked
         report.advanced += len(moved.rows)
         broken: set[int] = set()
-        for (row, at, shown), total in zip(moved.rows, moved.totals.tolist(), strict=True):
+        totals = (total for part in moved.totals for total in part.tolist())
+        for (row, at, shown), total in zip(moved.rows, totals, strict=True):
             if id(row) in moved.dropped:
                 continue
             if not math.isfinite(total):

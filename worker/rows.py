@@ -1,9 +1,10 @@
 """Rows: one row is one picture on its way from noise. No Redis, RQ or HTTP here."""
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from models.samplers import Sampler, Trajectory
 from models.sampling import row_generator
 from worker.transfers import send
 
-__all__ = ["Row", "RowSpec", "blank_batch", "parts_of"]
+__all__ = ["ALIGNED", "Row", "RowSpec", "blank_batch", "parts_of"]
+
+ALIGNED: Final = 64  # bytes, as torch's own memory on CPU; at others, sums may have other last bits
 
 
 def blank_batch(model: Model, rows: int) -> tuple[Tensor, ...]:
@@ -72,7 +75,8 @@ class RowSpec:
 class Row:
     """A row in flight: where it is on its trajectory, and its own source of noise.
 
-    `answers` is what the network said for the next step so far, by which of the two contexts.
+    `answers` is what the network said for the next step so far, by which of the two contexts;
+    `left`, how often it is still to be asked until the picture is done.
     Before `begin` it holds no memory of the device. Then `x` is x_t and `denoised` what its last
     step predicted, both `[1, C, H, W]`, and `contexts` are its two contexts; these and all that is
     of the next step are batches of one, so that a lone row is a batch as it stands. `known` is what
@@ -93,6 +97,7 @@ class Row:
         self.position = 0  # steps done
         self.previews = 0  # wanted over the whole way
         self.answers: dict[int, Tensor] = {}
+        self._telling = threading.Lock()
         self.job = spec.job
         self.tag = 0.0  # for the order of rows (app/jobs/order.py)
         self.due_s = spec.due_s
@@ -104,8 +109,7 @@ class Row:
         self._generator = row_generator(spec.seed)
         steps = range(spec.skipped, spec.skipped + self._length)
         self._guided = [spec.guided(step) for step in steps]
-        # Forwards of all steps from each one on.
-        self._forwards = [*accumulate([0, *(1 + one for one in reversed(self._guided))])][::-1]
+        self.left = self._length + sum(self._guided)
         # Rows of one lane have equal shapes and one network, or all LoRAs beside it.
         shapes = (tuple(part.shape) for part in spec.context)
         self.lane = (id(denoiser), spec.adapters is None, spec.shape, *shapes)
@@ -119,7 +123,7 @@ class Row:
 
     def begin(self, device: torch.device) -> None:
         """Take a slot: draw the starting noise, bring everything to the device."""
-        self.x = send(self._first(device), device)[None]
+        self.x = send(self._first(device), device)
         self.denoised = torch.zeros_like(self.x)
         self.scale = send(torch.tensor([self.spec.guidance_scale]), device)
         self.contexts = tuple(  # type: ignore[assignment]  # of two
@@ -128,11 +132,13 @@ class Row:
         )
         times = self._way.timesteps
         times = times.float() if times.is_floating_point() else times
-        self._timesteps = send(times, device).chunk(self._length)
-        self._coefficients = send(self._way.coefficients, device).chunk(self._length)
+        self._timesteps = _apart(times[:, None], device)[:, 0].chunk(self._length)
+        coefficients = self._way.coefficients
+        width = coefficients.shape[1]
+        self._coefficients = _apart(coefficients, device)[:, :width].chunk(self._length)
 
     def _first(self, device: torch.device) -> Tensor:
-        """x_t of the first step; the order of draws is that of diffusers' pipelines."""
+        """x_t of the first step, a batch of one; draws are in the order of diffusers' pipelines."""
         origin, self.known = self.spec.origin, None
         if origin is None:
             return self.draw().mul_(self._start)
@@ -183,14 +189,19 @@ class Row:
         return self._guided[self.position]
 
     @property
-    def left(self) -> int:
-        """Forwards until it is done."""
-        return self._forwards[self.position] - len(self.answers)
-
-    @property
     def missing(self) -> list[int]:
         """Contexts about which the network is still to be asked for the next step."""
         return [which for which in range(1 + self.guided) if which not in self.answers]
+
+    def told(self, which: int, answer: Tensor) -> bool:
+        """Note what the network said; True for the one who thereby has all for the next step.
+
+        Two threads may tell it of two contexts at a time.
+        """
+        with self._telling:
+            self.answers[which] = answer
+            self.left -= 1
+            return not self.missing
 
     def move(self, x: Tensor, denoised: Tensor) -> None:
         """Take the next step, which led to these; what a mask keeps, it keeps."""
@@ -219,5 +230,11 @@ class Row:
         return now > before and not self.done
 
     def draw(self) -> Tensor:
-        """Standard normal noise `[C, H, W]`, on CPU: the same on every device."""
-        return torch.randn(self.spec.shape, generator=self._generator)
+        """Standard normal noise `[1, C, H, W]`, on CPU: the same on every device."""
+        return torch.randn(1, *self.spec.shape, generator=self._generator)
+
+
+def _apart(table: Tensor, device: torch.device) -> Tensor:
+    """The table with more columns, so that each of its rows begins where `ALIGNED` says."""
+    columns = -(-table.shape[1] * table.element_size() // ALIGNED) * ALIGNED // table.element_size()
+    return send(torch.nn.functional.pad(table, (0, columns - table.shape[1])), device)

@@ -8,19 +8,17 @@ padding.
 import threading
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
-from torch import Tensor
 
 __all__ = ["Streams"]
 
 _END_S: Final = 10.0  # for a call that is being made
-Call = Callable[..., Tensor]
 Arguments = tuple[Any, ...]
-Answer = Tensor | Exception
+Answer = TypeVar("Answer")
 # A call, its arguments, which of those that were begun with it, and where its answer goes.
-_Asked = tuple[Call, Arguments, int, Callable[[tuple[int, Answer]], None]]
+_Asked = tuple[Callable[..., Any], Arguments, int, Callable[[tuple[int, Any]], None]]
 
 
 class Streams:
@@ -44,8 +42,8 @@ class Streams:
             thread.start()
 
     def start(
-        self, call: Call, parts: Sequence[Arguments], *, here: bool = False
-    ) -> Callable[[], list[Tensor]]:
+        self, call: Callable[..., Answer], parts: Sequence[Arguments], *, here: bool = False
+    ) -> Callable[[], list[Answer]]:
         """Begin to call with each part's arguments, behind what was begun before.
 
         Args:
@@ -58,19 +56,18 @@ class Streams:
             Waits until all calls have ended, and gives what they gave, in the order of the parts;
             raises what one of them raised.
         """
-        ended: SimpleQueue[tuple[int, Answer]] = SimpleQueue()
+        ended: SimpleQueue[tuple[int, Answer | Exception]] = SimpleQueue()
         own = range(0, len(parts), self.count) if here or self.count == 1 else range(0)
         for i, part in enumerate(parts):
             if i not in own:
                 self._asked.put((call, part, i, ended.put))
 
-        def wait() -> list[Tensor]:
-            with torch.inference_mode():
-                answers = {i: _answer(call, parts[i]) for i in own}
+        def wait() -> list[Answer]:
+            answers = {i: _answer(call, parts[i]) for i in own}
             for _ in range(len(parts) - len(own)):
                 i, answer = ended.get()
                 answers[i] = answer
-            found: list[Tensor] = []
+            found: list[Answer] = []
             for i in range(len(parts)):
                 one = answers[i]
                 if isinstance(one, Exception):
@@ -80,9 +77,10 @@ class Streams:
 
         return wait
 
-    def map(self, call: Call, parts: Sequence[Arguments]) -> list[Tensor]:
+    def map(self, call: Callable[..., Answer], parts: Sequence[Arguments]) -> list[Answer]:
         """The same, waited for."""
-        return self.start(call, parts, here=True)()
+        with torch.inference_mode():
+            return self.start(call, parts, here=True)()
 
     def close(self) -> None:
         """End the threads; nothing may be called any more.
@@ -104,7 +102,7 @@ class Streams:
             del asked, part  # nothing is held while it waits
 
 
-def _answer(call: Call, part: Arguments) -> Answer:
+def _answer(call: Callable[..., Answer], part: Arguments) -> Answer | Exception:
     try:
         return call(*part)
     except Exception as fault:

@@ -21,9 +21,9 @@ def send(values: Tensor, device: torch.device) -> Tensor:
 
 
 def fetch(values: Tensor) -> Tensor:
-    """A copy in the host's memory; of what a GPU has, it is there once `reached` says so."""
+    """The same in the host's memory; of what a GPU has, it is there once `reached` says so."""
     if values.device.type != "cuda":
-        return values.clone()
+        return values
     there = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     return there.copy_(values, non_blocking=True)
 

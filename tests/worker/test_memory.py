@@ -27,6 +27,7 @@ from worker.capacity import SIZES, most_rows, with_capacity
 from worker.card import fingerprint
 from worker.engine import Engine
 from worker.memory import check_fits, free_bytes, ran_out
+from worker.transfers import fetch
 
 # Each as its library words it.
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -105,17 +106,17 @@ def test_no_row_is_finished_twice_when_there_is_no_room_for_its_picture(
     shared_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two rows are done in one step; the second one's copy has no room."""
-    copies, clone = itertools.count(1), Tensor.clone
+    copies = itertools.count(1)
 
-    def cramped(tensor: Tensor) -> Tensor:
+    def cramped(values: Tensor) -> Tensor:
         if next(copies) == 2:
             raise CUDA
-        return clone(tensor)
+        return fetch(values)
 
     engine = Engine(shared_bundle, slots=8, micro_batch=2)
     specs = [spec(shared_bundle, job, steps=1, guidance_scale=1.0) for job in "ab"]
     engine.admit(specs)
-    monkeypatch.setattr(Tensor, "clone", cramped)
+    monkeypatch.setattr("worker.engine.fetch", cramped)
     reports = [engine.step() for _ in range(2)]
     assert [one.shrunk for one in reports] == [True, False]
     assert [[row.job for row in one.finished] for one in reports] == [[], ["a", "b"]]

@@ -137,10 +137,12 @@ def engine_threads(plan: Plan) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def engine_of(plan: Plan, bundle: Bundle, slots: int | None = None) -> Engine:
-    """An engine as a worker has it, with other `slots` if given."""
-    settings = plan.settings
-    return Engine(bundle, slots or settings.slots, settings.micro_batch, streams=plan.streams)
+def engine_of(
+    plan: Plan, bundle: Bundle, slots: int | None = None, streams: Streams | None = None
+) -> Engine:
+    """An engine as a worker has it, with other `slots` or `streams` if given."""
+    settings, streams = plan.settings, streams or plan.streams
+    return Engine(bundle, slots or settings.slots, settings.micro_batch, streams=streams)
 
 
 def mixed(dice: random.Random, *, most_images: int = 1) -> JobRequest:

@@ -22,7 +22,7 @@ from benchmarks.subject import Plan, executed, loaded, mixed
     [
         (forward, [2.0]),
         (gemm, [0.65, None]),
-        (bookkeeping, [0.98]),
+        (bookkeeping, [0.98, None]),
         (submission, [0.5, None]),
     ],
 )

@@ -5,14 +5,13 @@ Whichever thread makes the call takes the step, too: where several do, that is t
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.guidance import guide
 from models.samplers import NOISE, PREVIOUS, step
-from worker.rows import ALIGNED, Row
+from worker.rows import Row
 from worker.transfers import fetch, send
 
 __all__ = ["Stepped", "answer"]
@@ -45,11 +44,23 @@ def answer(asked: Sequence[tuple[Row, int]], size: int, clip: float | None) -> S
         The step of the rows for which that was the last answer; None if there are none.
     """
     padded = [*asked, *[asked[-1]] * (size - len(asked))]
-    named, arguments = _batch(padded)
-    said = asked[0][0].denoiser(*arguments, **named)
+    adapters = [row.spec.adapters for row, _ in padded]
+    named = {"adapters": adapters} if any(adapters) else {}
+    said = asked[0][0].denoiser(*_arguments(padded), **named)
     parts = (said,) if len(padded) == 1 else said.chunk(len(padded))
     ready = [row for (row, which), part in zip(asked, parts, strict=False) if row.told(which, part)]
     return _stepped(ready, clip) if ready else None
+
+
+def _arguments(asked: Sequence[tuple[Row, int]]) -> tuple[Tensor, ...]:
+    """Of one call of the network with these (row, which context) pairs."""
+    if len(asked) == 1:
+        [(row, which)] = asked
+        return row.x, row.timestep, *row.contexts[which]
+    x = torch.cat([row.x for row, _ in asked])
+    timesteps = torch.cat([row.timestep for row, _ in asked])
+    contexts = zip(*(row.contexts[which] for row, which in asked), strict=True)
+    return x, timesteps, *map(torch.cat, contexts)
 
 
 def _stepped(rows: list[Row], clip: float | None) -> Stepped:
@@ -69,21 +80,8 @@ def _stepped(rows: list[Row], clip: float | None) -> Stepped:
     return Stepped(rows, x, denoised, fetch(said.sum(dim=(1, 2, 3))))
 
 
-def _together(parts: Sequence[Tensor]) -> Tensor:
-    """One batch of batches, in memory that is aligned alike for every batch of that size."""
-    if len(parts) == 1 and parts[0].data_ptr() % ALIGNED == 0:
-        return parts[0]
-    return torch.cat(list(parts))
-
-
-def _batch(asked: Sequence[tuple[Row, int]]) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
-    """The arguments of one call of the network with these (row, which context) pairs."""
-    adapters = [row.spec.adapters for row, _ in asked]
-    x = _together([row.x for row, _ in asked])
-    timesteps = _together([row.timestep for row, _ in asked])
-    contexts = zip(*(row.contexts[which] for row, which in asked), strict=True)
-    named = {"adapters": adapters} if any(adapters) else {}
-    return named, (x, timesteps, *(_together(parts) for parts in contexts))
+def _together(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _predicted(rows: Sequence[Row]) -> Tensor:

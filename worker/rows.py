@@ -79,8 +79,8 @@ class Row:
     `left`, how often it is still to be asked until the picture is done.
     Before `begin` it holds no memory of the device. Then `x` is x_t and `denoised` what its last
     step predicted, both `[1, C, H, W]`, and `contexts` are its two contexts; these and all that is
-    of the next step are batches of one, so that a lone row is a batch as it stands. `known` is what
-    a mask keeps: x_0, its noise, and where it is not kept.
+    of the next step are batches of one, in memory that begins where `ALIGNED` says, so that a lone
+    row is a batch as it stands. `known` is what a mask keeps: x_0, its noise, where it is not kept.
     """
 
     x: Tensor
@@ -127,7 +127,7 @@ class Row:
         self.denoised = torch.zeros_like(self.x)
         self.scale = send(torch.tensor([self.spec.guidance_scale]), device)
         self.contexts = tuple(  # type: ignore[assignment]  # of two
-            tuple(send(part, device)[None] for part in context)
+            tuple(send(_aligned(part), device)[None] for part in context)
             for context in (self.spec.context, self.spec.unconditional)
         )
         times = self._way.timesteps
@@ -238,3 +238,8 @@ def _apart(table: Tensor, device: torch.device) -> Tensor:
     """The table with more columns, so that each of its rows begins where `ALIGNED` says."""
     columns = -(-table.shape[1] * table.element_size() // ALIGNED) * ALIGNED // table.element_size()
     return send(torch.nn.functional.pad(table, (0, columns - table.shape[1])), device)
+
+
+def _aligned(part: Tensor) -> Tensor:
+    """The same, in memory that begins where `ALIGNED` says: it may be one of many in a batch."""
+    return part.clone() if part.data_ptr() % ALIGNED else part

@@ -55,8 +55,11 @@ def due_after_s(patience_s: float, timeout_s: float) -> float:
 def in_turn(rows: Sequence[Row], others: Iterable[Row] = (), now: float = -math.inf) -> list[Row]:
     """The rows, the next one first; `others` are of the same jobs and can have no turn yet."""
     left: dict[str, float] = {}
-    for row in (*rows, *others):
+    for row in rows:
         left[row.job] = left.get(row.job, 0) + row.left
+    for row in others:
+        if row.job in left:
+            left[row.job] += row.left
 
     def place(row: Row) -> tuple[float, float, float]:
         due_s = row.due_s if row.due_s <= now else math.inf

@@ -44,9 +44,9 @@ BENCHMARKS: Final = {
     "diffusers_loop": _Times(40, 6),
     "bookkeeping": _Times(30, 3),
     "service": _Times(90, 10),
-    "load": _Times(230, None),
+    "load": _Times(210, None),
     "submission": _Times(40, 3),
-    "eta": _Times(50, None),
+    "eta": _Times(45, None),
     "stable_diffusion": _Times(130, None),
     "cold_start": _Times(40, None),
 }

@@ -40,13 +40,13 @@ class _Times(NamedTuple):
 
 BENCHMARKS: Final = {
     "forward": _Times(25, 3),
-    "gemm": _Times(25, 4),
+    "gemm": _Times(20, 4),
     "diffusers_loop": _Times(40, 6),
     "bookkeeping": _Times(30, 3),
-    "service": _Times(90, 10),
-    "load": _Times(210, None),
+    "service": _Times(75, 10),
+    "load": _Times(230, None),
     "submission": _Times(40, 3),
-    "eta": _Times(45, None),
+    "eta": _Times(42, None),
     "stable_diffusion": _Times(130, None),
     "cold_start": _Times(40, None),
 }

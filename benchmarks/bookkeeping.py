@@ -98,7 +98,7 @@ def _steps(plan: Plan, bundle: Bundle, streams: Streams) -> Callable[[], float]:
         began, calls = time.perf_counter(), 0
         for _ in range(STEPS):
             calls += engine.step().calls
-        _wait(plan)
+        plan.wait()
         took_s = time.perf_counter() - began
         for job, _ in jobs:
             engine.evict(job)
@@ -115,12 +115,7 @@ def _bare(plan: Plan, network: nn.Module, calls: list[tuple[Tensor, ...]]) -> Ca
     def run() -> float:
         began = time.perf_counter()
         plan.streams.start(network, calls)()
-        _wait(plan)
+        plan.wait()
         return (time.perf_counter() - began) / len(calls)
 
     return run
-
-
-def _wait(plan: Plan) -> None:
-    if plan.device.type == "cuda":
-        torch.cuda.synchronize(plan.device)

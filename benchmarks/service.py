@@ -89,14 +89,11 @@ def through_http(client: Avocat, requests: Sequence[JobRequest]) -> float:
         jobs = list(pool.map(lambda fields: client.submit(**fields), bodies(requests)))
     # One after the other, for the client is to need the processor as little as can be; the least
     # work first, as they end, for what has ended long ago is else fetched while the engine idles.
-    for _, job in sorted(zip(map(_forwards, requests), jobs, strict=True), key=itemgetter(0)):
+    work = [request.rows * request.forwards for request in requests]
+    for _, job in sorted(zip(work, jobs, strict=True), key=itemgetter(0)):
         for image in client.wait(job).images:
             client.download(image)
     return time.perf_counter() - began
-
-
-def _forwards(request: JobRequest) -> int:
-    return request.n * request.steps * (1 if request.guidance_scale == 1 else 2)
 
 
 def bodies(requests: Sequence[JobRequest]) -> Iterator[dict[str, Any]]:

@@ -68,6 +68,11 @@ class Plan:
         """Where the network runs."""
         return _device(self.settings)
 
+    def wait(self) -> None:
+        """Until the device has done what it was asked to do."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     @property
     def threads(self) -> int:
         """Of the network on CPU."""
@@ -202,16 +207,11 @@ def seconds_of(call: Callable[[], object], plan: Plan) -> float:
     A block, because threads of the side measured before may still spin for a while.
     """
     call()
-    _wait(plan.device)
+    plan.wait()
     block_s = min(_BLOCK_S, plan.seconds / 20)
     began, calls = time.perf_counter(), 0
     while calls == 0 or time.perf_counter() - began < block_s:
         call()
         calls += 1
-    _wait(plan.device)
+    plan.wait()
     return (time.perf_counter() - began) / calls
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

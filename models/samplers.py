@@ -220,9 +220,7 @@ def step(
     `PREVIOUS` and `NOISE`, `previous_denoised` and `noise` may be None. As long as all numbers are
     finite, a row's result does not depend on the terms of others. Returns `(x_prev, denoised)`.
     """
-    if len(x_t) > 1:
-        coefficients = coefficients.reshape(*coefficients.shape, *([1] * (x_t.ndim - 1)))
-    k = coefficients.unbind(1)
+    k = coefficients.reshape(*coefficients.shape, *([1] * (x_t.ndim - 1))).unbind(1)
     denoised = (k[5] * x_t).addcmul_(k[6], predicted) if terms & _READ else k[6] * predicted
     if terms & _DIVIDED:
         denoised.mul_(k[7])

@@ -54,13 +54,8 @@ def answer(asked: Sequence[tuple[Row, int]], size: int, clip: float | None) -> S
 
 def _arguments(asked: Sequence[tuple[Row, int]]) -> tuple[Tensor, ...]:
     """Of one call of the network with these (row, which context) pairs."""
-    if len(asked) == 1:
-        [(row, which)] = asked
-        return row.x, row.timestep, *row.contexts[which]
-    x = torch.cat([row.x for row, _ in asked])
-    timesteps = torch.cat([row.timestep for row, _ in asked])
-    contexts = zip(*(row.contexts[which] for row, which in asked), strict=True)
-    return x, timesteps, *map(torch.cat, contexts)
+    every = ((row.x, row.timestep, *row.contexts[which]) for row, which in asked)
+    return tuple(_together(parts) for parts in zip(*every, strict=True))
 
 
 def _stepped(rows: list[Row], clip: float | None) -> Stepped:
@@ -80,8 +75,8 @@ def _stepped(rows: list[Row], clip: float | None) -> Stepped:
     return Stepped(rows, x, denoised, fetch(said.sum(dim=(1, 2, 3))))
 
 
-def _together(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _predicted(rows: Sequence[Row]) -> Tensor:

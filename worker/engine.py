@@ -312,12 +312,12 @@ class Engine:
         moved.wait()
         report.calls += moved.calls
         report.asked += moved.asked
-        report.advanced += len(moved.rows)
         broken: set[int] = set()
         totals = (total for part in moved.totals for total in part.tolist())
         for (row, at, shown), total in zip(moved.rows, totals, strict=True):
             if id(row) in moved.dropped:
                 continue
+            report.advanced += 1
             if not math.isfinite(total):
                 broken.add(id(row))
                 reason = f"step {at} of {row.spec.steps} gave values that are no numbers"

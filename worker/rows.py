@@ -15,9 +15,9 @@ from models.samplers import Sampler, Trajectory
 from models.sampling import row_generator
 from worker.transfers import send
 
-__all__ = ["ALIGNED", "Row", "RowSpec", "blank_batch", "parts_of"]
+__all__ = ["Row", "RowSpec", "blank_batch", "parts_of"]
 
-ALIGNED: Final = 64  # bytes, as torch's own memory on CPU; at others, sums may have other last bits
+_ALIGNED: Final = 64  # bytes, as torch's own memory on CPU; else sums may have other last bits
 
 
 def blank_batch(model: Model, rows: int) -> tuple[Tensor, ...]:
@@ -79,8 +79,9 @@ class Row:
     `left`, how often it is still to be asked until the picture is done.
     Before `begin` it holds no memory of the device. Then `x` is x_t and `denoised` what its last
     step predicted, both `[1, C, H, W]`, and `contexts` are its two contexts; these and all that is
-    of the next step are batches of one, in memory that begins where `ALIGNED` says, so that a lone
-    row is a batch as it stands. `known` is what a mask keeps: x_0, its noise, where it is not kept.
+    of the next step are batches of one, in memory that begins where `_ALIGNED` says, so that a
+    lone row is a batch as it stands. `known` is what a mask keeps: x_0, its noise, where it is not
+    kept.
     """
 
     x: Tensor
@@ -132,10 +133,8 @@ class Row:
         )
         times = self._way.timesteps
         times = times.float() if times.is_floating_point() else times
-        self._timesteps = _apart(times[:, None], device)[:, 0].chunk(self._length)
-        coefficients = self._way.coefficients
-        width = coefficients.shape[1]
-        self._coefficients = _apart(coefficients, device)[:, :width].chunk(self._length)
+        self._timesteps = _apart(times, device)
+        self._coefficients = _apart(self._way.coefficients, device)
 
     def _first(self, device: torch.device) -> Tensor:
         """x_t of the first step, a batch of one; draws are in the order of diffusers' pipelines."""
@@ -234,12 +233,14 @@ class Row:
         return torch.randn(1, *self.spec.shape, generator=self._generator)
 
 
-def _apart(table: Tensor, device: torch.device) -> Tensor:
-    """The table with more columns, so that each of its rows begins where `ALIGNED` says."""
-    columns = -(-table.shape[1] * table.element_size() // ALIGNED) * ALIGNED // table.element_size()
-    return send(torch.nn.functional.pad(table, (0, columns - table.shape[1])), device)
+def _apart(table: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+    """Its entries as batches of one, each in memory that begins where `_ALIGNED` says."""
+    flat = table.reshape(len(table), -1)
+    spare = -flat.shape[1] % (_ALIGNED // flat.element_size())
+    spread = send(torch.nn.functional.pad(flat, (0, spare)), device)
+    return spread[:, : flat.shape[1]].view(table.shape).chunk(len(table))
 
 
 def _aligned(part: Tensor) -> Tensor:
-    """The same, in memory that begins where `ALIGNED` says: it may be one of many in a batch."""
-    return part.clone() if part.data_ptr() % ALIGNED else part
+    """The same, in memory that begins where `_ALIGNED` says: it may be one of many in a batch."""
+    return part.clone() if part.data_ptr() % _ALIGNED else part

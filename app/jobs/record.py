@@ -1,6 +1,7 @@
 """The job record: what is known about a job, and its form in Redis."""
 
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Literal
@@ -131,9 +132,9 @@ class JobRequest(_Frozen):
             return self.taken
         if first <= 0 and last >= 1:
             return 2 * self.taken
-        left = range(self.steps - self.taken, self.steps)
-        shares = (step / max(1, self.steps - 1) for step in left)
-        return self.taken + sum(first <= share <= last for share in shares)
+        left, end = range(self.steps - self.taken, self.steps), max(1, self.steps - 1)
+        begin = bisect_left(left, first, key=lambda step: step / end)
+        return self.taken + bisect_right(left, last, begin, key=lambda step: step / end) - begin
 
     @property
     def most_bytes(self) -> int:
@@ -234,11 +235,12 @@ def to_hash(record: JobRecord) -> dict[str, str]:
     """The record as fields of a Redis hash; what is None or empty is left out."""
     written = FORMAT if record.request.scene else _WITH_INPUTS if record.inputs else _PLAIN
     fields = {"format": str(written)}
-    for name, value in record:
-        if value is None or value == () or value == {}:
+    for name, value in vars(record).items():
+        if value is None:
             continue
         if name in _JSON_FIELDS:
-            fields[name] = to_json(value).decode()
+            if value:
+                fields[name] = to_json(value).decode()
         elif isinstance(value, bool):
             fields[name] = str(int(value))
         else:

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import cast
 
+from pydantic_core import to_json
 from redis import Redis
 from rq import Queue, Retry
 from rq.scripts import _build_hset_args
@@ -44,7 +45,7 @@ class RqJobs:
         call: tuple[object, ...] = (keys.GENERATE, None, [record.id], {})
         own = {
             # RQ compresses it, and reads it as it is just as well.
-            "data": JSONSerializer.dumps(call).decode(),  # type: ignore[no-untyped-call]
+            "data": to_json(call).decode(),
             "created_at": made,
             "enqueued_at": made,
             "description": f"{keys.GENERATE}({record.id!r})",

@@ -11,6 +11,7 @@ to right. A phrase that is not sure to name two things is one.
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict
@@ -94,6 +95,7 @@ _SUFFIX = re.compile(
 _BEYOND = re.compile(
     r"\b(?:no|not|never|without|none|nothing|nobody)\b|n't\b|[;:!?\"“”]|\. | [-–—] ", re.I
 )
+_CHAINED = re.compile(rf"[,&]|\b(?:and|{LINK_WORDS}) ", re.I | re.A)
 _SAID_MORE = re.compile(rf"(?:^| )(?:of|{LINK_WORDS})(?: |$)", re.I | re.A)
 _COUNTS: dict[str, Relation] = {"two": "two", "three": "three", "2": "two", "3": "three"}
 _FACE: Final = "face"  # what has one has it inside: "an avocado with a smiling face"
@@ -125,6 +127,8 @@ def read_scene(prompt: str, styles: Collection[str] = ()) -> Scene | None:
 
 def _composed(phrase: str) -> "tuple[str | Scene | None, str]":
     """What a phrase says, and its end about the place; in other words only where that helps."""
+    if phrase and not _CHAINED.search(phrase):
+        return _counted(phrase), ""
     for said in dict.fromkeys((plainly(phrase), phrase)):
         kept, links, place = _links(said)
         scene = _read(kept, links)
@@ -135,10 +139,11 @@ def _composed(phrase: str) -> "tuple[str | Scene | None, str]":
 
 def _style(said: str, styles: Collection[str]) -> str:
     """The longest style that words about a picture name."""
-    longest_first = sorted(styles, key=len, reverse=True)
-    return next((one for one in longest_first if _named(one).search(said)), "")
+    named = (one for one in styles if said and _named(one).search(said))
+    return max(named, key=len, default="")
 
 
+@cache
 def _named(style: str) -> re.Pattern[str]:
     return re.compile(rf"(?<![\w-]){re.escape(style)}(?![\w-])", re.I)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from app import keys
 from app.jobs.record import JobRecord, JobRequest, JobStatus, Problem, StoredImage, to_hash
 from app.jobs.store import JobStore, Wishes
+from models.guidance import acts
 
 JOB = "01J00000000000000000000000"
 PROBLEM = Problem(type="/problems/x", title="X", status=500, detail="y")
@@ -211,3 +212,22 @@ def test_only_the_holder_changes_a_job_and_the_end_stays(
         after = store.get(JOB)
         assert end is None or after == end
         end = after if after and after.status.terminal else None
+
+
+SHARES = st.floats(0, 1) | st.sampled_from([step / 9 for step in range(10)])
+
+
+@given(
+    steps=st.integers(1, 60),
+    strength=st.none() | st.floats(0.01, 1),
+    interval=st.tuples(*2 * [SHARES]),
+)
+def test_a_job_costs_what_its_rows_ask(
+    steps: int, strength: float | None, interval: tuple[float, float]
+) -> None:
+    changes = {"steps": steps, "strength": strength, "guidance_interval": sorted(interval)}
+    request = JobRequest(**{**dict(record().request), **changes})
+    asked = range(steps - request.taken, steps)
+    assert request.forwards == sum(
+        1 + acts(step, steps, request.guidance_interval) for step in asked
+    )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.guidance import guide
 from models.samplers import NOISE, PREVIOUS, step
-from worker.rows import Row
+from worker.rows import Row, lone
 from worker.transfers import fetch, send
 
 __all__ = ["Stepped", "answer"]
@@ -37,8 +37,16 @@ class Stepped:
         return zip(self.rows, self.x.chunk(size), self.denoised.chunk(size), strict=True)
 
 
-def answer(asked: Sequence[tuple[Row, int]], size: int, clip: float | None) -> Stepped | None:
-    """Ask the network about some contexts of rows of one lane; `size`: in a batch of so many.
+def answer(
+    asked: Sequence[tuple[Row, int]], size: int, clip: float | None, alone: bool
+) -> Stepped | None:
+    """Ask the network about some contexts of rows of one lane.
+
+    Args:
+        asked: rows, and about which of their contexts.
+        size: rows of the batch, at least.
+        clip: as of `models.samplers.step`.
+        alone: whether no other call is made meanwhile.
 
     Returns:
         The step of the rows for which that was the last answer; None if there are none.
@@ -46,7 +54,8 @@ def answer(asked: Sequence[tuple[Row, int]], size: int, clip: float | None) -> S
     padded = [*asked, *[asked[-1]] * (size - len(asked))]
     adapters = [row.spec.adapters for row, _ in padded]
     named = {"adapters": adapters} if any(adapters) else {}
-    said = asked[0][0].denoiser(*_arguments(padded), **named)
+    denoiser = asked[0][0].denoiser
+    said = (lone(denoiser) if alone else denoiser)(*_arguments(padded), **named)
     parts = (said,) if len(padded) == 1 else said.chunk(len(padded))
     ready = [row for (row, which), part in zip(asked, parts, strict=False) if row.told(which, part)]
     return _stepped(ready, clip) if ready else None

@@ -21,7 +21,7 @@ from models.model import Model
 from worker.batches import Stepped, answer
 from worker.memory import ran_out
 from worker.reports import Fault, Finished, Snapshot, StepReport
-from worker.rows import Row, RowSpec, blank_batch, parts_of
+from worker.rows import Row, RowSpec, blank_batch, lone, parts_of
 from worker.streams import Streams
 from worker.transfers import fetch, reached
 
@@ -190,6 +190,8 @@ class Engine:
         times = [torch.full_like(timestep, t) for t in ends]
         began = 0.0
         for _ in range(2):
+            for timestep in times:
+                lone(self._model.denoiser)(x, timestep, *context)
             began = time.perf_counter()
             for timestep in times:
                 every = [(x, timestep, *context)] * self._streams.count
@@ -258,10 +260,11 @@ class Engine:
         return [row for row in lane if row.part == self._part]
 
     def _begin(self, asked: list[tuple[Row, int]], *, here: bool) -> _Round:
-        """Ask the network about rows of one lane; `here`: with this thread's help."""
+        """Ask the network about rows of one lane; `here`: nobody else is, and this thread helps."""
         size = self.micro_batch
         calls = [asked[at : at + size] for at in range(0, len(asked), size)]
-        parts = [(call, size if self._exact else 0, self._model.clip) for call in calls]
+        padded, alone = size if self._exact else 0, here and len(calls) == 1 < self._streams.count
+        parts = [(call, padded, self._model.clip, alone) for call in calls]
         self._forwards += len(asked)
         return _Round(asked, len(calls), self._streams.start(answer, parts, here=here))
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from app.jobs.store import JobStore
 from app.jobs.submit import Accepted, Submitter
 from app.settings import Settings
 from models.bundle import Bundle, load_bundle
+from models.unet import Denoiser
 from tests.models.tiny import build_tiny_bundle
 from tests.worker.parts import slowed
 from worker.background import Background
@@ -56,6 +58,18 @@ def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shared_bundle(bundle_path: Path) -> Bundle:
     torch.set_num_threads(1)
     return load_bundle(bundle_path)
+
+
+@pytest.fixture
+def lively(shared_bundle: Bundle) -> Bundle:
+    """The tiny bundle with every weight at work: a new network starts as the identity."""
+    dice = torch.Generator().manual_seed(0)
+    network = type(shared_bundle.denoiser.network)(shared_bundle.config.denoiser)
+    for weight in network.parameters():
+        weight.data = torch.randn(weight.shape, generator=dice) * 0.05
+    network.eval().requires_grad_(False)
+    denoiser = Denoiser(network, shared_bundle.schedule, shared_bundle.config.parameterisation)
+    return replace(shared_bundle, denoiser=denoiser)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from models.bundle import Bundle
-from models.unet import Denoiser
 from tests.worker.test_engine import alone, drain, random_spec
 from worker.engine import Engine
 from worker.runtimes import choice
@@ -24,18 +23,6 @@ from worker.streams import Streams
 
 RUNTIMES = ["eager", "onnxruntime", "openvino"]
 ROWS = 2
-
-
-@pytest.fixture
-def lively(shared_bundle: Bundle) -> Bundle:
-    """The tiny bundle with every weight at work: a new network starts as the identity."""
-    dice = torch.Generator().manual_seed(0)
-    network = type(shared_bundle.denoiser.network)(shared_bundle.config.denoiser)
-    for weight in network.parameters():
-        weight.data = torch.randn(weight.shape, generator=dice) * 0.05
-    network.eval().requires_grad_(False)
-    denoiser = Denoiser(network, shared_bundle.schedule, shared_bundle.config.parameterisation)
-    return replace(shared_bundle, denoiser=denoiser)
 
 
 def executed(bundle: Bundle, wanted: str, cache: Path) -> tuple[Bundle, Measured]:
@@ -109,10 +96,10 @@ def test_pictures_decide_whether_bfloat16_is_chosen(
     assert 1e-5 < named.difference < 0.1
     assert named.levels > 0
     known = [
-        Measured("eager", "1", 1.0, 0.0, levels=0.0),
-        Measured("onnxruntime", "1", 0.5, 1e-5, levels=0.0),
-        Measured("openvino-bf16", "1", 0.2, 0.05, levels=30.0),
-        Measured("mixed-bf16", "1+1", 0.3, 0.05, levels=3.0),
+        Measured("eager", "1", 1.0, 0.0, levels=0.0, wide=False),
+        Measured("onnxruntime", "1", 0.5, 1e-5, levels=0.0, wide=False),
+        Measured("openvino-bf16", "1", 0.2, 0.05, levels=30.0, wide=False),
+        Measured("mixed-bf16", "1+1", 0.3, 0.05, levels=3.0, wide=False),
     ]
     monkeypatch.setattr(choice, "available", lambda device: [one.name for one in known])
     monkeypatch.setattr(choice, "_measure", lambda *_: known)
@@ -154,9 +141,9 @@ def test_what_has_to_be_compiled_is_never_there_at_once(
     lively: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = [
-        Measured("eager", "1", 1.0, 0.0, levels=0.0),
-        Measured("graphs-fp16", "1", 0.5, 0.01, levels=2.0),
-        Measured("compile-fp16", "1", 0.2, 0.01, levels=2.0),
+        Measured("eager", "1", 1.0, 0.0, levels=0.0, wide=False),
+        Measured("graphs-fp16", "1", 0.5, 0.01, levels=2.0, wide=False),
+        Measured("compile-fp16", "1", 0.2, 0.01, levels=2.0, wide=False),
     ]
     monkeypatch.setattr(choice, "available", lambda device: [one.name for one in known])
     monkeypatch.setattr(choice, "_read", lambda file: known)

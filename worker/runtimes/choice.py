@@ -25,7 +25,16 @@ from models.bundle import Bundle
 from models.sampling import sample
 from models.unet import Denoiser, UNet
 from worker.memory import ran_out
-from worker.runtimes.networks import BUILDERS, Arguments, Plan, available, examples, executing
+from worker.runtimes.lone import Lone
+from worker.runtimes.networks import (
+    BUILDERS,
+    OWN_THREADS,
+    Arguments,
+    Plan,
+    available,
+    examples,
+    executing,
+)
 from worker.streams import Streams
 
 __all__ = ["Measured", "dtype_of", "is_ready", "with_runtime"]
@@ -59,6 +68,7 @@ class Measured:
     # Of 255, within which 99 in 100 values of pictures stay; in float32: 0. No default: what an
     # earlier release kept says nothing of it, and is measured again.
     levels: float
+    wide: bool  # whether one call on the threads of all streams gives the same bits
 
 
 def with_runtime(
@@ -88,8 +98,15 @@ def with_runtime(
     for one in measured:
         _log.info("runtime measured", chosen=one is chosen, **asdict(one))
     executed = BUILDERS[chosen.name](plan)
-    denoiser = Denoiser(executed, bundle.schedule, bundle.denoiser.parameterisation).eval()
-    return replace(bundle, denoiser=denoiser.to(device)), chosen
+    denoiser = _denoiser(bundle, executed)
+    if chosen.wide:
+        denoiser.lone = _denoiser(bundle, Lone(executed, BUILDERS[chosen.name](plan.wide)))
+    return replace(bundle, denoiser=denoiser), chosen
+
+
+def _denoiser(bundle: Bundle, network: nn.Module) -> Denoiser:
+    denoiser = Denoiser(network, bundle.schedule, bundle.denoiser.parameterisation)
+    return denoiser.eval().to(bundle.context.device)
 
 
 def is_ready(bundle: Bundle, *, wanted: str, rows: int, streams: Streams, cache: Path) -> bool:
@@ -163,9 +180,21 @@ def _measure(
             min(times[name]),
             float((outputs[name] - outputs["eager"]).abs().max()),
             levels.get(name, 0.0),
+            _widens(plan, name, outputs[name], calls),
         )
         for name in built
     ]
+
+
+def _widens(plan: Plan, name: str, outputs: Tensor, calls: Sequence[Arguments]) -> bool:
+    """Whether a call on all threads gives what one on a stream's gave.
+
+    In which order a runtime adds does not hang on the numbers: another order would show in some of
+    so many.
+    """
+    if plan.streams == 1 or name not in OWN_THREADS:
+        return False
+    return torch.equal(_outputs(BUILDERS[name](plan.wide), calls), outputs)
 
 
 def _outputs(network: nn.Module, calls: Sequence[Arguments]) -> Tensor:

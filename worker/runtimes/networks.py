@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +26,16 @@ from models.unet import UNet
 from worker.runtimes.graphs import Graphed, compiled
 from worker.runtimes.steady import make_steady
 
-__all__ = ["BUILDERS", "Arguments", "Plan", "available", "example", "examples", "executing"]
+__all__ = [
+    "BUILDERS",
+    "OWN_THREADS",
+    "Arguments",
+    "Plan",
+    "available",
+    "example",
+    "examples",
+    "executing",
+]
 
 _OPSET = 17
 _INPUTS, _OUTPUT = ("x", "timestep", "context"), "out"  # as the ONNX file names them
@@ -48,6 +57,11 @@ class Plan:
     onnx: Path
     streams: int = 1
     noisy_from: int = 0
+
+    @property
+    def wide(self) -> "Plan":
+        """The same for a single caller, with all threads to itself."""
+        return replace(self, threads=self.threads * self.streams, streams=1)
 
 
 Builder = Callable[[Plan], nn.Module]
@@ -98,15 +112,19 @@ class _OnnxRuntime(nn.Module):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = plan.threads
         options.inter_op_num_threads = 1
+        # Else its threads spin for 30 ms after a call, on cores that others need.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         session = partial(
             onnxruntime.InferenceSession,
             _onnx(plan),
             options,
             providers=["CPUExecutionProvider"],
         )
-        first = session()
+        first = [session()]
         # One of a single thread has no pool of its own, and serves all callers.
-        make: Callable[[], Any] = session if plan.threads > 1 else lambda: first
+        make: Callable[[], Any] = (
+            (lambda: first.pop() if first else session()) if plan.threads > 1 else lambda: first[0]
+        )
         blank = example(plan.network, plan.rows, torch.device("cpu"))
         self._of_thread = _PerThread(lambda: _bound_session(make(), blank))
 
@@ -245,6 +263,8 @@ BUILDERS: Final[Mapping[str, Builder]] = {
     "graphs-fp16": partial(_graphs, dtype=torch.float16),
     "graphs-bf16": partial(_graphs, dtype=torch.bfloat16),
 }
+# They have threads of their own, as many as they are told; torch's are those of its caller.
+OWN_THREADS: Final = frozenset({"onnxruntime", "openvino", "openvino-bf16", "mixed-bf16"})
 _ON_GPU = {"graphs", "graphs-fp16", "graphs-bf16", "compile-fp16"}
 _NEEDS = {
     "onnxruntime": ("onnx", "onnxruntime"),

@@ -251,7 +251,10 @@ class Settings(BaseSettings):
         "batch shape varies, and so do last bits",
     )
     threads: int = Field(
-        0, ge=0, le=1024, description="Threads of the network on CPU; 0: all cores"
+        0,
+        ge=0,
+        le=1024,
+        description="Threads of the network on CPU; 0: all cores, or a container's quota of them",
     )
     runtime: Runtime = Field(
         "auto",

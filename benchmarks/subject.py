@@ -1,6 +1,5 @@
 """What is measured: the bundle in the runtime that a worker would choose, and a mix of jobs."""
 
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from app.jobs.ids import new_job_id
 from app.jobs.record import JobRecord, JobRequest, Sampler
 from app.settings import Settings
 from models.bundle import Bundle, load_bundle
+from models.processor import cores
 from worker.capacity import streams
 from worker.engine import Engine
 from worker.rows import RowSpec
@@ -76,7 +76,7 @@ class Plan:
     @property
     def threads(self) -> int:
         """Of the network on CPU."""
-        return self.settings.threads or len(os.sched_getaffinity(0))
+        return self.settings.threads or cores()
 
     @property
     def streams(self) -> Streams:
@@ -91,7 +91,7 @@ _streams = cache(Streams)  # whose threads stay
 @cache
 def loaded(settings: Settings) -> Bundle:
     """The bundle of the settings, as it lies there; loaded once."""
-    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(settings.threads or cores())
     return load_bundle(settings.bundle, _device(settings))
 
 

@@ -1,6 +1,5 @@
 """Puts a worker together: device, bundle, storage, runner."""
 
-import os
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -18,6 +17,7 @@ from models.bundle import Bundle
 from models.description import describe_model
 from models.loading import load_model
 from models.model import Model
+from models.processor import cores
 from worker.background import Background
 from worker.capacity import streams, with_capacity
 from worker.card import Smaller, model_card
@@ -54,7 +54,7 @@ def make_runner(
     """
     turn, workers = share
     chosen = resolve_device(device, turn)
-    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // workers)
+    threads = settings.threads or max(1, cores() // workers)
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False  # it would choose other kernels from run to run
     torch.backends.cudnn.deterministic = True

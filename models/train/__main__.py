@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from models.errors import ModelError
+from models.processor import cores
 from models.train import parallel
 from models.train.alone import alone
 from models.train.arguments import UNFINISHED, parser
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     """Run one training command; returns the exit code."""
     args = parser().parse_args(arguments)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads or min(torch.get_num_threads(), cores()))
     try:
         budget = _run(args)
     except ModelError as fault:

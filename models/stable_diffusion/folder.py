@@ -83,18 +83,21 @@ def read_folder(path: Path, variant: str | None = None) -> Folder:
     Raises:
         BundleError: it is no such folder, a component is missing, or its weights are a pickle.
     """
-    path = path.resolve()
+    path = _snapshot(path.resolve())
     _refuse_file(path)
     index = _read_json(path / INDEX) if (path / INDEX).is_file() else _without_index(path)
     kind = index.get("_class_name", "StableDiffusionPipeline")
     if kind not in _PIPELINES:
         known = ", ".join(_PIPELINES)
         raise BundleError(f"{INDEX} says {kind!r}; these can be imported: {known}")
-    listed = (index.get(name) for name in _SECOND)  # as [library, class]
-    second = any(isinstance(entry, list) and any(entry) for entry in listed)
+    second = any(_is_listed(index, name) for name in _SECOND)
     second = second or kind.startswith("StableDiffusionXL")
     names = _ALWAYS + (_SECOND if second else ())
     missing = [name for name in names if not (path / name).is_dir()]
+    if second and "text_encoder" in missing and not _is_listed(index, "text_encoder"):
+        raise BundleError(
+            f"{str(path)!r} is the refiner of SDXL, which only works on another's latents"
+        )
     if missing:
         raise BundleError(
             f"{str(path)!r} has no folder {', '.join(missing)}; a {kind} needs {', '.join(names)}"
@@ -119,6 +122,26 @@ def read_parts(path: Path, file: Path, generation: str) -> Folder:
         else:
             components[name] = _component(path / name, None)
     return Folder(file.parent, index, components)
+
+
+def _is_listed(index: Mapping[str, Any], name: str) -> bool:
+    """Whether the index has a component, as [library, class] and not null or [null, null]."""
+    entry = index.get(name)
+    return isinstance(entry, list) and any(entry)
+
+
+def _snapshot(path: Path) -> Path:
+    """What a folder of the hub's cache, models--ORG--NAME, has of its branch main."""
+    if not (path / "snapshots").is_dir():
+        return path
+    main = path / "refs" / "main"
+    current = main.read_text("utf-8").strip() if main.is_file() else ""
+    every = sorted(one for one in (path / "snapshots").iterdir() if one.is_dir())
+    found = [one for one in every if one.name == current] or every
+    if len(found) != 1:
+        names = ", ".join(one.name for one in found) or "none"
+        raise BundleError(f"{str(path / 'snapshots')!r} should have one folder ({names}): name it")
+    return found[0]
 
 
 def _refuse_file(path: Path) -> None:

@@ -94,6 +94,37 @@ def test_older_names_of_attention_weights_are_known(source: Path, tmp_path: Path
     assert all(torch.equal(weight, state[name]) for name, weight in network.state_dict().items())
 
 
+def test_a_folder_of_the_hubs_cache_is_read_at_its_branch_main(
+    source: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "models--org--name ü"
+    snapshot = cache / "snapshots" / "0123abcd"
+    shutil.copytree(source, snapshot)
+    file, blob = snapshot / "unet" / Path(UNET).name, cache / "blobs" / "4567"
+    blob.parent.mkdir()
+    file.rename(blob)
+    file.symlink_to(Path("../../../blobs/4567"))
+    assert import_folder(cache, tmp_path / "m", "mine").source == snapshot
+    assert load_model(tmp_path / "m")
+    (cache / "snapshots" / "older").mkdir()
+    with pytest.raises(BundleError, match=r"one folder \(0123abcd, older\): name it"):
+        import_folder(cache, tmp_path / "m", "mine")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0123abcd")
+    assert import_folder(cache, tmp_path / "m", "mine").source == snapshot
+
+
+def _refiner(source: Path) -> None:
+    """As that of SDXL 1.0 is listed, which has the second text encoder alone."""
+    for name in ("text_encoder", "tokenizer"):
+        shutil.copytree(source / name, source / f"{name}_2")
+        shutil.rmtree(source / name)
+    kind = "StableDiffusionXLImg2ImgPipeline"
+    empty: dict[str, Any] = {"text_encoder": [None, None], "tokenizer": [None, None]}
+    second = {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}
+    change(source / "model_index.json", _class_name=kind, **empty, **second)
+
+
 def _rename(source: Path) -> None:
     (source / UNET).rename(source / "unet" / "diffusion_pytorch_model.bin")
 
@@ -162,6 +193,7 @@ FAULTS = {
         r"scheduler is an EDMEulerScheduler, whose noise is not served",
     ),
     "inpainting": (_inpainting, r"takes 9 channels and .* latents have 4: it is an inpainting"),
+    "a refiner": (_refiner, r"is the refiner of SDXL, which only works on another's latents"),
     "a ControlNet": (
         _alone("ControlNetModel"),
         r"is a ControlNetModel, one part of a model .*ControlNets are not served",

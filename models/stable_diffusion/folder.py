@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from models.errors import BundleError
+from models.stable_diffusion.mistaken import mistaken_for
 
 __all__ = ["INDEX", "Component", "Folder", "read_folder", "read_parts"]
 
@@ -261,7 +262,10 @@ def _read_json(file: Path) -> Mapping[str, Any]:
     except FileNotFoundError:
         raise BundleError(f"{where} is missing from {str(file.parent.parent)!r}") from None
     except (OSError, ValueError) as fault:
-        raise BundleError(f"{where} cannot be read: {fault}") from None
+        what = mistaken_for(file)
+        raise BundleError(
+            f"{where} {f'is {what}' if what else f'cannot be read: {fault}'}"
+        ) from None
     if not isinstance(entry, dict):
         raise BundleError(f"{where} must hold a JSON object, not {type(entry).__name__}")
     return entry

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.errors import ModelError
 from models.stable_diffusion.lora import Delta, Lora
+from models.stable_diffusion.mistaken import mistaken_for
 
 __all__ = ["LoraError", "check_lora", "read_lora"]
 
@@ -98,7 +99,8 @@ def _opened(file: Path) -> Iterator[Any]:
         raise LoraError(f"LoRA {file.stem!r} is gone: there is no {file.name}") from None
     except Exception as fault:  # readers of names, numbers and patterns raise many kinds
         said = " ".join((str(fault) or repr(fault)).split())
-        raise LoraError(f"LoRA {file.stem!r} is damaged or truncated: {said[:200]}") from None
+        what = mistaken_for(file) or f"damaged or truncated: {said[:200]}"
+        raise LoraError(f"LoRA {file.stem!r} is {what}") from None
 
 
 def _metadata(tensors: Any) -> Mapping[str, Any]:

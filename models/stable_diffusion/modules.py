@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.errors import BundleError
 from models.stable_diffusion.folder import Component, Folder
+from models.stable_diffusion.mistaken import mistaken_for
 from models.stable_diffusion.single_file import PREFIXES, converted
 from models.torchvision_ops import declare_missing_operators
 
@@ -145,7 +146,8 @@ def read_shapes(file: Path, name: str) -> dict[str, tuple[int, ...]]:
             keys = tensors.keys()
             return {key: tuple(tensors.get_slice(key).get_shape()) for key in keys}
     except (SafetensorError, OSError) as fault:
-        raise BundleError(f"{name} is damaged or truncated: {fault}") from None
+        what = mistaken_for(file) or f"damaged or truncated: {fault}"
+        raise BundleError(f"{name} is {what}") from None
 
 
 def _shapes(name: str, component: Component) -> dict[str, tuple[int, ...]]:

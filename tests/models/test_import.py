@@ -149,6 +149,15 @@ def _inpainting(source: Path) -> None:
     save_file({**state, "conv_in.weight": wide}, source / UNET)
 
 
+def _instead(name: str, written: bytes) -> Callable[[Path], None]:
+    """Other bytes in a file's place, as failed downloads leave them."""
+    return lambda source: (source / name).write_bytes(written) and None
+
+
+def _pickled(source: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, source / UNET)
+
+
 def _alone(kind: str) -> Callable[[Path], None]:
     """A folder that has nothing but one network."""
 
@@ -207,6 +216,15 @@ FAULTS = {
         lambda at: (at / UNET).write_bytes(b"\xff" * 8 + (at / UNET).read_bytes()[8:]),
         r"unet/diffusion_pytorch_model.safetensors is damaged or truncated",
     ),
+    "a pointer": (
+        _instead(UNET, b"version https://git-lfs.github.com/spec/v1\noid sha256:19da\nsize 3\n"),
+        r"unet/diffusion_pytorch_model.safetensors is a pointer of Git LFS .*run `git lfs pull`",
+    ),
+    "a page": (
+        _instead("unet/config.json", b"\n<!DOCTYPE html><html><title>Sign in</title>"),
+        r"unet/config.json is a web page: the download was answered with one",
+    ),
+    "a pickle renamed": (_pickled, r"unet/\S+ is a pickle under another name, .*ending .ckpt"),
     "no vocabulary": (lambda at: (at / "tokenizer/vocab.json").unlink(), r"tokenizer has neither"),
 }
 

@@ -27,6 +27,7 @@ _RENAMED: Final[Mapping[str, str]] = {
     ".proj_attn.weight": ".to_out.0.weight",
     ".proj_attn.bias": ".to_out.0.bias",
 }
+_SERVED: Final[Mapping[str, str]] = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
 _IDLE = "position_ids"  # a counter that older files carry; it is computed
 
 
@@ -37,6 +38,10 @@ def build(folder: Folder, name: str) -> nn.Module:
         BundleError: its config.json describes no such network.
     """
     config = dict(folder.config(name))
+    served = _SERVED.get(name)
+    kind = str(config.get("_class_name", served)).removeprefix("Flax")
+    if served is not None and kind != served:
+        raise BundleError(f"{name} is of the kind {kind}; {served} is served")
     try:
         with torch.device("meta"):
             return _CLASSES[name.removesuffix("_2")](config, name.endswith("_2"))

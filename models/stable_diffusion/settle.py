@@ -51,6 +51,7 @@ _HEEDED: Final[Mapping[str, object]] = {
     "timestep_type": "discrete",
 }
 _HEEDED_OF_SDXL: Final[Mapping[str, object]] = {"clip_sample": False}
+_TOWERS = ("text_encoder", "text_encoder_2")
 _ASPECTS = (4 / 3, 3 / 2, 16 / 9)
 
 
@@ -115,9 +116,9 @@ def unheeded(folder: Folder) -> list[str]:
     scheduler = folder.config("scheduler")
     kind = str(scheduler.get("_class_name", ""))
     served = {**_HEEDED, **(_HEEDED_OF_SDXL if folder.is_xl else {})}
-    if kind.startswith("DPMSolver"):
+    if _SAMPLERS.get(kind, _INSTEAD) == "dpmpp_2m":  # which has them
         del served["use_karras_sigmas"]
-    else:
+    if not kind.startswith("DPMSolver"):
         del served["solver_type"]  # bh2 and others, which are no DPMSolver's
     said = {key: scheduler[key] for key in served if scheduler.get(key) is not None}
     return [f"{key}: {value}" for key, value in said.items() if value != served[key]]
@@ -125,7 +126,7 @@ def unheeded(folder: Folder) -> list[str]:
 
 def _refuse_impossible(folder: Folder, config: PipelineConfig) -> None:
     """Wishes with which no job could be drawn."""
-    towers = [name for name in ("text_encoder", "text_encoder_2") if name in folder.components]
+    towers = [name for name in _TOWERS if name in folder.components]
     layers = min(folder.config(name).get("num_hidden_layers", 12) for name in towers)
     most = layers - (2 if folder.is_xl else 1)  # SDXL leaves one out by itself
     if config.clip_skip > most:
@@ -157,6 +158,29 @@ def _refuse_unserved(folder: Folder) -> None:
         raise BundleError(f"unet has addition_embed_type {embeds!r}, which does not fit the folder")
     if unet.get("class_embed_type") or unet.get("encoder_hid_dim_type"):
         raise BundleError("unet asks for class labels or picture prompts, which are not served")
+    _refuse_strangers(folder)
+
+
+def _refuse_strangers(folder: Folder) -> None:
+    """Components that are whole, but of different models: no job could be drawn."""
+    unet, towers = folder.config("unet"), [one for one in _TOWERS if one in folder.components]
+    takes = unet.get("cross_attention_dim", 1280)
+    widths = [folder.config(one).get("hidden_size", 512) for one in towers]
+    if takes != sum(widths):
+        given = ", ".join(f"{one} {width}" for one, width in zip(towers, widths, strict=True))
+        raise BundleError(
+            f"unet takes text of width {takes} by its config.json ({given}): they are parts of "
+            "different models"
+        )
+    if folder.is_xl:
+        pooled = folder.config("text_encoder_2").get("projection_dim", 512)
+        gives = 6 * (unet.get("addition_time_embed_dim") or 0) + pooled
+        takes = unet.get("projection_class_embeddings_input_dim")
+        if takes != gives:
+            raise BundleError(
+                f"unet takes {takes} numbers beside the text, and text_encoder_2 and the sizes "
+                f"give {gives}: they are parts of different models"
+            )
 
 
 def _parameterisation(scheduler: Mapping[str, Any]) -> Parameterisation:

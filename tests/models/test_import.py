@@ -16,7 +16,7 @@ from models.stable_diffusion import loading
 from models.stable_diffusion.__main__ import main
 from models.stable_diffusion.loading import import_folder
 from models.stable_diffusion.settle import Wishes
-from tests.models.tiny_diffusers import build_pipeline
+from tests.models.tiny_diffusers import CLIPTextConfig, CLIPTextModel, build_pipeline, diffusers
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -154,6 +154,11 @@ def _instead(name: str, written: bytes) -> Callable[[Path], None]:
     return lambda source: (source / name).write_bytes(written) and None
 
 
+def _wider_text(source: Path) -> None:
+    config = CLIPTextConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=4)
+    CLIPTextModel(config).save_pretrained(source / "text_encoder")
+
+
 def _pickled(source: Path) -> None:
     torch.save({"a": torch.zeros(1)}, source / UNET)
 
@@ -225,6 +230,14 @@ FAULTS = {
         r"unet/config.json is a web page: the download was answered with one",
     ),
     "a pickle renamed": (_pickled, r"unet/\S+ is a pickle under another name, .*ending .ckpt"),
+    "another's text encoder": (
+        _wider_text,
+        r"unet takes text of width 32 by its config.json \(text_encoder 48\): they are parts of",
+    ),
+    "another autoencoder": (
+        lambda at: change(at / "vae/config.json", _class_name="AutoencoderTiny"),
+        r"vae is of the kind AutoencoderTiny; AutoencoderKL is served",
+    ),
     "no vocabulary": (lambda at: (at / "tokenizer/vocab.json").unlink(), r"tokenizer has neither"),
 }
 
@@ -270,6 +283,18 @@ def test_configurations_that_leave_things_out(source: Path, tmp_path: Path) -> N
     assert import_folder(source, tmp_path / "m", "mine").sizes[0] == (512, 512)
 
 
+def test_a_network_of_another_model_of_the_kind_is_refused(tmp_path: Path) -> None:
+    """The U-Net of SDXL's refiner takes one number less, in a folder of the base."""
+    source = build_pipeline(tmp_path / "xl", "sdxl")
+    width = {"addition_time_embed_dim": 10, "projection_class_embeddings_input_dim": 5 * 10 + 32}
+    unet = diffusers.UNet2DConditionModel.load_config(source / "unet") | width
+    diffusers.UNet2DConditionModel.from_config(unet).save_pretrained(source / "unet")
+    with pytest.raises(
+        BundleError, match=r"unet takes 82 numbers beside the text, .* give 92: they"
+    ):
+        import_folder(source, tmp_path / "m", "mine")
+
+
 def test_turbo_is_known_by_its_scheduler_and_not_taken_for_zero_snr(
     source: Path, tmp_path: Path
 ) -> None:
@@ -299,6 +324,10 @@ def test_what_of_a_scheduler_is_left_out_is_said(source: Path, tmp_path: Path) -
     usual = {"final_sigmas_type": "zero", "timestep_type": "discrete", "use_karras_sigmas": False}
     change(scheduler, _class_name="UniPCMultistepScheduler", solver_type="bh2", **usual)
     import_folder(source, tmp_path / "m", "mine", progress=(told := []).append)
+    assert not [line for line in told if line.startswith("not served")]
+    change(scheduler, use_karras_sigmas=True)  # which its substitute has
+    config = import_folder(source, tmp_path / "m", "mine", progress=(told := []).append)
+    assert config.default_sampler == "dpmpp_2m_karras"
     assert not [line for line in told if line.startswith("not served")]
 
 

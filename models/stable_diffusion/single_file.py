@@ -30,9 +30,15 @@ PREFIXES: Final[Mapping[str, Mapping[str, str]]] = {
     "sdxl": {"unet": UNET, "vae": VAE, "text_encoder": _FIRST, "text_encoder_2": _SECOND},
 }
 GENERATIONS = tuple(PREFIXES)
+_LORA = "a LoRA: put it into the folder AVOCAT_LORA_DIR and name it in a job"
+_UNET_ALONE = (
+    "a U-Net alone: a checkpoint has the autoencoder and the text encoder, too (of a folder in "
+    "diffusers' layout, the file in unet)"
+)
 # What a file is that is no checkpoint of these, by a part of a name that only it has.
 _STRANGERS: Final[Mapping[str, str]] = {
-    "lora_": "a LoRA: put it into the folder AVOCAT_LORA_DIR and name it in a job",
+    "lora_": _LORA,
+    ".lora.": _LORA,
     "control_model.": "a ControlNet, which is not served",
     "controlnet_cond_embedding.": "a ControlNet, which is not served",
     "edm_mean": "a checkpoint of Playground 2.5, whose noise is not served",
@@ -40,6 +46,15 @@ _STRANGERS: Final[Mapping[str, str]] = {
     "conditioner.embedders.0.model.": "the refiner of SDXL, which only works on another's latents",
     "joint_blocks.": "a checkpoint of Stable Diffusion 3, which is not served",
     "double_blocks.": "a checkpoint of Flux, which is not served",
+}
+# The same by how names begin, where there is no U-Net under its usual name.
+_ALONE: Final[Mapping[str, str]] = {
+    "conv_in.": _UNET_ALONE,
+    "input_blocks.": _UNET_ALONE,
+    "decoder.conv_in.": "an autoencoder alone: name the checkpoint that it belongs to",
+    VAE: "an autoencoder alone: name the checkpoint that it belongs to",
+    "emb_params": "an embedding (textual inversion), which is not served",
+    "clip_l": "an embedding (textual inversion), which is not served",
 }
 _HEAD = 64  # width of an attention head, but for the U-Net of the first generation
 _FIRST_HEADS = 8
@@ -66,6 +81,9 @@ def generation_of(shapes: Shapes, name: str) -> str:
         if any(mark in key for key in shapes):
             raise BundleError(f"{name} is {what}")
     if _STEM not in shapes:
+        for begin, what in _ALONE.items():
+            if any(key.startswith(begin) for key in shapes):
+                raise BundleError(f"{name} is {what}")
         first = ", ".join(sorted(shapes)[:3]) or "none"
         raise BundleError(
             f"{name} is no checkpoint of Stable Diffusion 1, 2 or XL: it has no {_STEM} "

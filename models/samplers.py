@@ -15,14 +15,14 @@ Euler's, are the same update there, with ᾱ = 1 / (1 + σ²).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from models.knots import Knots, Layout, Sampler, knots
-from models.schedule import NoiseSchedule
+from models.schedule import ALMOST_ZERO, NoiseSchedule
 
 __all__ = [
     "NOISE",
@@ -42,6 +42,8 @@ SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 UNDISTILLED: tuple[Sampler, ...] = tuple(name for name in SAMPLERS if name != "lcm")
 Variance = Literal["small", "large"]
 Parameterisation = Literal["eps", "v", "denoised"]
+# Those that at zero terminal SNR are as exact with nothing left of the picture, unless ε is read.
+_DIVIDE_NOT: tuple[Sampler, ...] = ("ddpm", "ddim", "lcm")
 # Terms of the update, bit j for that of k_j.
 _X, _DENOISED, PREVIOUS, _PREDICTED, NOISE, _READ, _, _DIVIDED = (1 << j for j in range(8))
 _ALL = (1 << 8) - 1
@@ -100,6 +102,8 @@ def trajectory(
         ScheduleError: an unknown sampler or spacing, more steps than the sampler has, or none left.
     """
     at = knots(schedule, sampler, steps, layout or Layout()).after(skipped)
+    if sampler in _DIVIDE_NOT and parameterisation != "eps":
+        at = replace(at, now=at.now.masked_fill(at.now == ALMOST_ZERO, 0.0))
     tables: dict[Sampler, Callable[[], Tensor]] = {
         "ddpm": lambda: _ddpm(at.now, at.then, variance),
         "ddim": lambda: _ddim(at.now, at.then, eta),

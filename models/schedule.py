@@ -11,6 +11,7 @@ from models.errors import ScheduleError
 
 Kind = Literal["linear", "scaled_linear", "cosine"]
 Spacing = Literal["leading", "trailing", "linspace"]
+ALMOST_ZERO = 2.0**-24  # ᾱ at zero terminal SNR
 KINDS: tuple[Kind, ...] = ("linear", "scaled_linear", "cosine")
 SPACINGS: tuple[Spacing, ...] = ("leading", "trailing", "linspace")
 
@@ -90,13 +91,13 @@ def schedule_of(betas: Tensor, *, zero_terminal_snr: bool = False) -> NoiseSched
     """The schedule of given β, float64 `[T]`.
 
     `zero_terminal_snr` rescales it so that nothing is left of the picture at the last timestep (Lin
-    et al. 2024, algorithm 1); as in the public reference ᾱ is 2⁻²⁴ there, for it divides.
+    et al. 2024, algorithm 1); as in the public reference ᾱ is 2⁻²⁴ there, for most samplers divide.
     """
     alphas_cumprod = torch.cumprod(1 - betas, dim=0)
     if zero_terminal_snr:
         root = alphas_cumprod.sqrt()
         alphas_cumprod = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-        alphas_cumprod[-1] = 2.0**-24
+        alphas_cumprod[-1] = ALMOST_ZERO
     return NoiseSchedule(alphas_cumprod)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from models.loading import load_model
+from models.model import Model
+from models.samplers import SAMPLERS
 from models.stable_diffusion.loading import import_folder
 from tests.models.tiny_diffusers import build_pipeline, reference
 from tests.worker.test_imported import drawn, row, theirs
@@ -56,3 +58,26 @@ def test_pictures_equal_the_reference(tmp_path: Path, habit: str) -> None:
     model, pipeline = load_model(tmp_path / "m"), reference(source)
     found = drawn(model, [row(model, "0", steps=3, **asked)])["0"]
     assert float((found - theirs(pipeline, steps=3, **asked)).abs().max()) <= 1e-3
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_equals_the_reference_at_zero_terminal_snr(
+    terminal: tuple[Model, Any], sampler: str, steps: int
+) -> None:
+    """Where those that do not divide by what is left of the picture have nothing left of it."""
+    model, pipeline = terminal
+    found = drawn(model, [row(model, "0", steps=steps, sampler=sampler)])["0"]
+    expected = theirs(pipeline, steps=steps, sampler=sampler)
+    assert float((found - expected).abs().max()) <= 1e-3
+
+
+@pytest.fixture(scope="module")
+def terminal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Any]:
+    at = tmp_path_factory.mktemp("terminal")
+    family, files, _ = HABITS["zero terminal SNR"]
+    source = build_pipeline(at / "source", family)
+    [(name, changes)] = files.items()
+    (source / name).write_text(json.dumps(json.loads((source / name).read_text()) | changes))
+    import_folder(source, at / "m", "mine")
+    return load_model(at / "m"), reference(source)

@@ -43,7 +43,7 @@ UNDISTILLED: tuple[Sampler, ...] = tuple(name for name in SAMPLERS if name != "l
 Variance = Literal["small", "large"]
 Parameterisation = Literal["eps", "v", "denoised"]
 # Those that at zero terminal SNR are as exact with nothing left of the picture, unless ε is read.
-_DIVIDE_NOT: tuple[Sampler, ...] = ("ddpm", "ddim", "lcm")
+_UNDIVIDED: tuple[Sampler, ...] = ("ddpm", "ddim", "lcm")
 # Terms of the update, bit j for that of k_j.
 _X, _DENOISED, PREVIOUS, _PREDICTED, NOISE, _READ, _, _DIVIDED = (1 << j for j in range(8))
 _ALL = (1 << 8) - 1
@@ -102,7 +102,7 @@ def trajectory(
         ScheduleError: an unknown sampler or spacing, more steps than the sampler has, or none left.
     """
     at = knots(schedule, sampler, steps, layout or Layout()).after(skipped)
-    if sampler in _DIVIDE_NOT and parameterisation != "eps":
+    if sampler in _UNDIVIDED and parameterisation != "eps":
         at = replace(at, now=at.now.masked_fill(at.now == ALMOST_ZERO, 0.0))
     tables: dict[Sampler, Callable[[], Tensor]] = {
         "ddpm": lambda: _ddpm(at.now, at.then, variance),

@@ -166,7 +166,7 @@ def _refuse_strangers(folder: Folder) -> None:
     unet, towers = folder.config("unet"), [one for one in _TOWERS if one in folder.components]
     takes = unet.get("cross_attention_dim", 1280)
     widths = [folder.config(one).get("hidden_size", 512) for one in towers]
-    if takes != sum(widths):
+    if isinstance(takes, int) and takes != sum(widths):  # it may list one for each block
         given = ", ".join(f"{one} {width}" for one, width in zip(towers, widths, strict=True))
         raise BundleError(
             f"unet takes text of width {takes} by its config.json ({given}): they are parts of "

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from app.jobs.record import JobStatus, LoraUse, OutputFormat, Priority, Sampler
 from app.jobs.scene import Scene
-from app.schemas.text import PROMPT_PATTERN, check_prompt
+from app.schemas.text import NEGATIVE_PATTERN, PROMPT_PATTERN, check_negative, check_prompt
 
 __all__ = ["MAX_IMAGES", "MAX_SEED", "JobCreate", "JobList", "JobListQuery", "JobObject", "Time"]
 
@@ -63,6 +63,11 @@ Text = Annotated[
         }
     ),
 ]
+NegativeText = Annotated[
+    str,
+    AfterValidator(check_negative),
+    WithJsonSchema({"type": "string", "pattern": NEGATIVE_PATTERN}),
+]
 Share = Annotated[float, Field(ge=0, le=1)]
 GivenPicture = Annotated[
     str,
@@ -94,7 +99,9 @@ class JobCreate(BaseModel):
         description="What to draw, at most 1000 characters. Stripped; control characters are "
         "refused"
     )
-    negative_prompt: Text | None = Field(None, description="What to steer away from")
+    negative_prompt: NegativeText | None = Field(
+        None, description="What to steer away from, at most 1000 characters; may be empty"
+    )
     model: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
         None, description="One of `GET /v1/models`; absent: the default one"
     )

@@ -4,14 +4,16 @@ import unicodedata
 
 from pydantic_core import PydanticCustomError
 
-__all__ = ["PROMPT_PATTERN", "check_prompt"]
+__all__ = ["NEGATIVE_PATTERN", "PROMPT_PATTERN", "check_negative", "check_prompt"]
 
 MAX_CHARACTERS = 1000
 
 # For the OpenAPI document: something besides white space, no control characters inside, and so many
 # characters at most; white space around them is not counted, as a `maxLength` would.
 _INSIDE, _AT_ENDS = r"[^\x00-\x1f\x7f-\x9f]", r"[^\s\x00-\x1f\x7f-\x9f]"
-PROMPT_PATTERN = rf"^\s*{_AT_ENDS}({_INSIDE}{{0,{MAX_CHARACTERS - 2}}}{_AT_ENDS})?\s*$"
+_SAID = rf"{_AT_ENDS}({_INSIDE}{{0,{MAX_CHARACTERS - 2}}}{_AT_ENDS})?"
+PROMPT_PATTERN = rf"^\s*{_SAID}\s*$"
+NEGATIVE_PATTERN = rf"^\s*({_SAID})?\s*$"
 
 # `str.isspace` also holds for these; as separators of records they are refused, not stripped.
 _SEPARATORS = "\x1c\x1d\x1e\x1f\x85"
@@ -25,8 +27,20 @@ def check_prompt(text: str) -> str:
     Raises:
         PydanticCustomError: it is blank, too long, or has a control character.
     """
+    said = check_negative(text)
+    if not said:
+        raise PydanticCustomError("blank", "The text is blank; say what to draw")
+    return said
+
+
+def check_negative(text: str) -> str:
+    """The same, but nothing need be said; "" for what shows nothing.
+
+    Raises:
+        PydanticCustomError: it is too long, or has a control character.
+    """
     stripped = _strip(text)
-    if stripped.isascii() and stripped.isprintable() and 0 < len(stripped) <= MAX_CHARACTERS:
+    if stripped.isascii() and stripped.isprintable() and len(stripped) <= MAX_CHARACTERS:
         return stripped  # as nearly all are
     for at, character in enumerate(stripped):
         if unicodedata.category(character) == "Cc":
@@ -36,7 +50,7 @@ def check_prompt(text: str) -> str:
                 {"at": at, "code": f"{ord(character):04X}"},
             )
     if all(unicodedata.category(character) in _INVISIBLE for character in stripped):
-        raise PydanticCustomError("blank", "The text is blank; say what to draw")
+        return ""
     if len(stripped) > MAX_CHARACTERS:
         raise PydanticCustomError(
             "too_long",

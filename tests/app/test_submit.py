@@ -1,6 +1,7 @@
 """`POST /v1/jobs`: what is accepted, and what the answer says."""
 
 import asyncio
+import re
 import time
 
 import pytest
@@ -13,6 +14,7 @@ from rq.serializers import JSONSerializer
 from app import keys
 from app.jobs.record import JobStatus, Problem
 from app.request_headers import preferred_wait_s
+from app.schemas.jobs import JobCreate
 from tests.app.service import Serve, Service, until
 
 
@@ -29,6 +31,20 @@ async def test_answers_with_the_job_and_where_it_lives(service: Service) -> None
     assert job["created_at"].endswith("Z")
     assert job["started_at"] is None
     assert await service.job(job["id"]) == job
+
+
+@pytest.mark.parametrize("said", ["", " \n", "\u200b"])
+async def test_nothing_need_be_steered_away_from(service: Service, said: str) -> None:
+    job = await service.submit(negative_prompt=said)
+    assert job["request"]["negative_prompt"] == ""
+    pattern = JobCreate.model_json_schema()["properties"]["negative_prompt"]["anyOf"][0]["pattern"]
+    assert re.search(pattern, said)
+    for wrong in ("a\x07b", "x" * 1001):
+        answer = await service.client.post(
+            "/v1/jobs", json={"prompt": "a cat", "negative_prompt": wrong}
+        )
+        assert [one["pointer"] for one in answer.json()["errors"]] == ["/negative_prompt"]
+        assert not re.search(pattern, wrong)
 
 
 async def test_every_field_is_resolved(service: Service) -> None:

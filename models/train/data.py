@@ -25,6 +25,7 @@ from models.errors import DatasetError
 
 PICTURE_SUFFIXES = (".webp", ".png", ".jpg", ".jpeg")
 CAPTION_SUFFIXES = (".json", ".txt")
+UNREAD_SUFFIXES = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")  # pictures all the same
 _WORDS_OF_A_NAME = 3
 
 
@@ -110,17 +111,23 @@ def _samples(source: Path, skipped: list[str]) -> Iterator[tuple[str, dict[str, 
         yield from _tar_samples(tar, skipped)
     for picture, beside in loose.items():
         try:
-            parts = {p.suffix.lower(): p.read_bytes() for p in (picture, *beside) if p.exists()}
+            parts = {p.suffix.lower(): _content(p) for p in (picture, *beside) if p.exists()}
         except OSError as fault:  # no file, or one that may not be read
             skipped.append(f"{picture}: it cannot be read: {fault}")
             continue
         yield str(picture), parts
 
 
+def _content(file: Path) -> bytes:
+    if not (file.is_file() or file.is_dir()):  # a pipe or a device, which may never end
+        raise OSError("it is no file")
+    return file.read_bytes()
+
+
 def _chosen(source: Path, skipped: list[str]) -> tuple[list[Path], dict[Path, list[Path]]]:
     """The tar files of a folder, or else its loose pictures; what is left out is named."""
     tars = sorted(source.glob("*.tar"))
-    loose = _loose(source)
+    loose = _loose(source, skipped)
     shards = [tar for tar in tars if tar.name.startswith("shard-")]
     heldout = [tar for tar in tars if tar.name.startswith("heldout-")]
     others = [tar for tar in tars if tar not in (*shards, *heldout)]
@@ -133,14 +140,21 @@ def _chosen(source: Path, skipped: list[str]) -> tuple[list[Path], dict[Path, li
     return chosen, {} if chosen else loose
 
 
-def _loose(source: Path) -> dict[Path, list[Path]]:
-    """Every picture outside tar files, and the captions beside it."""
+def _loose(source: Path, skipped: list[str]) -> dict[Path, list[Path]]:
+    """Every picture outside tar files, and the captions beside it; names those of other kinds."""
     files = sorted(source.rglob("*"))
     captions: dict[Path, list[Path]] = {}
     for file in files:
         if file.suffix.lower() in CAPTION_SUFFIXES:
             captions.setdefault(file.with_suffix(""), []).append(file)
     pictures = [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES]
+    stems = {picture.with_suffix("") for picture in pictures}
+    skipped += [
+        f"{file}: {file.suffix} is not read; save it as one of {', '.join(PICTURE_SUFFIXES)}"
+        for file in files
+        if file.suffix.lower() in UNREAD_SUFFIXES
+        and file.with_suffix("") in captions.keys() - stems
+    ]
     return {picture: captions.get(picture.with_suffix(""), []) for picture in pictures}
 
 

@@ -18,13 +18,14 @@ from models.errors import DatasetError
 from models.train.data import (
     CAPTION_SUFFIXES,
     PICTURE_SUFFIXES,
+    UNREAD_SUFFIXES,
     Captions,
     PictureSet,
     read_pictures,
 )
 
 _FORMAT = 3  # of the two files, and of what decoding makes of a picture
-_SUFFIXES = (".tar", *PICTURE_SUFFIXES, *CAPTION_SUFFIXES)
+_SUFFIXES = (".tar", *PICTURE_SUFFIXES, *UNREAD_SUFFIXES, *CAPTION_SUFFIXES)
 
 
 def decoded_pictures(

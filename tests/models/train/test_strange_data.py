@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import tarfile
 from pathlib import Path
@@ -71,6 +72,27 @@ def test_a_camera_that_shouts_is_understood(folder: Path, caption: str) -> None:
     (folder / caption).write_text('{"caption": "a disc"}' if caption.endswith("n") else "a disc")
     data = load_pictures(folder, 8, progress=False)
     assert (len(data), data.skipped) == (7, [])
+
+
+@pytest.mark.parametrize("kind", ["gif", "BMP", "tiff"])
+def test_a_captioned_picture_of_a_kind_that_is_not_read_is_named(folder: Path, kind: str) -> None:
+    (folder / f"a.{kind}").write_bytes(picture(format=kind.upper()))
+    assert load_pictures(folder, 8, progress=False).skipped == []
+    (folder / "a.txt").write_text("a disc")
+    [line] = load_pictures(folder, 8, progress=False).skipped
+    assert line.startswith(f"{folder}/a.{kind}: .{kind} is not read")
+    (folder / "a.png").write_bytes(picture())
+    assert load_pictures(folder, 8, progress=False).skipped == []
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.txt"])
+def test_a_pipe_is_named_and_not_waited_for(folder: Path, name: str) -> None:
+    (folder / "a.png").write_bytes(picture())
+    (folder / "a.txt").write_text("a disc")
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    [line] = load_pictures(folder, 8, progress=False).skipped
+    assert line.endswith("a.png: it cannot be read: it is no file")
 
 
 def test_what_is_no_picture_is_said_in_words(folder: Path) -> None:

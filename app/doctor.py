@@ -86,7 +86,10 @@ def _bundle(folder: Path) -> Finding:
                 return _fault("bundle", f"{name!r} lies outside the bundle", elsewhere)
             with file.open("rb") as handle:
                 if hashlib.file_digest(handle, "sha256").hexdigest() != expected:
-                    again = f"copy {name} again from where the bundle came from"
+                    again = (
+                        f"copy {name} again from where the bundle came from, or let the "
+                        "training that wrote it run to its end (a CLIP's, and then the denoiser's)"
+                    )
                     return _fault("bundle", f"{name} is damaged: its sha256 is another", again)
     except FileNotFoundError as gone:
         return _fault("bundle", f"{gone.filename} is missing", elsewhere)

@@ -252,7 +252,7 @@ def load_bundle(
     """
     path = Path(path)
     config = read_config(path).preset(preset)
-    _check_hashes(path, config, unchecked)
+    check_hashes(path, config, unchecked)
     schedule = noise_schedule(**config.noise_schedule.model_dump())
     with unfilled():
         network = _build(UNet, config.denoiser)
@@ -335,7 +335,12 @@ def _load_weights(module: nn.Module, file: Path) -> None:
     module.float().eval().requires_grad_(False)
 
 
-def _check_hashes(path: Path, config: BundleConfig, unchecked: str) -> None:
+def check_hashes(path: Path, config: BundleConfig, unchecked: str = "") -> None:
+    """Compare every file that `bundle.json` names, but `unchecked`, with its hash there.
+
+    Raises:
+        BundleError: one is missing, damaged, or lies outside the bundle.
+    """
     for name, expected in config.files.items():
         if name == unchecked:
             continue
@@ -355,7 +360,8 @@ def _check_hashes(path: Path, config: BundleConfig, unchecked: str) -> None:
         if found != expected:
             raise BundleError(
                 f"{name} is damaged: its sha256 is {found[:12]}…, {CONFIG_FILE} says "
-                f"{expected[:12]}…"
+                f"{expected[:12]}…; copy it again from where the bundle came from, or let the "
+                f"training that wrote it run to its end (a CLIP's, and then the denoiser's)"
             )
 
 

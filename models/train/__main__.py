@@ -119,10 +119,11 @@ def _judge(args: Namespace, budget: "Budget", device: torch.device) -> None:
 
 
 def _upscaler(args: Namespace, budget: "Budget", device: torch.device) -> None:
-    from models.bundle import read_config
+    from models.bundle import UPSCALER_FILE, check_hashes, read_config
     from models.train.upscaler import UpscalerTraining, train_upscaler
 
-    read_config(args.out)  # there must be a bundle to add it to
+    # A whole bundle to add it to: hashes are written anew, which would hide what is damaged.
+    check_hashes(args.out, read_config(args.out), UPSCALER_FILE)
     options = UpscalerTraining(batch_size=args.batch_size or 16, seed=args.seed)
     train_upscaler(_batches(args, 96), args.out, options, budget, device)
 

@@ -31,6 +31,22 @@ def test_all_parts_make_a_bundle_that_loads(folder: Path, clip_only: Path) -> No
     assert (clip_only / "grid.png").exists()
 
 
+def test_an_upscaler_does_not_make_a_damaged_bundle_pass_for_whole(
+    folder: Path, clip_only: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hashes are written anew with it: a CLIP trained on since, or a file that was bent."""
+    assert train("denoiser", folder, clip_only, 2, *SMALL) == 0
+    assert train("upscaler", folder, clip_only, 2) == 0
+    assert train("clip", folder, clip_only, 3, *SMALL_CLIP) == 0
+    assert train("upscaler", folder, clip_only, 3) == 1
+    assert "clip/open_clip_model.safetensors is damaged" in capsys.readouterr().err
+    (clip_only / "denoiser.checkpoint").unlink()
+    assert train("denoiser", folder, clip_only, 2, *SMALL) == 0
+    (clip_only / "upscaler.safetensors").write_bytes(b"")  # killed before its hash was written
+    assert train("upscaler", folder, clip_only, 3) == 0
+    load_bundle(clip_only)
+
+
 def test_a_resumed_run_has_the_curve_of_an_unbroken_one(
     folder: Path, clip_only: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ A sample is a picture (`KEY.webp`, `.png`, `.jpg`) and its caption beside it: `K
 import io
 import json
 import lzma
+import os
 import re
 import tarfile
 import zlib
@@ -84,6 +85,8 @@ def read_pictures(
     """
     if not source.exists():
         raise DatasetError(f"there is no folder {str(source)!r} to train on")
+    if source.is_dir() and not os.access(source, os.R_OK | os.X_OK):  # which lists as if empty
+        raise DatasetError(f"{str(source)!r} cannot be read: let this user list and enter it")
     usable = False
     for key, parts in tqdm(
         _samples(source, skipped), desc="pictures", disable=not progress, unit=""

@@ -95,6 +95,14 @@ def test_a_pipe_is_named_and_not_waited_for(folder: Path, name: str) -> None:
     assert line.endswith("a.png: it cannot be read: it is no file")
 
 
+def test_a_folder_without_rights_is_not_called_empty(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, _: path != folder)  # root may read all
+    with pytest.raises(DatasetError, match="cannot be read: let this user list and enter it"):
+        load_pictures(folder, 8, progress=False)
+
+
 def test_what_is_no_picture_is_said_in_words(folder: Path) -> None:
     (folder / "a.png").write_bytes(b"")
     (folder / "a.txt").write_text("a disc")

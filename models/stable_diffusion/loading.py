@@ -23,6 +23,7 @@ from models.stable_diffusion.modules import (
     build,
     check_shapes,
     load_weights,
+    read_metadata,
     read_shapes,
     weight_bytes,
 )
@@ -83,7 +84,8 @@ def _single(file: Path, parts: Path, wishes: Wishes) -> Folder:
     file = file.absolute()  # a link has the suffix that what it leads to may lack, as in HF's cache
     shapes = read_shapes(file, file.name)
     generation = generation_of(shapes, file.name)
-    configs = configurations(shapes, generation, file.name, wishes.prediction)
+    told = read_metadata(file)
+    configs = configurations(shapes, generation, file.name, wishes.prediction, told)
     write_parts(parts, generation, configs)
     return read_parts(parts, file, generation)
 

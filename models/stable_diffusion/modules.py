@@ -14,7 +14,14 @@ from models.stable_diffusion.mistaken import mistaken_for
 from models.stable_diffusion.single_file import PREFIXES, converted
 from models.torchvision_ops import declare_missing_operators
 
-__all__ = ["build", "check_shapes", "load_weights", "read_shapes", "weight_bytes"]
+__all__ = [
+    "build",
+    "check_shapes",
+    "load_weights",
+    "read_metadata",
+    "read_shapes",
+    "weight_bytes",
+]
 
 # Names that older files have for the same weights, as (old, new) ends of a name.
 _RENAMED: Final[Mapping[str, str]] = {
@@ -153,6 +160,12 @@ def read_shapes(file: Path, name: str) -> dict[str, tuple[int, ...]]:
     except (SafetensorError, OSError) as fault:
         what = mistaken_for(file) or f"damaged or truncated: {fault}"
         raise BundleError(f"{name} is {what}") from None
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a file that can be read says of itself."""
+    with safe_open(file, "pt") as tensors:
+        return tensors.metadata() or {}
 
 
 def _shapes(name: str, component: Component) -> dict[str, tuple[int, ...]]:

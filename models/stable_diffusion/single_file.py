@@ -56,6 +56,8 @@ _ALONE: Final[Mapping[str, str]] = {
     "emb_params": "an embedding (textual inversion), which is not served",
     "clip_l": "an embedding (textual inversion), which is not served",
 }
+# By Stability's standard of metadata, as some programs write them.
+_MODELSPEC: Final[Mapping[str, Parameterisation]] = {"v": "v", "epsilon": "eps"}
 _HEAD = 64  # width of an attention head, but for the U-Net of the first generation
 _FIRST_HEADS = 8
 _NOISE: Final[Mapping[str, Any]] = {
@@ -101,16 +103,22 @@ def generation_of(shapes: Shapes, name: str) -> str:
 
 
 def configurations(
-    shapes: Shapes, generation: str, name: str, predicts: Parameterisation | None
+    shapes: Shapes,
+    generation: str,
+    name: str,
+    predicts: Parameterisation | None,
+    metadata: Mapping[str, str],
 ) -> dict[str, dict[str, Any]]:
     """What the `config.json` of each component would say, and `scheduler_config.json`.
+
+    `metadata` are the file's own.
 
     Raises:
         BundleError: the file does not tell what it predicts, and `predicts` neither; or its
             networks have another form.
     """
     of = {part: _under(shapes, prefix) for part, prefix in PREFIXES[generation].items()}
-    predicts = predicts or _predicts(shapes, generation, name)
+    predicts = predicts or _predicts(shapes, generation, name, metadata)
     try:
         text = _clip(of["text_encoder"]) if generation != "sd2" else _open_clip(of["text_encoder"])
         found = {
@@ -155,7 +163,12 @@ def _under(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
     return {key.removeprefix(prefix): shapes[key] for key in own}
 
 
-def _predicts(shapes: Shapes, generation: str, name: str) -> Parameterisation:
+def _predicts(
+    shapes: Shapes, generation: str, name: str, metadata: Mapping[str, str]
+) -> Parameterisation:
+    said = _MODELSPEC.get(metadata.get("modelspec.prediction_type", ""))
+    if said is not None and "v_pred" not in shapes:
+        return said
     if generation == "sd2":
         raise BundleError(
             f"{name} is of Stable Diffusion 2 and does not say what it predicts: give --prediction "

@@ -106,13 +106,30 @@ def test_the_configuration_of_the_public_networks_follows_from_their_shapes(
     theirs = unet_weights(generation, network)
     shapes |= {key: tuple(one.shape) for key, one in theirs.items()}
     assert generation_of(shapes, "file") == generation
-    found = configurations(shapes, generation, "file", PREDICTS[generation])["unet"]
+    found = configurations(shapes, generation, "file", PREDICTS[generation], {})["unet"]
     assert found.items() >= public.items()
     with torch.device("meta"):
         ours = diffusers.UNet2DConditionModel.from_config(found).state_dict()
     assert {k: v.shape for k, v in ours.items()} == {
         k: v.shape for k, v in network.state_dict().items()
     }
+
+
+@pytest.mark.parametrize(("said", "expected"), [("v", "v"), ("epsilon", "eps"), ("other", None)])
+def test_what_a_file_says_of_itself_is_believed(
+    built: dict[str, tuple[Path, Path]], tmp_path: Path, said: str, expected: str | None
+) -> None:
+    metadata = {"modelspec.prediction_type": said}
+    save_file(load_file(built["sd2"][1]), tmp_path / "told.safetensors", metadata)
+    if expected is None:
+        with pytest.raises(BundleError, match="give --prediction"):
+            import_folder(tmp_path / "told.safetensors", tmp_path / "m", "mine")
+        return
+    config = import_folder(tmp_path / "told.safetensors", tmp_path / "m", "mine")
+    assert config.parameterisation == expected
+    wishes = Wishes(prediction="eps")
+    config = import_folder(tmp_path / "told.safetensors", tmp_path / "other", "mine", wishes)
+    assert config.parameterisation == "eps"
 
 
 def test_what_predicts_v_has_to_be_said_for_sd2_and_is_read_of_sdxl(
@@ -138,7 +155,7 @@ def test_sd2_uses_23_layers_of_its_text_tower(
     shapes = {key: one for key, one in shapes.items() if not key.startswith(stem)}
     for i in range(layers):
         shapes |= {key.replace(f"{stem}0.", f"{stem}{i}."): one for key, one in first.items()}
-    found = configurations(shapes, "sd2", "file", "v")
+    found = configurations(shapes, "sd2", "file", "v", {})
     assert found["text_encoder"]["num_hidden_layers"] == used
 
 

@@ -101,7 +101,8 @@ def _clip(args: Namespace, budget: "Budget", device: torch.device) -> None:
         raise ModelError(f"--image-size is {args.image_size}; a CLIP needs a multiple of {PATCH}")
     options = ClipTraining(batch_size=args.batch_size or 128, width=args.width, seed=args.seed)
     teacher, batches = _teacher(args.teacher), _batches(args, args.image_size)
-    train_clip(batches, args.out / "clip", options, budget, teacher, device)
+    kept = args.out / "decoded" / "teacher.safetensors"
+    train_clip(batches, args.out / "clip", options, budget, teacher, kept, device)
 
 
 def _judge(args: Namespace, budget: "Budget", device: torch.device) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ from torch import Tensor, nn
 from models.bundle import save_weights
 from models.clip_library import open_clip
 from models.context import encode_text
-from models.errors import ModelError
 from models.replacing import replacing
 from models.train.batches import Batch, Batches
 from models.train.checkpoint import Checkpoint
 from models.train.loop import train
 from models.train.precision import low_precision
 from models.train.progress import Budget
+from models.train.teacher import Teacher
 
 PATCH = 8
 PIXEL_MEAN = PIXEL_STD = (0.5, 0.5, 0.5)
@@ -71,61 +72,6 @@ def build(config: dict[str, Any]) -> tuple[Any, Any]:
     return CLIP(**config), tokenizer
 
 
-class Teacher:
-    """A sentence encoder's embeddings of every word and name, to distil the text tower from."""
-
-    def __init__(self, path: str, phrases: list[str], tokenizer: Any, width: int) -> None:
-        """`width`: of the token embeddings that are to start as parts of its own.
-
-        Raises:
-            ModelError: the folder holds no sentence encoder, or one of fewer parts.
-        """
-        try:
-            from sentence_transformers import SentenceTransformer
-
-            encoder = SentenceTransformer(path, device="cpu")
-            parts = int(encoder.get_sentence_embedding_dimension() or 0)
-        except ModuleNotFoundError:
-            raise ModelError(
-                "a teacher is read by sentence-transformers, which is not installed: "
-                "pip install '.[train]', or give --teacher none"
-            ) from None
-        except Exception as fault:  # it raises many kinds; all mean that there is none
-            first = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
-            raise ModelError(f"--teacher {path!r} is no sentence encoder: {first}") from None
-        if width > parts:
-            raise ModelError(
-                f"--width is {width}; with the teacher {path!r} it can be at most {parts}, and "
-                f"anything with --teacher none"
-            )
-        pieces = [tokenizer.decoder[i].replace("</w>", "") for i in range(tokenizer.vocab_size)]
-        words = sorted({p for p in pieces if p.isascii() and p.isalpha() and len(p) > 2})
-        self.phrases = [*sorted(set(phrases)), *words]
-        self.captioned = len(set(phrases))
-        options = {"batch_size": 256, "normalize_embeddings": True, "convert_to_tensor": True}
-        self.targets: Tensor = encoder.encode(
-            self.phrases, show_progress_bar=True, **options
-        ).clone()
-        by_word = {phrase: i for i, phrase in enumerate(self.phrases)}
-        self.known = [(i, by_word[p]) for i, p in enumerate(pieces) if p in by_word]
-
-    def draw(self, rng: random.Random, count: int) -> list[int]:
-        """Indices of `count` phrases: half from the captions' words, half from the vocabulary."""
-        own = rng.choices(range(self.captioned), k=count - count // 2)
-        return own + rng.choices(range(self.captioned, len(self.phrases)), k=count // 2)
-
-    def start_embeddings(self, embedding: nn.Embedding) -> None:
-        """Start token embeddings at the principal components of their words' targets."""
-        rows, index = (torch.tensor(side) for side in zip(*self.known, strict=True))
-        centred = self.targets - self.targets.mean(0)
-        _, _, basis = torch.linalg.svd(
-            centred[:: max(1, len(centred) // 8192)], full_matrices=False
-        )
-        reduced = centred[index] @ basis[: embedding.embedding_dim].T
-        with torch.no_grad():
-            embedding.weight[rows] = reduced * (0.02 / reduced.std())
-
-
 def flatten(pictures: Tensor) -> Tensor:
     """Premultiplied RGBA `[B, 4, S, S]` in [-1, 1] on white, normalised for the image tower."""
     unit = (pictures + 1) / 2
@@ -140,8 +86,7 @@ class ClipTrainer:
         self,
         config: dict[str, Any],
         options: ClipTraining,
-        teacher_path: str | None,
-        phrases: list[str],
+        make_teacher: Callable[[Any], Teacher] | None,
         device: torch.device | None = None,
     ):
         torch.manual_seed(options.seed)
@@ -151,10 +96,9 @@ class ClipTrainer:
         from open_clip.loss import ClipLoss
 
         self.contrastive = ClipLoss()
-        self.teacher: Teacher | None = None
+        self.teacher = make_teacher(self.tokenizer) if make_teacher is not None else None
         self.project: nn.Linear | None = None
-        if teacher_path is not None:
-            self.teacher = Teacher(teacher_path, phrases, self.tokenizer, options.width)
+        if self.teacher is not None:
             self.teacher.start_embeddings(self.model.token_embedding)
             self.teacher.targets = self.teacher.targets.to(self.device)
             self.project = nn.Linear(config["embed_dim"], self.teacher.targets.shape[1])
@@ -245,12 +189,22 @@ def train_clip(
     options: ClipTraining,
     budget: Budget,
     teacher_path: str | None,
+    kept: Path,
     device: torch.device,
 ) -> None:
-    """Train until the budget is spent, resuming from `out/clip.checkpoint`; writes `out`."""
+    """Train until the budget is spent, resuming from `out/clip.checkpoint`; writes `out`.
+
+    What the teacher in `teacher_path` says is kept in the file `kept`.
+    """
     size = batches.data.pictures.shape[-1]
     phrases = [p for entry in batches.data.captions for p in (entry.name, *entry.keywords)]
-    trainer = ClipTrainer(model_config(size, options.width), options, teacher_path, phrases, device)
+
+    def teacher(tokenizer: Any) -> Teacher:
+        return Teacher(str(teacher_path), phrases, tokenizer, options.width, kept)
+
+    trainer = ClipTrainer(
+        model_config(size, options.width), options, teacher if teacher_path else None, device
+    )
     checkpoint = Checkpoint(
         out / "clip.checkpoint",
         [trainer.optimizer],

@@ -6,6 +6,7 @@ Every later call, and the next part at the same size, starts at once.
 import hashlib
 import json
 import os
+import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict
@@ -25,6 +26,7 @@ from models.train.data import (
 )
 
 _FORMAT = 3  # of the two files, and of what decoding makes of a picture
+_LONG_S = 3600.0  # without a byte written
 _SUFFIXES = (".tar", *PICTURE_SUFFIXES, *UNREAD_SUFFIXES, *CAPTION_SUFFIXES)
 
 
@@ -36,6 +38,7 @@ def decoded_pictures(
     Raises:
         DatasetError: as of `load_pictures`, or the folder cannot be listed.
     """
+    _forget_the_killed(folder)
     name = f"{image_size}-{_fingerprint(source)[:16]}"
     pixels, index = folder / f"{name}.pixels", folder / f"{name}.json"
     with suppress(OSError, ValueError, LookupError, TypeError):  # not there, or damaged
@@ -45,6 +48,14 @@ def decoded_pictures(
         if former.suffix in (".pixels", ".json") and former.stem != name:
             former.unlink(missing_ok=True)
     return _kept(pixels, index, image_size)
+
+
+def _forget_the_killed(folder: Path) -> None:
+    """Remove what processes were killed at; what one writes now is younger."""
+    for partial in folder.glob("*.partial"):
+        with suppress(FileNotFoundError):
+            if time.time() - partial.stat().st_mtime > _LONG_S:
+                partial.unlink()
 
 
 def _kept(pixels: Path, index: Path, image_size: int) -> PictureSet:

@@ -1,6 +1,7 @@
 """Pictures are decoded once, and mapped from a file afterwards."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,3 +141,16 @@ def test_what_ends_half_way_leaves_nothing(
     with pytest.raises(DatasetError, match="cut short"):
         decoded_pictures(folder, 12, tmp_path / "kept", progress=False)
     assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_what_a_kill_left_is_removed_and_what_is_being_written_is_not(
+    folder: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    old, new = kept / "12-abc.77.partial", kept / "12-abc.78.partial"
+    for partial in (old, new):
+        partial.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    decoded_pictures(folder, 12, kept, progress=False)
+    assert (old.exists(), new.exists()) == (False, True)

@@ -188,10 +188,11 @@ class Engine:
         part, last = parts_of(self._model.denoiser), self._model.schedule.training_length - 1
         ends = [0] if part(0) == part(last) else [0, last]
         times = [torch.full_like(timestep, t) for t in ends]
+        if (alone := lone(self._model.denoiser)) is not self._model.denoiser:
+            for timestep in 2 * times:
+                alone(x, timestep, *context)
         began = 0.0
         for _ in range(2):
-            for timestep in times:
-                lone(self._model.denoiser)(x, timestep, *context)
             began = time.perf_counter()
             for timestep in times:
                 every = [(x, timestep, *context)] * self._streams.count

@@ -251,10 +251,7 @@ class Settings(BaseSettings):
         "batch shape varies, and so do last bits",
     )
     threads: int = Field(
-        0,
-        ge=0,
-        le=1024,
-        description="Threads of the network on CPU; 0: all cores, or a container's quota of them",
+        0, ge=0, le=1024, description="Threads of the network on CPU; 0: all cores, or the quota"
     )
     runtime: Runtime = Field(
         "auto",

@@ -15,7 +15,7 @@ from models.samplers import Sampler, Trajectory
 from models.sampling import row_generator
 from worker.transfers import send
 
-__all__ = ["Row", "RowSpec", "blank_batch", "parts_of"]
+__all__ = ["Row", "RowSpec", "blank_batch", "lone", "parts_of"]
 
 _ALIGNED: Final = 64  # bytes, as torch's own memory on CPU; else sums may have other last bits
 

@@ -263,9 +263,8 @@ def _read_json(file: Path) -> Mapping[str, Any]:
         raise BundleError(f"{where} is missing from {str(file.parent.parent)!r}") from None
     except (OSError, ValueError) as fault:
         what = mistaken_for(file)
-        raise BundleError(
-            f"{where} {f'is {what}' if what else f'cannot be read: {fault}'}"
-        ) from None
+        wrong = f"cannot be read: {fault}" if what is None else f"is {what}"
+        raise BundleError(f"{where} {wrong}") from None
     if not isinstance(entry, dict):
         raise BundleError(f"{where} must hold a JSON object, not {type(entry).__name__}")
     return entry

@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,13 +199,12 @@ def train_clip(
     """
     size = batches.data.pictures.shape[-1]
     phrases = [p for entry in batches.data.captions for p in (entry.name, *entry.keywords)]
-
-    def teacher(tokenizer: Any) -> Teacher:
-        return Teacher(str(teacher_path), phrases, tokenizer, options.width, kept)
-
-    trainer = ClipTrainer(
-        model_config(size, options.width), options, teacher if teacher_path else None, device
+    teacher = (
+        partial(Teacher, teacher_path, phrases, width=options.width, kept=kept)
+        if teacher_path is not None
+        else None
     )
+    trainer = ClipTrainer(model_config(size, options.width), options, teacher, device)
     checkpoint = Checkpoint(
         out / "clip.checkpoint",
         [trainer.optimizer],

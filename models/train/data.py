@@ -151,12 +151,11 @@ def _loose(source: Path, skipped: list[str]) -> dict[Path, list[Path]]:
         if file.suffix.lower() in CAPTION_SUFFIXES:
             captions.setdefault(file.with_suffix(""), []).append(file)
     pictures = [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES]
-    stems = {picture.with_suffix("") for picture in pictures}
+    without = captions.keys() - {picture.with_suffix("") for picture in pictures}
     skipped += [
         f"{file}: {file.suffix} is not read; save it as one of {', '.join(PICTURE_SUFFIXES)}"
         for file in files
-        if file.suffix.lower() in UNREAD_SUFFIXES
-        and file.with_suffix("") in captions.keys() - stems
+        if file.suffix.lower() in UNREAD_SUFFIXES and file.with_suffix("") in without
     ]
     return {picture: captions.get(picture.with_suffix(""), []) for picture in pictures}
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.bundle import Bundle
+from models.unet import Denoiser
 from tests.worker.test_engine import alone, drain, random_spec
 from worker.engine import Engine
 from worker.rows import RowSpec, lone
@@ -34,7 +35,7 @@ def executed(bundle: Bundle, wanted: str, cache: Path, count: int = 2) -> tuple[
 def test_all_threads_give_the_bits_of_a_stream(lively: Bundle, wanted: str, tmp_path: Path) -> None:
     bundle, measured = executed(lively, wanted, tmp_path)
     assert measured.wide
-    narrow, wide = lone(bundle.denoiser).network._ways  # type: ignore[attr-defined]
+    narrow, wide = lone(bundle.denoiser)._ways  # type: ignore[attr-defined]
     config, dice = bundle.config, torch.Generator().manual_seed(3)
     size = (1, config.channels, config.image_size, config.image_size)
     for t in range(0, 1000, 37):
@@ -119,18 +120,20 @@ def test_only_a_call_that_has_no_company_has_all_threads(shared_bundle: Bundle) 
     assert draw([whole], streams=1) == 4 * ["stream"]
 
 
-def test_the_way_that_was_faster_of_late_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_way_that_was_faster_of_late_is_taken(
+    shared_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now, seconds, taken = [0.0], [1.0, 2.0], list[int]()
     monkeypatch.setattr(timed.time, "perf_counter", lambda: now[0])
 
-    def way(number: int) -> nn.Module:
+    def way(number: int) -> Denoiser:
         class Way(nn.Module):
             def forward(self, *_: Tensor) -> Tensor:
                 taken.append(number)
                 now[0] += seconds[number]
                 return torch.tensor(0.0)
 
-        return Way()
+        return Denoiser(Way(), shared_bundle.schedule, "eps")
 
     network = Lone(way(0), way(1))
 
@@ -148,7 +151,7 @@ def test_the_way_that_was_faster_of_late_is_taken(monkeypatch: pytest.MonkeyPatc
     assert share_of_wide(320) < 0.1
 
 
-def test_each_part_of_the_network_has_its_own_pace() -> None:
+def test_each_part_of_the_network_has_its_own_pace(shared_bundle: Bundle) -> None:
     called: list[tuple[str, int]] = []
 
     class Way(nn.Module):
@@ -162,7 +165,8 @@ def test_each_part_of_the_network_has_its_own_pace() -> None:
             called.append((self._name, int(timestep)))
             return x
 
-    network = Lone(Way("narrow"), Way("wide"))
+    narrow, wide = (Denoiser(Way(name), shared_bundle.schedule, "v") for name in ("narrow", "wide"))
+    network = Lone(narrow, wide)
     for t in (10, 990, 10, 990):
         network(torch.zeros(1), torch.tensor([t]), torch.zeros(1))
     assert called == [("narrow", 10), ("narrow", 990), ("wide", 10), ("wide", 990)]

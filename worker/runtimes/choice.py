@@ -100,7 +100,7 @@ def with_runtime(
     executed = BUILDERS[chosen.name](plan)
     denoiser = _denoiser(bundle, executed)
     if chosen.wide:
-        denoiser.lone = _denoiser(bundle, Lone(executed, BUILDERS[chosen.name](plan.wide)))
+        denoiser.lone = Lone(denoiser, _denoiser(bundle, BUILDERS[chosen.name](plan.wide)))
     return replace(bundle, denoiser=denoiser), chosen
 
 

@@ -6,6 +6,8 @@ from typing import Final
 
 from torch import Tensor, nn
 
+from models.unet import Denoiser
+
 __all__ = ["Lone"]
 
 _TRIALS: Final = 4  # calls, both ways by turns; the first of each takes longer than others will
@@ -42,16 +44,16 @@ class Lone(nn.Module):
     apart for each part of the network.
     """
 
-    def __init__(self, narrow: nn.Module, wide: nn.Module) -> None:
+    def __init__(self, narrow: Denoiser, wide: Denoiser) -> None:
         """`narrow`: on the threads of one stream; `wide`: on all."""
         super().__init__()
         self._ways = (narrow, wide)
-        self._noisy_from = getattr(narrow, "noisy_from", 0)
-        self._paces: defaultdict[bool, _Pace] = defaultdict(_Pace)
+        self._part = narrow.part
+        self._paces: defaultdict[int, _Pace] = defaultdict(_Pace)
 
     def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        """As of the network itself."""
-        pace = self._paces[int(timestep[0]) >= self._noisy_from]
+        """As of either denoiser."""
+        pace = self._paces[self._part(float(timestep[0]))]
         way = pace.choose()
         began = time.perf_counter()
         out: Tensor = self._ways[way](x, timestep, context)

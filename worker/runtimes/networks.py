@@ -263,8 +263,6 @@ BUILDERS: Final[Mapping[str, Builder]] = {
     "graphs-fp16": partial(_graphs, dtype=torch.float16),
     "graphs-bf16": partial(_graphs, dtype=torch.bfloat16),
 }
-# They have threads of their own, as many as they are told; torch's are those of its caller.
-OWN_THREADS: Final = frozenset({"onnxruntime", "openvino", "openvino-bf16", "mixed-bf16"})
 _ON_GPU = {"graphs", "graphs-fp16", "graphs-bf16", "compile-fp16"}
 _NEEDS = {
     "onnxruntime": ("onnx", "onnxruntime"),
@@ -272,6 +270,8 @@ _NEEDS = {
     "openvino-bf16": ("onnx", "openvino"),
     "mixed-bf16": ("onnx", "onnxruntime", "openvino"),
 }
+# These have threads of their own, as many as they are told; torch's are those of its caller.
+OWN_THREADS: Final = frozenset(_NEEDS)
 
 
 def executing(name: str) -> list[str]:

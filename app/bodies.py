@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect
 
 from app.deps import Services
 from app.errors import BodyTooLarge, MalformedForm
@@ -37,42 +36,54 @@ def largest(settings: Settings) -> int:
     return settings.max_body_bytes + -(-8 * settings.max_input_bytes // 3)
 
 
-@asynccontextmanager
-async def job_body(request: Request, services: Services) -> AsyncIterator[bytes]:
+class job_body:  # a context manager
     """The body whole; one that is large holds a place among few until this is left.
 
     Raises:
         BodyTooLarge: it has more bytes than two pictures need.
         ClientGone: its sender has.
     """
-    small = most = services.settings.max_body_bytes
-    if "json" in request.headers.get("content-type", ""):  # what else it may be has no pictures
-        most = largest(services.settings)
-    chunks, size, holding = list[bytes](), 0, False
-    try:
-        async for chunk in _counted(request, most, largest(services.settings)):
-            size += len(chunk)
-            chunks.append(chunk)
-            if size > small and not holding:
-                holding = await services.uploads.acquire()
-        yield b"".join(chunks)
-    finally:
-        if holding:
-            services.uploads.release()
+
+    def __init__(self, request: Request, services: Services) -> None:
+        self._request, self._settings, self._places = request, services.settings, services.uploads
+        self._holding = False
+
+    async def __aenter__(self) -> bytes:
+        small = most = self._settings.max_body_bytes
+        if "json" in self._request.headers.get("content-type", ""):  # else it has no pictures
+            most = largest(self._settings)
+        chunks, size = list[bytes](), 0
+        try:
+            async for chunk in _counted(self._request, most, largest(self._settings)):
+                size += len(chunk)
+                chunks.append(chunk)
+                if size > small and not self._holding:
+                    self._holding = await self._places.acquire()
+        except BaseException:
+            self._leave()
+            raise
+        return b"".join(chunks)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._holding:
+            self._places.release()
 
 
 async def _counted(request: Request, most: int, drained: int) -> AsyncIterator[bytes]:
     """The body's chunks, up to `most` bytes of them; listens to somewhat more than `drained`."""
-    size = 0
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size <= most:
-                yield chunk
-            elif size > drained + _DRAINED_BYTES:
-                break
-    except ClientDisconnect:
-        raise ClientGone from None
+    size, more = 0, True
+    while more and size <= drained + _DRAINED_BYTES:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunk: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
+        size += len(chunk)
+        if chunk and size <= most:
+            yield chunk
     if size > most:
         raise _too_large(most)
 

@@ -98,9 +98,11 @@ class Metrics:
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
-        for priority in _PRIORITIES:
-            for outcome in _OUTCOMES:
-                self._submissions.labels(priority, outcome)
+        self._of_outcome = {
+            (priority, outcome): self._submissions.labels(priority, outcome)
+            for priority in _PRIORITIES
+            for outcome in _OUTCOMES
+        }
         for policy in _POLICIES:
             self._limits.labels(policy)
         for result in ("hit", "miss"):
@@ -146,7 +148,7 @@ class Metrics:
 
     def submitted(self, priority: Priority, outcome: str) -> None:
         """A submission was accepted, cached or replayed."""
-        self._submissions.labels(priority, outcome).inc()
+        self._of_outcome[priority, outcome].inc()
 
     def looked_up(self, *, hit: bool) -> None:
         """Storage was asked for the pictures of an earlier job."""

@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.typing import FilteringBoundLogger
 
 from app.audit import Audit, of_request
 from app.jobs.origin import CURRENT, Origin, read_traceparent
@@ -35,6 +36,7 @@ class Observing:
         self._metrics = metrics
         self._tracing = tracing
         self._audit = audit
+        self._log = _log.bind()  # else it is bound for each line anew
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,7 +54,7 @@ class Observing:
             nonlocal status, seconds
             if message["type"] == "http.response.start":
                 status, seconds = message["status"], time.perf_counter() - begun
-                _log_answer(scope, status, seconds)
+                _log_answer(self._log, scope, status, seconds)
             await send(message)
 
         self._metrics.opened()
@@ -91,10 +93,10 @@ def _end(
     span.end(name=f"{method} {route}", attributes=attributes, error=error)
 
 
-def _log_answer(scope: Scope, status: int, seconds: float) -> None:
+def _log_answer(log: FilteringBoundLogger, scope: Scope, status: int, seconds: float) -> None:
     """One line per request; never the query, which may hold a signature."""
-    log = _log.debug if scope["path"] in _PROBES else _log.info
-    log(
+    tell = log.debug if scope["path"] in _PROBES else log.info
+    tell(
         "request",
         method=scope["method"],
         path=scope["path"],

@@ -18,7 +18,8 @@ __all__ = ["RqJobs"]
 
 # Only tells RQ which commands it may use; ours are all older. Spares a round trip.
 _REDIS_VERSION = (6, 2, 0)
-_ANY_ID = "any"  # of the job that RQ itself writes once, for all others to follow
+# Of the job that RQ itself writes once, for all others to follow; they occur nowhere else in it.
+_ANY_ID, _ANY_TIME = "the-jobs-id", "when-it-was-made"
 _KINDS = 64  # of jobs that are remembered: queues × retentions
 
 
@@ -36,24 +37,27 @@ class RqJobs:
         self._timeout_s = timeout_s
         self._failure_ttl_s = failure_ttl_s
         self._max_attempts = max_attempts
-        self._fields = lru_cache(_KINDS)(self._written_by_rq)
+        self._words_of_any = lru_cache(_KINDS)(self._write_words)
 
-    def fields(self, record: JobRecord) -> dict[str, str]:
-        """The fields of `rq:job:{id}` as queued."""
+    def words(self, record: JobRecord) -> str:
+        """The fields of `rq:job:{id}` as queued: a JSON array of field, value, field, value, …"""
         result_ttl_s = min(keys.RQ_RESULT_TTL_S, record.retention_s)
         made = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        call: tuple[object, ...] = (keys.GENERATE, None, [record.id], {})
+        of_any = self._words_of_any(record.request.priority, result_ttl_s)
+        return of_any.replace(_ANY_ID, record.id).replace(_ANY_TIME, made)
+
+    def _write_words(self, name: str, result_ttl_s: int) -> str:
+        """Those of any job; RQ itself would take far too long for each."""
         own = {
             # RQ compresses it, and reads it as it is just as well.
-            "data": to_json(call).decode(),
-            "created_at": made,
-            "enqueued_at": made,
-            "description": f"{keys.GENERATE}({record.id!r})",
+            "data": to_json((keys.GENERATE, None, [_ANY_ID], {})).decode(),
+            "created_at": _ANY_TIME,
+            "enqueued_at": _ANY_TIME,
         }
-        return self._fields(record.request.priority, result_ttl_s) | own
+        fields = self._written_by_rq(name, result_ttl_s) | own
+        return to_json([word for field in fields.items() for word in field]).decode()
 
     def _written_by_rq(self, name: str, result_ttl_s: int) -> dict[str, str]:
-        """The fields of such a job; for each one RQ would take far too long."""
         queue = self._queues[name]
         job = queue.create_job(
             keys.GENERATE,

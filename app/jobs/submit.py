@@ -8,6 +8,7 @@ from typing import cast
 
 from pydantic_core import to_json
 from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
 from rq.utils import now as rq_now
 from rq.utils import utcformat
 
@@ -116,7 +117,7 @@ class Submitter:
     """Puts jobs into the queues and takes them out."""
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
-        self._settings = settings
+        self._redis, self._settings = redis, settings
         self._submit = redis.register_script(scripts.SUBMIT)
         self._answer = redis.register_script(scripts.ANSWER)
         self._cancel = redis.register_script(scripts.CANCEL)
@@ -139,12 +140,11 @@ class Submitter:
         twice: a record that exists already counts as accepted.
         """
         request = record.request
-        fields = self._rq_jobs.fields(record)
         args: list[str | int | bytes] = [
             *_start(record, idempotency, self._settings.idempotency_ttl_s),
             *(self._settings.queue_cap, quota.active or self._settings.max_active_jobs_per_key),
             *(request.priority, "" if repeats is None else "1"),
-            *(_pairs(to_hash(record)), _pairs(fields)),
+            *(_pairs(to_hash(record)), self._rq_jobs.words(record)),
             *(request.model, record.owner, request.rows * request.forwards),
             *(request.n, quota.per_day or ""),
             *(self._settings.storage_quota_bytes or "", request.most_bytes),
@@ -152,7 +152,11 @@ class Submitter:
         # Every key is one of ours, also what is not looked at: a user may be held to them.
         unread = keys.repeat(record.owner, "")
         named = _submit_keys(record, idempotency, repeats or unread, quota)
-        reply = await cast(Awaitable[list[bytes]], self._submit(keys=named, args=args))
+        try:  # what a script object does around it is a fortieth of a submission
+            asked = self._redis.evalsha(self._submit.sha, len(named), *named, *args)
+            reply = await cast(Awaitable[list[bytes]], asked)
+        except NoScriptError:
+            reply = await cast(Awaitable[list[bytes]], self._submit(keys=named, args=args))
         return _outcome(*(part.decode() for part in reply))
 
     async def answer(

@@ -1,8 +1,10 @@
 """`POST /v1/jobs`: what is accepted, and what the answer says."""
 
 import asyncio
+import json
 import re
 import time
+from datetime import UTC, datetime
 
 import pytest
 import redis
@@ -247,13 +249,25 @@ async def test_no_model_yet(redis_url: str, serve: Serve) -> None:
         assert "retry-after" in answer.headers
 
 
+async def test_a_redis_that_has_lost_its_scripts_is_told_them_again(service: Service) -> None:
+    await service.submit()
+    service.redis.script_flush()
+    await service.submit()
+    assert service.redis.llen(keys.rq_queue("normal")) == 2
+
+
+def _fields(words: str) -> dict[str, str]:
+    told = json.loads(words)
+    return dict(zip(told[::2], told[1::2], strict=True))
+
+
 def test_rq_reads_the_hash_as_if_written_by_itself(redis_url: str) -> None:
     """The fields our script writes are those of a plain `Queue.enqueue`."""
     from app.jobs.rq_job import RqJobs
     from tests.app.test_store import record
 
     jobs = RqJobs(timeout_s=600, failure_ttl_s=60, max_attempts=3)
-    fields = jobs.fields(record())
+    fields = _fields(jobs.words(record()))
     with redis.Redis.from_url(redis_url) as connection:
         queue = Queue("normal", connection=connection, serializer=JSONSerializer)
         plain = queue.enqueue(keys.GENERATE, "x", result_ttl=1, failure_ttl=1, job_timeout=600)
@@ -262,7 +276,8 @@ def test_rq_reads_the_hash_as_if_written_by_itself(redis_url: str) -> None:
         job = Job.fetch("ours", connection=connection, serializer=JSONSerializer)
     assert (job.func_name, job.args, job.kwargs) == (keys.GENERATE, [record().id], {})
     assert stored | {"retries_left", "retry_intervals"} == {*fields}
-    again = jobs.fields(record("01HZZZZZZZZZZZZZZZZZZZZZZZ"))
+    assert datetime.fromisoformat(fields["created_at"]) <= datetime.now(UTC)
+    again = _fields(jobs.words(record("01HZZZZZZZZZZZZZZZZZZZZZZZ")))
     assert (again["description"], fields["description"]) == (
         "worker.tasks.generate('01HZZZZZZZZZZZZZZZZZZZZZZZ')",
         f"worker.tasks.generate('{record().id}')",

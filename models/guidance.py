@@ -15,4 +15,4 @@ def guide(conditional: Tensor, unconditional: Tensor, guidance_scale: Tensor) ->
     Predictions: `[B, C, H, W]`; `guidance_scale`: `[B]`, 1 = the conditional prediction.
     """
     w = guidance_scale.reshape(-1, *([1] * (conditional.ndim - 1)))
-    return unconditional + w * (conditional - unconditional)
+    return (conditional - unconditional).mul_(w).add_(unconditional)

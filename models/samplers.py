@@ -14,8 +14,9 @@ All rows are variance preserving, x_t = √ᾱ x_0 + √(1-ᾱ) ε. Samplers wri
 Euler's, are the same update there, with ᾱ = 1 / (1 + σ²).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -33,6 +34,7 @@ __all__ = [
     "Parameterisation",
     "Sampler",
     "Trajectory",
+    "columns",
     "step",
     "trajectory",
 ]
@@ -47,9 +49,10 @@ _UNDIVIDED: tuple[Sampler, ...] = ("ddpm", "ddim", "lcm")
 # Terms of the update, bit j for that of k_j.
 _X, _DENOISED, PREVIOUS, _PREDICTED, NOISE, _READ, _, _DIVIDED = (1 << j for j in range(8))
 _ALL = (1 << 8) - 1
+_KEPT = 64  # trajectories: most rows go one of few ways, and to lay one out takes a millisecond
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trajectory:
     """The way of one row from noise to picture.
 
@@ -68,7 +71,7 @@ class Trajectory:
     def needs_noise(self) -> Tensor:
         return self.coefficients[:, 4] != 0
 
-    @property
+    @cached_property
     def terms(self) -> list[int]:
         """Of each step, the terms that change something: bit j is set where k_j does."""
         idle = torch.zeros(8)
@@ -77,10 +80,17 @@ class Trajectory:
         found: list[int] = ((self.coefficients != idle) * bits).sum(1).tolist()
         return found
 
+    @cached_property
+    def mixture(self) -> list[tuple[float, float]]:
+        """√ᾱ and √(1-ᾱ) before each step: what x_t has of the picture, and of noise."""
+        signal, noise = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
+        return list(zip(signal.tolist(), noise.tolist(), strict=True))
+
     def __len__(self) -> int:
         return len(self.timesteps)
 
 
+@lru_cache(_KEPT)
 def trajectory(
     schedule: NoiseSchedule,
     sampler: Sampler,
@@ -93,6 +103,8 @@ def trajectory(
     variance: Variance = "small",
 ) -> Trajectory:
     """Lay out `steps` denoising steps of `sampler` over `schedule`, but for the first `skipped`.
+
+    Those who ask for the same get the same one, which is not to be changed.
 
     `parameterisation` is what the denoiser predicts; `eta` is DDIM's share of fresh noise (Song et
     al. 2021, eq. 16); `variance` is DDPM's posterior variance, `small` = β̃_t or `large` = β_t (Ho
@@ -207,24 +219,30 @@ def _lcm(at: Knots) -> Tensor:
     return k
 
 
+def columns(coefficients: Tensor) -> tuple[Tensor, ...]:
+    """The eight numbers of rows, `[B, 8]`, each as `[B, 1, 1, 1]`."""
+    return coefficients[..., None, None, None].unbind(1)
+
+
 def step(
     x_t: Tensor,
     predicted: Tensor,
     previous_denoised: Tensor | None,
     noise: Tensor | None,
-    coefficients: Tensor,
+    coefficients: Tensor | Sequence[Tensor],
     clip: float | None = 1.0,
     terms: int = _ALL,
 ) -> tuple[Tensor, Tensor]:
     """Move every row one step, each by its own coefficients.
 
-    All pictures are `[B, C, H, W]`; `coefficients` is `[B, 8]`, one row of each `Trajectory`;
+    All pictures are `[B, C, H, W]`; `coefficients` is `[B, 8]`, one row of each `Trajectory`, or
+    what `columns` makes of that;
     `previous_denoised` and `noise` are zeros where a row has none. `clip` bounds `denoised` to
     [-clip, clip]; None leaves it. `terms` are those that any row has (`Trajectory.terms`): without
     `PREVIOUS` and `NOISE`, `previous_denoised` and `noise` may be None. As long as all numbers are
     finite, a row's result does not depend on the terms of others. Returns `(x_prev, denoised)`.
     """
-    k = coefficients.reshape(*coefficients.shape, *([1] * (x_t.ndim - 1))).unbind(1)
+    k = columns(coefficients) if isinstance(coefficients, Tensor) else coefficients
     denoised = (k[5] * x_t).addcmul_(k[6], predicted) if terms & _READ else k[6] * predicted
     if terms & _DIVIDED:
         denoised.mul_(k[7])

@@ -139,6 +139,7 @@ class Denoiser(nn.Module):
         self.network = network
         self.schedule = schedule
         self.parameterisation = parameterisation
+        self._noisy_from: int = getattr(network, "noisy_from", 0)
         self.register_buffer("alpha", schedule.alphas_cumprod.sqrt().float(), persistent=False)
         self.register_buffer(
             "sigma", (1 - schedule.alphas_cumprod).sqrt().float(), persistent=False
@@ -151,7 +152,7 @@ class Denoiser(nn.Module):
 
     def part(self, timestep: float) -> int:
         """Which of the network's parts a call at that timestep needs, where it has several."""
-        return int(timestep >= getattr(self.network, "noisy_from", 0))
+        return int(timestep >= self._noisy_from)
 
     def eps(self, x_t: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         """The noise ε `[B, C, H, W]`, whatever the network predicts; arguments as of `forward`."""

@@ -63,6 +63,9 @@ def answer(
 
 def _arguments(asked: Sequence[tuple[Row, int]]) -> tuple[Tensor, ...]:
     """Of one call of the network with these (row, which context) pairs."""
+    if len(asked) == 1:
+        [(row, which)] = asked
+        return row.x, row.timestep, *row.contexts[which]
     every = ((row.x, row.timestep, *row.contexts[which]) for row, which in asked)
     return tuple(_together(parts) for parts in zip(*every, strict=True))
 
@@ -76,7 +79,7 @@ def _stepped(rows: list[Row], clip: float | None) -> Stepped:
         said,
         _together([row.denoised for row in rows]) if terms & PREVIOUS else None,
         _noise(rows, said.device) if terms & NOISE else None,
-        _together([row.coefficients for row in rows]),
+        rows[0].columns if len(rows) == 1 else _together([row.coefficients for row in rows]),
         clip,
         terms,
     )

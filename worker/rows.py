@@ -2,21 +2,23 @@
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from models.guidance import acts
 from models.model import Adapters, Context, Model, Origin, Shape
-from models.samplers import Sampler, Trajectory
+from models.samplers import Sampler, Trajectory, columns
 from models.sampling import row_generator
 from worker.transfers import send
 
 __all__ = ["Row", "RowSpec", "blank_batch", "lone", "parts_of"]
 
+_KEPT: Final = 64  # trajectories, laid out
 _ALIGNED: Final = 64  # bytes, as torch's own memory on CPU; else sums may have other last bits
 
 
@@ -111,8 +113,6 @@ class Row:
         self._start = way.start
         self._terms = way.terms
         self._length = len(way)
-        self._signal: list[float] = way.alphas_cumprod.sqrt().tolist()
-        self._noise: list[float] = (1 - way.alphas_cumprod).sqrt().tolist()
         self._generator = row_generator(spec.seed)
         steps = range(spec.skipped, spec.skipped + self._length)
         self._guided = [spec.guided(step) for step in steps]
@@ -137,10 +137,7 @@ class Row:
             tuple(send(_aligned(part), device)[None] for part in context)
             for context in (self.spec.context, self.spec.unconditional)
         )
-        times = self._way.timesteps
-        times = times.float() if times.is_floating_point() else times
-        self._timesteps = _apart(times, device)
-        self._coefficients = _apart(self._way.coefficients, device)
+        self._steps = _laid_out(self._way, device)
 
     def _first(self, device: torch.device) -> Tensor:
         """x_t of the first step, a batch of one; draws are in the order of diffusers' pipelines."""
@@ -159,7 +156,8 @@ class Row:
         """x_0 with as much noise as the next step begins with; none is left after the last."""
         if self.done:
             return x_0
-        return self._signal[self.position] * x_0 + self._noise[self.position] * eps
+        signal, noise = self._way.mixture[self.position]
+        return signal * x_0 + noise * eps
 
     def _keep(self, drawn: Tensor) -> Tensor:
         """The known part as it is at this point of the way, the rest as it was `drawn`."""
@@ -171,7 +169,7 @@ class Row:
     @property
     def timestep(self) -> Tensor:
         """The timestep that the network is asked about next, `[1]`."""
-        return self._timesteps[self.position]
+        return self._steps.timesteps[self.position]
 
     @property
     def part(self) -> int:
@@ -181,7 +179,12 @@ class Row:
     @property
     def coefficients(self) -> Tensor:
         """The sampler's numbers for the next step, float32 `[1, 8]`."""
-        return self._coefficients[self.position]
+        return self._steps.coefficients[self.position]
+
+    @property
+    def columns(self) -> Sequence[Tensor]:
+        """The same as `models.samplers.columns` has them."""
+        return self._steps.columns[self.position]
 
     @property
     def terms(self) -> int:
@@ -237,6 +240,22 @@ class Row:
     def draw(self) -> Tensor:
         """Standard normal noise `[1, C, H, W]`, on CPU: the same on every device."""
         return torch.randn(1, *self.spec.shape, generator=self._generator)
+
+
+class _Steps(NamedTuple):
+    """What rows of one trajectory share, by step: see `Row.timestep` and so on."""
+
+    timesteps: Sequence[Tensor]
+    coefficients: Sequence[Tensor]
+    columns: Sequence[Sequence[Tensor]]
+
+
+@lru_cache(_KEPT)
+def _laid_out(way: Trajectory, device: torch.device) -> _Steps:
+    times = way.timesteps
+    times = times.float() if times.is_floating_point() else times
+    coefficients = _apart(way.coefficients, device)
+    return _Steps(_apart(times, device), coefficients, [columns(one) for one in coefficients])
 
 
 def _apart(table: Tensor, device: torch.device) -> tuple[Tensor, ...]:

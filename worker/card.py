@@ -30,7 +30,7 @@ __all__ = [
     "model_card",
 ]
 
-_ARITHMETIC = 3  # of samplers and guidance: counted up when their last bits change
+_ARITHMETIC = 4  # of samplers, guidance and networks: counted up when last bits change
 
 
 @dataclass(frozen=True, eq=False)

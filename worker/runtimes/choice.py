@@ -35,6 +35,7 @@ from worker.runtimes.networks import (
     examples,
     executing,
 )
+from worker.runtimes.onnx_file import FORM
 from worker.streams import Streams
 
 __all__ = ["Measured", "dtype_of", "is_ready", "with_runtime"]
@@ -85,7 +86,7 @@ def with_runtime(
     names = _candidates(wanted, device)
     cache = _writable(cache)
     known = cache / f"{_key(bundle, names, rows, streams)}.json"
-    file = cache / f"{bundle.sha256[:32]}-{rows}-torch{torch.__version__}.onnx"
+    file = cache / f"{bundle.sha256[:32]}-{rows}-form{FORM}-torch{torch.__version__}.onnx"
     noisy_from = int((bundle.schedule.alphas_cumprod >= _NOISY).sum())
     plan = Plan(network, rows, streams.threads, file, streams.count, noisy_from)
     measured = _read(known)
@@ -289,7 +290,7 @@ def _key(bundle: Bundle, names: Sequence[str], rows: int, streams: Streams) -> s
         if device.type == "cuda"
         else torch.backends.cpu.get_cpu_capability()
     )
-    versions = [[name, _version(name)] for name in names]
+    versions = [["onnx", FORM], *([name, _version(name)] for name in names)]
     parts = json.dumps([bundle.sha256, versions, rows, streams.threads, streams.count, machine])
     return hashlib.sha256(parts.encode()).hexdigest()[:32]
 

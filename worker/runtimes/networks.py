@@ -4,14 +4,9 @@ All take one batch shape, `rows`, for that is what keeps a row's result apart fr
 """
 
 import copy
-import hashlib
 import importlib.util
-import os
-import tempfile
 import threading
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -24,6 +19,7 @@ from torch import Tensor, nn
 from models.layers import channels_last
 from models.unet import UNet
 from worker.runtimes.graphs import Graphed, compiled
+from worker.runtimes.onnx_file import INPUTS, OUTPUT, onnx_file
 from worker.runtimes.steady import make_steady
 
 __all__ = [
@@ -37,8 +33,6 @@ __all__ = [
     "executing",
 ]
 
-_OPSET = 17
-_INPUTS, _OUTPUT = ("x", "timestep", "context"), "out"  # as the ONNX file names them
 Arguments = tuple[Tensor, Tensor, Tensor]
 Array = np.ndarray[Any, Any]
 
@@ -137,9 +131,9 @@ def _bound_session(session: Any, like: Arguments) -> _Bound:
     # Torch's memory, which is aligned alike wherever a process has it.
     inputs, output = [one.clone().numpy() for one in like], torch.empty_like(like[0]).numpy()
     binding = session.io_binding()
-    for name, own in zip(_INPUTS, inputs, strict=True):
+    for name, own in zip(INPUTS, inputs, strict=True):
         binding.bind_input(name, *_memory(own))
-    binding.bind_output(_OUTPUT, *_memory(output))
+    binding.bind_output(OUTPUT, *_memory(output))
     return _Bound(inputs, output, partial(session.run_with_iobinding, binding))
 
 
@@ -184,7 +178,7 @@ class _OpenVino(nn.Module):
 
 
 def _bound_request(request: Any) -> _Bound:
-    inputs = [request.get_input_tensor(i).data for i in range(len(_INPUTS))]
+    inputs = [request.get_input_tensor(i).data for i in range(len(INPUTS))]
     output = request.get_output_tensor(0).data
     return _Bound(inputs, output, partial(request.infer, share_outputs=True))
 
@@ -323,48 +317,4 @@ def example(network: UNet, rows: int, device: torch.device) -> Arguments:
 
 
 def _onnx(plan: Plan) -> str:
-    """Path of the network as ONNX for exactly `rows` rows, written where it is not there whole.
-
-    Raises:
-        ValueError: it cannot be written.
-    """
-    digest = plan.onnx.with_suffix(".sha256")
-    with suppress(OSError, ValueError):
-        if hashlib.sha256(plan.onnx.read_bytes()).hexdigest() == digest.read_text("ascii"):
-            return str(plan.onnx)
-    try:
-        exported = _exported(plan)
-        _replace(plan.onnx, exported)
-        _replace(digest, hashlib.sha256(exported).hexdigest().encode())
-    except OSError as fault:
-        raise ValueError(
-            f"{plan.onnx} cannot be written: {fault.strerror}; AVOCAT_RUNTIME=eager needs no file"
-        ) from None
-    return str(plan.onnx)
-
-
-def _exported(plan: Plan) -> bytes:
-    with tempfile.TemporaryDirectory(dir=plan.onnx.parent) as folder, warnings.catch_warnings():
-        file = Path(folder, "network.onnx")
-        warnings.simplefilter("ignore")  # about tracing; the result is checked against eager
-        torch.onnx.export(
-            copy.deepcopy(plan.network),  # it may draw meanwhile
-            example(plan.network, plan.rows, torch.device("cpu")),
-            str(file),
-            input_names=_INPUTS,
-            output_names=[_OUTPUT],
-            opset_version=_OPSET,
-            dynamo=False,  # the other exporter needs one more package
-        )
-        return file.read_bytes()
-
-
-def _replace(file: Path, content: bytes) -> None:
-    """Never half of it, whoever else writes it."""
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(file)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+    return onnx_file(plan.network, example(plan.network, plan.rows, torch.device("cpu")), plan.onnx)

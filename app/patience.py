@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 __all__ = ["MOST_HEAD_BYTES", "PatientProtocol"]
 
 MOST_HEAD_BYTES = 32768
-_LENGTH = b"content-length"
+_LENGTH = b"\r\ncontent-length: "  # as all of ours write it
 
 
 def _answer(status: int, phrase: str, slug: str, title: str, detail: str) -> bytes:
@@ -50,7 +50,7 @@ class _OneWrite(h11.Connection):
 
     def send(self, event: h11.Event) -> bytes:  # type: ignore[override]
         data = super().send(event) or b""
-        if type(event) is h11.Response and any(name == _LENGTH for name, _ in event.headers):
+        if type(event) is h11.Response and _LENGTH in data:
             self._head = data
             return b""
         if self._head:

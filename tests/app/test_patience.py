@@ -118,7 +118,7 @@ def _asked(method: str) -> _OneWrite:
 )
 def test_head_and_body_are_one_write(method: str, body: bytes, ends: bytes) -> None:
     connection = _asked(method)
-    head = h11.Response(status_code=200, headers=[("Content-Length", "5")])
+    head = h11.Response(status_code=200, headers=[("content-length", "5")])
     assert connection.send(head) == b""
     sent = connection.send(h11.Data(data=body))
     sent += connection.send(h11.EndOfMessage())

@@ -5,16 +5,13 @@ Uvicorn alone limits how long a connection may be idle, not how long a request m
 
 import asyncio
 import json
-from typing import Any
 
 import h11
-from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 __all__ = ["MOST_HEAD_BYTES", "PatientProtocol"]
 
 MOST_HEAD_BYTES = 32768
-_LENGTH = b"\r\ncontent-length: "  # as all of ours write it
 
 
 def _answer(status: int, phrase: str, slug: str, title: str, detail: str) -> bytes:
@@ -40,24 +37,6 @@ _NO_REQUEST = _answer(
 )  # fmt: skip
 
 
-class _OneWrite(h11.Connection):
-    """Hands out a head with the first of its body: one packet and one system call for both.
-
-    Only where the head says how long the body is: what is streamed may let wait for its first part.
-    """
-
-    _head = b""
-
-    def send(self, event: h11.Event) -> bytes:  # type: ignore[override]
-        data = super().send(event) or b""
-        if type(event) is h11.Response and _LENGTH in data:
-            self._head = data
-            return b""
-        if self._head:
-            data, self._head = self._head + data, b""
-        return data
-
-
 class PatientProtocol(H11Protocol):
     """Closes connections whose request's head, or body, is not there after some seconds.
 
@@ -69,10 +48,6 @@ class PatientProtocol(H11Protocol):
 
     _due: asyncio.TimerHandle | None = None
     _waits_for: object = None  # h11's state of the client that `_due` is for
-
-    def __init__(self, config: Config, *args: Any, **options: Any) -> None:
-        super().__init__(config, *args, **options)
-        self.conn = _OneWrite(h11.SERVER, MOST_HEAD_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

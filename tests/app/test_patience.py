@@ -5,10 +5,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import h11
 import pytest
 
-from app.patience import PatientProtocol, _OneWrite
+from app.patience import PatientProtocol
 from tests.app.service import Service, listening
 
 HEAD = b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -104,43 +103,3 @@ async def test_many_slow_clients_do_not_shut_others_out(service: Service) -> Non
         writer.close()
         answers = await asyncio.gather(*slow)
     assert all(answer.startswith(b"HTTP/1.1 408 ") for answer, _ in answers)
-
-
-def _asked(method: str) -> _OneWrite:
-    connection = _OneWrite(h11.SERVER)
-    connection.receive_data(f"{method} / HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    assert isinstance(connection.next_event(), h11.Request)
-    return connection
-
-
-@pytest.mark.parametrize(
-    ("method", "body", "ends"), [("GET", b"whole", b"\r\n\r\nwhole"), ("HEAD", b"", b"\r\n\r\n")]
-)
-def test_head_and_body_are_one_write(method: str, body: bytes, ends: bytes) -> None:
-    connection = _asked(method)
-    head = h11.Response(status_code=200, headers=[("content-length", "5")])
-    assert connection.send(head) == b""
-    sent = connection.send(h11.Data(data=body))
-    sent += connection.send(h11.EndOfMessage())
-    assert sent.startswith(b"HTTP/1.1 200 ")
-    assert sent.endswith(ends)
-    assert sent.count(b"HTTP/1.1") == 1
-
-
-def test_the_head_of_what_is_streamed_does_not_wait_for_its_first_part() -> None:
-    connection = _asked("GET")
-    assert connection.send(h11.Response(status_code=200, headers=[])).startswith(b"HTTP/1.1 200 ")
-    assert connection.send(h11.Data(data=b"part")) == b"4\r\npart\r\n"
-
-
-async def test_head_and_body_arrive_together(service: Service) -> None:
-    async with listening(service.app) as url:
-        host, port = url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        for _ in range(20):
-            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-            first = await asyncio.wait_for(reader.read(65536), 5)
-            head, _, body = first.partition(b"\r\n\r\n")
-            assert b"content-length: %d" % len(body) in head.lower()
-            assert body
-        writer.close()

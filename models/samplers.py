@@ -236,11 +236,11 @@ def step(
     """Move every row one step, each by its own coefficients.
 
     All pictures are `[B, C, H, W]`; `coefficients` is `[B, 8]`, one row of each `Trajectory`, or
-    what `columns` makes of that;
-    `previous_denoised` and `noise` are zeros where a row has none. `clip` bounds `denoised` to
-    [-clip, clip]; None leaves it. `terms` are those that any row has (`Trajectory.terms`): without
-    `PREVIOUS` and `NOISE`, `previous_denoised` and `noise` may be None. As long as all numbers are
-    finite, a row's result does not depend on the terms of others. Returns `(x_prev, denoised)`.
+    what `columns` makes of that; `previous_denoised` and `noise` are zeros where a row has none.
+    `clip` bounds `denoised` to [-clip, clip]; None leaves it. `terms` are those that any row has
+    (`Trajectory.terms`): without `PREVIOUS` and `NOISE`, `previous_denoised` and `noise` may be
+    None. As long as all numbers are finite, a row's result does not depend on the terms of others.
+    Returns `(x_prev, denoised)`.
     """
     k = columns(coefficients) if isinstance(coefficients, Tensor) else coefficients
     denoised = (k[5] * x_t).addcmul_(k[6], predicted) if terms & _READ else k[6] * predicted

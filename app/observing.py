@@ -22,7 +22,6 @@ from app.metrics import Metrics
 
 __all__ = ["Observing"]
 
-_log = structlog.get_logger()
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,64}")
 # Asked again and again by machines; of no interest unless something is sought.
 _PROBES = ("/healthz", "/readyz", "/metrics")
@@ -36,7 +35,7 @@ class Observing:
         self._metrics = metrics
         self._tracing = tracing
         self._audit = audit
-        self._log = _log.bind()  # else it is bound for each line anew
+        self._log = structlog.get_logger().bind()  # else each line would bind it anew
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -8,7 +8,6 @@ from typing import cast
 
 from pydantic_core import to_json
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
 from rq.utils import now as rq_now
 from rq.utils import utcformat
 
@@ -117,7 +116,7 @@ class Submitter:
     """Puts jobs into the queues and takes them out."""
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
-        self._redis, self._settings = redis, settings
+        self._settings = settings
         self._submit = redis.register_script(scripts.SUBMIT)
         self._answer = redis.register_script(scripts.ANSWER)
         self._cancel = redis.register_script(scripts.CANCEL)
@@ -152,11 +151,7 @@ class Submitter:
         # Every key is one of ours, also what is not looked at: a user may be held to them.
         unread = keys.repeat(record.owner, "")
         named = _submit_keys(record, idempotency, repeats or unread, quota)
-        try:  # what a script object does around it is a fortieth of a submission
-            asked = self._redis.evalsha(self._submit.sha, len(named), *named, *args)
-            reply = await cast(Awaitable[list[bytes]], asked)
-        except NoScriptError:
-            reply = await cast(Awaitable[list[bytes]], self._submit(keys=named, args=args))
+        reply = await cast(Awaitable[list[bytes]], self._submit(keys=named, args=args))
         return _outcome(*(part.decode() for part in reply))
 
     async def answer(

@@ -1,8 +1,8 @@
 """Latency and throughput under a mixed Poisson load: Avocat against two ways of serving it.
 
 The load is measured in the capacity of a worker that draws one job at a time: what it gets through
-when all jobs are there from the start. Throughputs are compared in that state too, for below its
-capacity every server gets through what comes in.
+when all jobs are there from the start, in forwards of the network. Throughputs are compared in that
+state too, for below its capacity every server gets through what comes in.
 """
 
 import random
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from benchmarks import plots
-from benchmarks.arrivals import Arrival, arrivals, at_once
+from benchmarks.arrivals import Arrival, arrivals, at_once, steady, stretched, work
 from benchmarks.results import Result, ratios, result
 from benchmarks.sides import Avocat, OneByOne, Side, StaticBatches, running
 from benchmarks.subject import Plan, executed
@@ -21,9 +21,10 @@ from benchmarks.subject import Plan, executed
 __all__ = ["ended", "latencies", "measure"]
 
 OVERLOAD, BUSY = 1.2, 0.8  # of the capacity of one job at a time
-MOST_ROUNDS, ROUND_S = 3, 115.0
-# Shares of a round: two bursts of jobs and four loads, one of which takes longer than it lasts.
-BURST, LOAD = 0.10, 0.18
+MOST_ROUNDS, ROUND_S = 3, 150.0
+# Shares of a round, for each of two sides: a burst, a load that takes longer than it lasts, and one
+# that is longer because static batches take a while until as many wait as always will.
+BURST, OVERLOADED, STEADY = 0.07, 0.13, 0.27
 FIRST_JOBS = 6
 START_S = 300.0
 POLL_S = 0.05
@@ -47,11 +48,11 @@ def measure(plan: Plan) -> list[Result]:
     executed(plan, rows=1)
     found = _Found()
     with running(plan) as sides:
-        for side in sides:
-            latencies(side, at_once(random.Random(0), FIRST_JOBS), START_S)
+        first = at_once(random.Random(0), FIRST_JOBS)
+        _, rate, _ = [FIRST_JOBS / max(latencies(side, first, START_S)) for side in sides]
         count = max(1, min(MOST_ROUNDS, int(plan.seconds / ROUND_S)))
         for number in range(count):
-            _round(sides, plan.seconds / count, random.Random(number + 1), found)
+            _round(sides, plan.seconds / count, rate, random.Random(number + 1), found)
     if plan.pictures is not None:
         plots.draw_latencies(found.latencies, plan.pictures)
     return _results(plan, found)
@@ -60,21 +61,24 @@ def measure(plan: Plan) -> list[Result]:
 def _round(
     sides: tuple[Avocat, OneByOne, StaticBatches],
     seconds: float,
+    rate: float,
     dice: random.Random,
     found: _Found,
 ) -> None:
+    """`rate`: about how many jobs a second one at a time gets through."""
     avocat, one_by_one, static = sides
-    rate = FIRST_JOBS / max(latencies(one_by_one, at_once(dice, FIRST_JOBS)))
     burst = at_once(dice, max(FIRST_JOBS, round(rate * BURST * seconds)))
     alone, ours = max(latencies(one_by_one, burst)), max(latencies(avocat, burst))
     found.throughput.append(alone / ours)
-    capacity = len(burst) / alone
-    pairs: list[tuple[float, Side, str, list[float]]] = [
-        (OVERLOAD, one_by_one, "one job at a time", found.overload),
-        (BUSY, static, "static batches", found.busy),
+    forwards_s = work(burst) / alone
+    coming = arrivals(dice, OVERLOAD * len(burst) / alone, OVERLOADED * seconds)
+    many = stretched(coming, OVERLOAD, forwards_s)
+    usual = steady(dice, BUSY, forwards_s, STEADY * seconds)
+    pairs: list[tuple[float, Side, str, list[Arrival], list[float]]] = [
+        (OVERLOAD, one_by_one, "one job at a time", many, found.overload),
+        (BUSY, static, "static batches", usual, found.busy),
     ]
-    for load, peer, name, into in pairs:
-        jobs = arrivals(dice, load * capacity, LOAD * seconds)
+    for load, peer, name, jobs, into in pairs:
         theirs, mine = latencies(peer, jobs), latencies(avocat, jobs)
         into += ratios([statistics.fmean(theirs)], [statistics.fmean(mine)])
         found.latencies[f"{name}, {load} × capacity"] += theirs

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -57,23 +57,36 @@ SCHEDULERS: Final[Mapping[Sampler, str]] = {
 }
 BUSY: Final = 0.8  # of what a peer gets through
 MOST_ROUNDS = 5
-ROUND_S = (65.0, 90.0)  # on CPU and on a GPU
 FIRST_JOBS = 2
-LEAST = (2 * FIRST_JOBS, 2 * FIRST_JOBS)  # jobs of a burst and of a load
-LEAST_GPU = (4 * MOST, 20)  # four static batches; and as many as a p95 can be told of
+FIRST_STEPS: Final = 2
 _STORING_THREADS = 2  # as a worker has
 
 Serve = Callable[[Sequence[Arrival]], list[float]]  # seconds from when each was due to its end
 Line = tuple[str, Sequence[float], str, float | None]
 
 
-def mixed(dice: random.Random) -> JobRequest:
-    """A job of 10 to 50 steps, any of the samplers that diffusers has too, guided or not."""
+class Extent(NamedTuple):
+    """How much is drawn in a round."""
+
+    steps: tuple[int, int]  # fewest and most of a job
+    round_s: float
+    burst: int  # jobs at least, and so of a load
+    load: int
+    busy: bool  # whether there is a load at the capacity of static batches
+
+
+ON_CPU: Final = Extent((5, 25), 40.0, 2 * FIRST_JOBS, 2 * FIRST_JOBS, busy=False)
+# Four static batches; and as many as a p95 can be told of.
+ON_GPU: Final = Extent((10, 50), 90.0, 4 * MOST, 20, busy=True)
+
+
+def mixed(dice: random.Random, steps: tuple[int, int] = ON_GPU.steps) -> JobRequest:
+    """A job of so many steps, any of the samplers that diffusers has too, guided or not."""
     return JobRequest(
         prompt=dice.choice(PROMPTS),
         model="sd",
         seed=dice.randrange(2**32),
-        steps=dice.randint(10, 50),
+        steps=dice.randint(*steps),
         sampler=dice.choice(list(SCHEDULERS)),
         guidance_scale=dice.choice(GUIDANCE),
         size="",
@@ -248,18 +261,17 @@ def lines(studio: Studio, seconds: float, least: tuple[float | None, float | Non
         "static": partial(draw_in_batches, studio, twins=True),
         "single": partial(draw_in_batches, studio),
     }
-    few = _at_once(random.Random(0), FIRST_JOBS)
+    extent = ON_GPU if studio.model.context.device.type == "cuda" else ON_CPU
+    few = _at_once(random.Random(0), FIRST_JOBS, extent)
+    brief = [replace(one, request=_cut(one.request)) for one in few]
     for serve in sides.values():
-        serve(few)  # what is done only once
+        serve(brief)  # what is done only once
     capacity = FIRST_JOBS / max(sides["one"](few))
-    gpu = studio.model.context.device.type == "cuda"
-    least_jobs = LEAST_GPU if gpu else LEAST
-    round_s = ROUND_S[gpu]
-    if not gpu:  # four bursts and three loads may take longer
-        round_s = max(round_s, 7 * LEAST[0] / capacity)
+    # On CPU four bursts and three loads may take longer.
+    round_s = max(extent.round_s, 0 if extent.busy else 7 * extent.burst / capacity)
     rounds = max(1, min(MOST_ROUNDS, int(seconds / round_s)))
     span = seconds / rounds / 9  # of a burst or load
-    found = _measured(sides, capacity, rounds, span, least_jobs, busy=gpu)
+    found = _measured(sides, capacity, rounds, span, extent)
     many, p95 = "pictures/s at saturation, ", f"p95 at {BUSY} × the capacity of "
     one, whole = "diffusers one at a time", "static batches, guided as a whole"
     single = "static batches that leave out what none asked for"
@@ -284,30 +296,28 @@ def _measured(
     capacity: float,
     rounds: int,
     span: float,
-    least: tuple[int, int],
-    *,
-    busy: bool,
+    extent: Extent,
 ) -> _Found:
-    """All sides have the same jobs in a round; `least`: of a burst, and of a load.
+    """All sides have the same jobs in a round.
 
     Where one at a time would take too long for all of a burst, it has some, and its pictures a
-    second follow from the forwards in both. It has no load at the capacity of static batches, which
-    is measured if `busy`: it would never get through.
+    second follow from the forwards in both. It has no load at the capacity of static batches: it
+    would never get through.
     """
     found = _Found()
     for number in range(rounds):
         dice, order = random.Random(number + 1), list(sides)[:: 1 if number % 2 == 0 else -1]
         some = max(2 * FIRST_JOBS, round(capacity * span))
-        burst = _at_once(dice, max(some, least[0]))
+        burst = _at_once(dice, max(some, extent.burst), extent)
         for name in order:
             jobs = burst[:: len(burst) // some] if name == "one" else burst
             share = _forwards(jobs) / _forwards(burst)
             found.speeds[name].append(len(burst) * share / max(sides[name](jobs)))
         loads = [(BUSY * capacity, found.calm)]
-        if busy:
+        if extent.busy:
             loads.append((BUSY * found.speeds["static"][-1], found.busy))
         for rate, p95 in loads:
-            load = _arrivals(dice, rate, max(span, least[1] / rate))
+            load = _arrivals(dice, rate, max(span, extent.load / rate), extent)
             for name in (name for name in order if name in p95):
                 p95[name].append(_p95(sides[name](load)))
     return found
@@ -323,14 +333,18 @@ def _p95(latencies: Sequence[float]) -> float:
     return statistics.quantiles(latencies, n=20, method="inclusive")[-1]
 
 
-def _at_once(dice: random.Random, count: int) -> list[Arrival]:
-    return [Arrival(0.0, mixed(dice)) for _ in range(count)]
+def _at_once(dice: random.Random, count: int, extent: Extent) -> list[Arrival]:
+    return [Arrival(0.0, mixed(dice, extent.steps)) for _ in range(count)]
 
 
-def _arrivals(dice: random.Random, rate: float, seconds: float) -> list[Arrival]:
+def _cut(request: JobRequest) -> JobRequest:
+    return request.model_copy(update={"steps": FIRST_STEPS})
+
+
+def _arrivals(dice: random.Random, rate: float, seconds: float, extent: Extent) -> list[Arrival]:
     found, at_s = list[Arrival](), dice.expovariate(rate)
     while at_s < seconds or not found:
-        found.append(Arrival(at_s, mixed(dice)))
+        found.append(Arrival(at_s, mixed(dice, extent.steps)))
         at_s += dice.expovariate(rate)
     return found
 

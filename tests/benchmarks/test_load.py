@@ -14,7 +14,7 @@ from PIL import Image
 
 from app.jobs.record import JobRequest
 from benchmarks import load, one_by_one, static_batches
-from benchmarks.arrivals import Arrival, arrivals, at_once
+from benchmarks.arrivals import Arrival, arrivals, at_once, steady, stretched, work
 from benchmarks.sides import OneByOne, StaticBatches
 from benchmarks.subject import Plan, executed, mixed
 
@@ -29,6 +29,36 @@ def test_jobs_come_as_a_poisson_process() -> None:
     # Of exponential gaps the deviation is the mean.
     assert statistics.stdev(gaps) == pytest.approx(statistics.fmean(gaps), rel=0.1)
     assert len(arrivals(random.Random(3), rate=1e-3, seconds=1.0)) == 1
+
+
+def test_a_load_is_stretched_to_what_it_is_to_be() -> None:
+    jobs = arrivals(random.Random(4), rate=1.0, seconds=30.0)
+    apart = stretched(jobs, 1.2, forwards_s=50.0)
+    assert work(apart) / apart[-1].at_s == pytest.approx(60.0)
+    assert [one.request for one in apart] == [one.request for one in jobs]
+    factor = apart[0].at_s / jobs[0].at_s
+    assert [one.at_s for one in apart] == pytest.approx([factor * one.at_s for one in jobs])
+
+
+def _mean_stay(jobs: list[Arrival], forwards_s: float) -> float:
+    free_s, stays = 0.0, []
+    for job in jobs:
+        free_s = max(free_s, job.at_s) + work([job]) / forwards_s
+        stays.append(free_s - job.at_s)
+    return statistics.fmean(stays)
+
+
+def test_a_steady_load_is_like_one_without_end() -> None:
+    endless = stretched(arrivals(random.Random(1), 1.1, 20_000.0), 0.8, 70.0)
+    short = [steady(random.Random(seed), 0.8, 70.0, 40.0) for seed in range(5)]
+    assert all(work(jobs) / jobs[-1].at_s == pytest.approx(56.0) for jobs in short)
+    stays = [_mean_stay(jobs, 70.0) for jobs in short]
+    assert stays == pytest.approx([_mean_stay(endless, 70.0)] * 5, rel=0.15)
+
+
+def test_beyond_the_capacity_no_load_is_steady() -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        steady(random.Random(1), 1.2, 70.0, 40.0)
 
 
 def test_jobs_are_mixed() -> None:

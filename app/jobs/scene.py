@@ -26,6 +26,7 @@ from app.jobs.scene_words import (
     LOOKS,
     NEIGHBOURS,
     NOWHERE,
+    PAIR,
     PARTS,
     PLACES,
     THE_PLACES,
@@ -68,12 +69,11 @@ class Scene(BaseModel):
 # A thing has an article, for "face with tongue" and "sun behind cloud" are names of one drawing;
 # what one wears comes in pairs, which have none. No letter but ASCII's is any of these.
 _THING = rf"{ARTICLE} \S"
-_PAIR = r"(?:[\w-]+ )?(?:sun|eye)?(?:glasses|goggles|boots|shoes|sneakers|headphones)\b"
 _JOIN = r",? (?:and|&)|,"
 _LINK = re.compile(
     rf"(?P<join>{_JOIN})?(?: that| which| who)?(?: is| are)? (?P<word>{LINK_WORDS}) "
-    rf"(?:(?={_THING})|(?<=wearing )(?={_PAIR}))"
-    rf"|(?P<list>{_JOIN}) (?={_THING}|{_PAIR})",
+    rf"(?:(?={_THING})|(?<=wearing )(?={PAIR}))"
+    rf"|(?P<list>{_JOIN}) (?={_THING}|{PAIR})",
     re.I | re.A,
 )
 _IS_THING = re.compile(_THING, re.I | re.A)
@@ -87,7 +87,7 @@ _DRESS = re.compile(
     re.I | re.A,
 )
 _SUFFIX = re.compile(
-    rf"(?:(?:[,;]|(?<=\w{{4}})\.)(?= )(?!\s*(?:(?:and|&|{LINK_WORDS}) )?(?:{_THING}|{_PAIR}))"
+    rf"(?:(?:[,;]|(?<=\w{{4}})\.)(?= )(?!\s*(?:(?:and|&|{LINK_WORDS}) )?(?:{_THING}|{PAIR}))"
     rf"| in (?:the |an? )?(?:[\w-]+ ){{0,3}}?style\b(?=,|$| of \S+$)).*$",
     re.I | re.A,
 )
@@ -98,6 +98,7 @@ _BEYOND = re.compile(
 _CHAINED = re.compile(rf"[,&]|\b(?:and|{LINK_WORDS}) ", re.I | re.A)
 _SAID_MORE = re.compile(rf"(?:^| )(?:of|{LINK_WORDS})(?: |$)", re.I | re.A)
 _COUNTS: dict[str, Relation] = {"two": "two", "three": "three", "2": "two", "3": "three"}
+_COUNTED: Final = frozenset(_COUNTS.values())
 _FACE: Final = "face"  # what has one has it inside: "an avocado with a smiling face"
 
 
@@ -230,6 +231,10 @@ class _Thing:
     def scene(self) -> "str | Scene":
         scene = _counted(self.name)
         for relation, name in self.has:
+            if isinstance(scene, Scene) and scene.relation in _COUNTED and noun(name) in WORN:
+                each = Scene(relation=relation, parts=(scene.parts[0], _counted(name)))
+                scene = Scene(relation=scene.relation, parts=(each,))
+                continue
             parts = (scene, _counted(name))
             carried = relation in ("inside", "on")  # by the thing
             scene = Scene(relation=relation, parts=parts[::-1] if carried else parts)

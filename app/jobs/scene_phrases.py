@@ -2,7 +2,7 @@
 
 "cat inside avocado" is "a cat inside an avocado", "a dog with a hat on its head" is "a dog wearing
 a hat", "an elephant balancing on a ball" is "an elephant on a ball". Only what is sure to mean
-that: "sun behind cloud" and "person wearing turban" are names of drawings.
+that: "sun behind cloud", "person wearing turban" and "face with sunglasses" are names of drawings.
 """
 
 import re
@@ -12,6 +12,7 @@ from app.jobs.scene_words import (
     ARTICLE,
     CREATURES,
     LINK_WORDS,
+    PAIR,
     PARTS,
     PLACE_WORDS,
     an,
@@ -59,10 +60,16 @@ _SURE: Final = re.compile(
 _NEXT: Final = re.compile(rf",| (?:and|{LINK_WORDS}) ", re.I | re.A)
 _PEOPLE: Final = frozenset({"man", "woman", "boy", "girl", "child", "kid", "baby", "person"})
 _BEASTS: Final = "|".join(sorted(CREATURES - _PEOPLE))
-_PAIR: Final = re.compile(
+_TWO_BEASTS: Final = re.compile(
     rf"^((?:[\w-]+ ){{0,2}}(?:{_BEASTS})) (?:and|&) ((?:[\w-]+ ){{0,2}}(?:{_BEASTS}))\b(?! face)",
     re.I | re.A,
 )
+_WEARING: Final = re.compile(
+    rf"(?P<who>[\w-]+) (?P<how>with|in|wearing) (?:an? pair of )?(?P<what>{PAIR})", re.I | re.A
+)
+_FACES: Final = frozenset({"face", "smiley", "emoji", "emoticon"})
+# A shelf may be with glasses and shoes, but not with these.
+_ONLY_WORN: Final = ("sunglasses", "eyeglasses", "goggles", "headphones")
 _OF_NAMES: Final = PARTS | {"turban"}  # "holding hands"
 _IS_THING: Final = re.compile(rf"{ARTICLE} ", re.I | re.A)
 
@@ -71,14 +78,24 @@ def plainly(phrase: str) -> str:
     """The same in words that `read_scene` knows, or as it is."""
     said = _DOING.sub("", phrase)
     said = _AT.sub(_had, said)
+    said = _WEARING.sub(_worn, said)
     said = _ITS.sub(lambda its: f"{its['link']} {an(its['next'])}", said)
-    said = _PAIR.sub(lambda two: " and ".join(map(_thing, two.groups())), said)
+    said = _TWO_BEASTS.sub(lambda two: " and ".join(map(_thing, two.groups())), said)
     return _articles(said)
 
 
 def _had(found: re.Match[str]) -> str:
     word = next(word for name, word in _HAVING_AT.items() if found[name])
     return f"{word} {found['what']}"
+
+
+def _worn(found: re.Match[str]) -> str:
+    who, how, what = found["who"].lower(), found["how"].lower(), found["what"]
+    creature = who in CREATURES or singular(who) in CREATURES
+    sure = creature or (how == "with" and what.lower().endswith(_ONLY_WORN))
+    if how != "wearing" and (who in _FACES or not sure):
+        return found.group()
+    return f"{found['who']} wearing {what}"
 
 
 def _articles(said: str) -> str:

@@ -86,6 +86,9 @@ LINK_WORDS: Final = _any_of([*PLACES, *HAVING])
 # What says that a noun is a thing, or how many.
 ARTICLE: Final = r"(?:an?|the|one|two|three|2|3|some)"
 
+# What has none, since it comes in pairs.
+PAIR: Final = r"(?:[\w-]+ )?(?:sun|eye)?(?:glasses|goggles|boots|shoes|sneakers|headphones)\b"
+
 
 def an(thing: str) -> str:
     """The thing with its indefinite article."""

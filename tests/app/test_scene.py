@@ -67,6 +67,12 @@ REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "emoji"
         ("a cat is in the box", "inside", ("a cat", "the box")),
         ("the cat in the hat", "on_head", ("the cat", "the hat")),
         ("the sun wearing sunglasses.", "on_eyes", ("the sun", "sunglasses")),
+        ("a dog with sunglasses", "on_eyes", ("a dog", "sunglasses")),
+        ("dog with glasses", "on_eyes", ("dog", "glasses")),
+        ("a cat wearing a pair of sunglasses", "on_eyes", ("a cat", "sunglasses")),
+        ("an avocado with a pair of cool sunglasses", "on_eyes", ("an avocado", "cool sunglasses")),
+        ("a robot with headphones", "on_head", ("a robot", "headphones")),
+        ("a cat in boots", "on_feet", ("a cat", "boots")),
         ("a  dog with\na hat.", "on_head", ("a dog", "a hat")),
         ("a dog wearing a backpack", "holding", ("a dog", "a backpack")),
         ("a hand holding a pen", "holding", ("a hand", "a pen")),
@@ -106,6 +112,16 @@ def test_what_is_worn_belongs_to_the_thing_beside_it() -> None:
     read = read_scene("two cats inside a box on top of a car")
     assert read == scene("on", two_in_a_box, "a car")
     assert read.layers == ("a cat", "a box", "a car")
+
+
+def test_each_of_several_wears_its_own() -> None:
+    for prompt, each in {
+        "two foxes with red shoes": scene("on_feet", "a fox", "red shoes"),
+        "two foxes wearing a hat": scene("on_head", "a fox", "a hat"),
+    }.items():
+        assert read_scene(prompt) == scene("two", each)
+    held = scene("holding", scene("two", "a fox"), "a ball")
+    assert read_scene("two foxes holding a ball") == held
 
 
 def test_what_is_worn_or_held_belongs_to_the_creature() -> None:
@@ -223,6 +239,10 @@ def test_of_what_else_is_said_a_style_is_kept(prompt: str, style: str) -> None:
         "no cat inside an avocado",
         "a cat in a box; a dog on a car",
         "a cat and sunglasses",
+        "a smiling face with sunglasses",
+        "puss in boots",
+        "a table with glasses",
+        "a shelf with shoes",
         "a cat next to him",
         "a cat holding hands",
         "a bird flying",

@@ -68,7 +68,7 @@ def _run(args: Namespace) -> "Budget":
         "distil": _distil,
         "judge": _judge,
     }
-    with alone(args.out, args.part) if parallel.rank() == 0 else nullcontext():
+    with alone(args.out) if parallel.rank() == 0 else nullcontext():
         parts[args.part](args, budget, device)
     return budget
 

@@ -87,18 +87,20 @@ def test_weights_that_do_not_fit_are_no_start(
     assert sentence in said
 
 
-def test_two_runs_of_a_part_are_not_made_in_one_folder(
+def test_two_runs_are_not_made_in_one_folder(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Nor of two parts: what ends later would write `bundle.json` as it was before the other."""
     holds = "import sys, pathlib, models.train.alone as a\n"
-    holds += "with a.alone(pathlib.Path(sys.argv[1]), 'clip'): print(flush=True), input()"
+    holds += "with a.alone(pathlib.Path(sys.argv[1])): print(flush=True), input()"
     other = subprocess.Popen(
         [sys.executable, "-c", holds, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert other.stdout is not None
     other.stdout.readline()
-    assert train("clip", folder, tmp_path, 1, *SMALL_CLIP) == 1
-    assert "another `avocat train clip` is at work" in capsys.readouterr().err
+    for part, options in (("clip", SMALL_CLIP), ("denoiser", SMALL), ("upscaler", ())):
+        assert train(part, folder, tmp_path, 1, *options) == 1
+        assert "another `avocat train` is at work" in capsys.readouterr().err
     other.kill()
     other.communicate()
     assert train("clip", folder, tmp_path, 1, *SMALL_CLIP) == 0

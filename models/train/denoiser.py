@@ -238,6 +238,7 @@ def clip_of(reference: ClipReference, out: Path) -> tuple[Clip, int]:
 def _run_of(config: BundleConfig, clip: Clip, options: DenoiserTraining) -> RunOf:
     """What a network cannot be trained on with another of."""
     return {
+        "--image-size": config.image_size,  # which no weight's form tells
         "--parameterisation": config.parameterisation,
         "--schedule": config.noise_schedule.kind,
         "--zero-terminal-snr": config.noise_schedule.zero_terminal_snr,

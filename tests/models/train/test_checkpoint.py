@@ -26,6 +26,7 @@ def test_a_damaged_checkpoint_says_what_to_do(
     [
         (["--parameterisation", "eps"], "with --parameterisation v, not eps"),
         (["--schedule", "linear"], "with --schedule cosine, not linear"),
+        (["--image-size", "48"], "with --image-size 24, not 48"),
         (["--seed", "3"], "with --seed 0, not 3"),
         (["--batch-size", "5"], "with --batch-size 4, not 5"),
     ],

@@ -102,7 +102,23 @@ def _clip(args: Namespace, budget: "Budget", device: torch.device) -> None:
     options = ClipTraining(batch_size=args.batch_size or 128, width=args.width, seed=args.seed)
     teacher, batches = _teacher(args.teacher), _batches(args, args.image_size)
     kept = args.out / "decoded" / "teacher.safetensors"
+    _warn_of_a_bundle(args.out)
     train_clip(batches, args.out / "clip", options, budget, teacher, kept, device)
+
+
+def _warn_of_a_bundle(out: Path) -> None:
+    """Say what a CLIP that is trained on does to a bundle that is whole."""
+    from models.bundle import CLIP_FOLDER, CONFIG_FILE, read_config
+
+    if (out / CONFIG_FILE).exists() and any(
+        name.startswith(f"{CLIP_FOLDER}/") for name in read_config(out).files
+    ):
+        print(
+            f"warning: {str(out)!r} is a bundle: once its CLIP is trained on, it cannot be served "
+            f"until its denoiser has followed (delete denoiser.checkpoint, then run `avocat train "
+            f"denoiser`); another --out leaves it as it is",
+            file=sys.stderr,
+        )
 
 
 def _judge(args: Namespace, budget: "Budget", device: torch.device) -> None:

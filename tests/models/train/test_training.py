@@ -47,6 +47,17 @@ def test_an_upscaler_does_not_make_a_damaged_bundle_pass_for_whole(
     load_bundle(clip_only)
 
 
+def test_a_bundle_whose_clip_is_trained_on_is_warned_of(
+    folder: Path, clip_only: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentence = "cannot be served until its denoiser has followed"
+    assert train("clip", folder, clip_only, 3, *SMALL_CLIP) == 0
+    assert train("denoiser", folder, clip_only, 1, *SMALL) == 0
+    assert sentence not in capsys.readouterr().err
+    assert train("clip", folder, clip_only, 4, *SMALL_CLIP) == 0
+    assert sentence in capsys.readouterr().err
+
+
 def test_a_resumed_run_has_the_curve_of_an_unbroken_one(
     folder: Path, clip_only: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -208,6 +208,9 @@ def main(arguments: list[str] | None = None, read: ReadScene | None = None) -> i
     except (ModelError, OSError) as fault:
         print(f"avocat evaluate: {fault}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; figures are written when all are measured", file=sys.stderr)
+        return 130
     return 0
 
 

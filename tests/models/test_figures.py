@@ -189,6 +189,20 @@ def test_options_are_looked_at_before_anything_is_painted(
     assert sentence in capsys.readouterr().err
 
 
+def test_ctrl_c_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = build_tiny_bundle(tmp_path / "bundle")
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Painter, "__call__", stopped)
+    assert main([str(bundle)]) == 130
+    assert capsys.readouterr().err.startswith("stopped")
+    assert not (bundle / "evaluation.json").exists()
+
+
 def test_figures_that_could_not_be_kept_are_not_painted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from models.train.__main__ import main
+from models.train.commands import main
 
 SMALL = ["--image-size", "24", "--patch", "3", "--width", "16", "--multipliers", "1", "2"]
 

@@ -10,9 +10,9 @@ import torch
 from models.bundle import Bundle, Turbo, load_bundle, read_config
 from models.errors import BundleError
 from models.evaluate import Painter
-from models.train.__main__ import main
 from models.train.batches import Batches, Mix
 from models.train.checkpoint import Checkpoint
+from models.train.commands import main
 from models.train.data import load_pictures
 from models.train.distil import DistilTrainer, DistilTraining
 from models.train.heldout import HeldOut

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from models.judge import Judge
-from models.train.__main__ import main
 from models.train.batches import Batch
+from models.train.commands import main
 from models.train.judge import belonging, soft_contrastive, wear
 
 BATCH = Batch(

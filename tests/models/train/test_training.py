@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from models.bundle import load_bundle, read_config
 from models.schedule import noise_schedule
-from models.train.__main__ import _batches
 from models.train.arguments import parser
 from models.train.checkpoint import Checkpoint
+from models.train.commands import _batches
 from models.train.denoiser import loss_weight
 from models.train.ema import Ema
 from models.train.progress import Budget
@@ -278,7 +278,7 @@ def test_a_killed_process_resumes_with_the_same_curve(folder: Path, clip_only: P
     """SIGKILL, twice, as soon as the metrics have grown; no checkpoint is younger than the kill."""
     run = ["--data", str(folder), "--out", str(clip_only), "--steps", "60", "--batch-size", "4"]
     code = "import sys, models.train.checkpoint as c; c.Checkpoint.due = lambda _: True; "
-    code += "from models.train.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    code += "from models.train.commands import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "denoiser", *run, *SMALL, "--threads", "1"]
     metrics = clip_only / "denoiser.jsonl"
     for least in (5, 25):

@@ -11,6 +11,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from models.layout import Scene, lay
 from models.pictures import sheet, to_picture
 from models.sampling import layer_seed, sample
 from models.train.arguments import guidance, positive, seed
-from models.train.data import PictureSet, load_pictures
+from models.train.data import Captions, PictureSet, load_pictures
 from models.train.heldout import held_out_prompts
 
 _AT_ONCE = 16
@@ -107,8 +108,8 @@ def evaluate(
     `data` is the folder that the bundle was trained on: its pictures are needed for diversity and
     copies, its `heldout.txt` and held-out tar, where there are any, for unseen combinations.
     """
-    # Before hours of painting: a folder without pictures ends it here.
-    known = None if data is None else load_pictures(data, paint.bundle.config.image_size)
+    # Before hours of painting: what is damaged, or a folder without pictures, ends it here.
+    given = None if data is None else _read(data, paint.bundle.config.image_size)
     captions = figures.subjects()
     started = time.monotonic()
     pictures = paint(captions, seed)
@@ -127,18 +128,32 @@ def evaluate(
         "subjects": judge.recall(pictures, captions, range(len(captions))),
         "scenes": figures.composed(paint, judge, figures.scenes(), seed),
     }
-    if data is not None and known is not None:
-        measured |= _unseen(paint, judge, data, known, seed, pictures)
+    if given is not None:
+        measured |= _unseen(paint, judge, given, seed, pictures)
     return measured, pictures
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What lies in a training folder: pictures, held-out prompts, and tars with their captions."""
+
+    known: PictureSet
+    prompts: list[str]
+    heldout: dict[Path, list[Captions]]
+
+
+def _read(data: Path, size: int) -> _Given:
+    tars = sorted(data.glob("heldout-*.tar"))
+    heldout = {tar: load_pictures(tar, size).captions for tar in tars}
+    return _Given(load_pictures(data, size), held_out_prompts(data / "heldout.txt"), heldout)
+
+
 def _unseen(
-    paint: Painter, judge: Judge, data: Path, known: PictureSet, seed: int, subjects: Tensor
+    paint: Painter, judge: Judge, given: _Given, seed: int, subjects: Tensor
 ) -> dict[str, Any]:
     """What needs the training pictures; copies are sought among `subjects` if nothing else was
     held out to be painted."""
-    size = paint.bundle.config.image_size
-    prompts = held_out_prompts(data / "heldout.txt")
+    known, prompts = given.known, given.prompts
     measured: dict[str, Any] = {
         "colours": figures.coloured(paint, figures.listed(figures.COLOURED), seed),
         "diversity": figures.diversity(paint, figures.subjects()[20:30], known, seed),
@@ -151,8 +166,7 @@ def _unseen(
 
     if any(figures.parts(prompt) for prompt in prompts):
         measured["composed"] = figures.composed(paint_and_keep, judge, prompts, seed)
-    for tar in sorted(data.glob("heldout-*.tar")):
-        unseen = load_pictures(tar, size).captions
+    for tar, unseen in given.heldout.items():
         measured["unseen_styles"] = figures.styled(paint_and_keep, judge, unseen, seed)
         measured |= _on_drawings(Judge(paint.bundle.context, "the bundle's own"), judge, tar)
     measured["copies"] = figures.copies(torch.cat(painted or [subjects])[:200], known)

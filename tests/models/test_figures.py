@@ -189,6 +189,21 @@ def test_options_are_looked_at_before_anything_is_painted(
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["heldout.txt", "heldout-000.tar"])
+def test_what_is_held_out_is_read_before_anything_is_painted(
+    name: str,
+    tmp_path: Path,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundle = build_tiny_bundle(tmp_path / "bundle")
+    (folder / name).write_bytes(b"prompt\t\xff\n")
+    monkeypatch.setattr(Painter, "__call__", None)
+    assert main([str(bundle), "--data", str(folder)]) == 1
+    assert f"{name}' " in capsys.readouterr().err
+
+
 def test_ctrl_c_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,8 +9,10 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 
 import torch
 from torch import nn
@@ -23,6 +25,7 @@ __all__ = ["LoraFolder"]
 
 _CACHED_BYTES = 2**30  # on the device; the last one is kept, however large
 _Stamp = tuple[int, int, int]  # of a file: inode, size, time of change
+_UNREAD: _Stamp = (-1, -1, -1)  # so it is tried each time: rights change without a trace in these
 
 
 @dataclass(eq=False)
@@ -48,14 +51,11 @@ class LoraFolder:
         """
         known: dict[str, tuple[_Stamp, KnownLora]] = {}
         for file in sorted(self.path.glob("*.safetensors")):
-            try:
+            with suppress(FileNotFoundError):  # it has just gone
                 stat = file.stat()
-                stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-                before = self._seen.get(file.stem)
-                unchanged = before is not None and before[0] == stamp
-                known[file.stem] = before if unchanged and before else (stamp, self._look(file))
-            except OSError:  # it has just gone
-                continue
+                if S_ISREG(stat.st_mode):  # opening a pipe waits for ever
+                    stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+                    known[file.stem] = self._known(file, stamp)
         self._seen = known
         return tuple(one for _, one in known.values())
 
@@ -70,9 +70,20 @@ class LoraFolder:
         loras = tuple((self._take(name, sha256), weight) for name, weight, sha256 in wanted)
         return LoraAdapters(tuple((sha256, weight) for _, weight, sha256 in wanted), loras)
 
-    def _look(self, file: Path) -> KnownLora:
-        sha256 = _sha256(file)
+    def _known(self, file: Path, stamp: _Stamp) -> tuple[_Stamp, KnownLora]:
+        before = self._seen.get(file.stem)
+        if before is not None and before[0] == stamp:
+            return before
         name = os.fsencode(file.stem).decode("utf-8", "replace")
+        try:
+            return stamp, self._look(file, name)
+        except FileNotFoundError:
+            raise
+        except OSError as fault:
+            return _UNREAD, KnownLora(name, "", _unreadable(name, fault))
+
+    def _look(self, file: Path, name: str) -> KnownLora:
+        sha256 = _sha256(file)
         if name != file.stem:  # it could be told to nobody
             return KnownLora(name, sha256, f"the name of LoRA {name!r} is not UTF-8; rename it")
         try:
@@ -93,7 +104,11 @@ class LoraFolder:
         file = self.path / f"{name}.safetensors"
         if file.parent != self.path or not file.is_file():
             raise LoraError(f"LoRA {name!r} is gone: there is no {file.name} any more")
-        if _sha256(file) != sha256:
+        try:
+            found = _sha256(file)
+        except OSError as fault:
+            raise LoraError(_unreadable(name, fault)) from None
+        if found != sha256:
             raise LoraError(f"LoRA {name!r} has changed since it was asked for; ask again")
         return read_lora(file, self.networks, self.device)
 
@@ -102,6 +117,10 @@ class LoraFolder:
         total = sum(lora.size_bytes for lora in self._loaded.values())
         while total > _CACHED_BYTES and len(self._loaded) > 1:
             total -= self._loaded.popitem(last=False)[1].size_bytes
+
+
+def _unreadable(name: str, fault: OSError) -> str:
+    return f"LoRA {name!r} cannot be read: {fault.strerror}"
 
 
 def _sha256(file: Path) -> str:

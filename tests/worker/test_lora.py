@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import threading
 from collections import OrderedDict
 from dataclasses import replace
 from functools import cache
@@ -233,6 +234,36 @@ def test_files_may_come_change_and_go(place: Path, tmp_path: Path) -> None:
     with pytest.raises(LoraError, match="'peft' is gone"):
         folder.adapters([("peft", 1.0, known.sha256)])
     assert folder.scan() == ()
+
+
+def test_what_cannot_be_read_is_said_and_tried_again(place: Path, tmp_path: Path) -> None:
+    _, _, loras = _built(place, "sd1")
+    folder = lora_folder.LoraFolder(tmp_path, loras.networks, torch.device("cpu"))  # type: ignore[attr-defined]
+    file = Path(shutil.copy(place / "sd1-loras" / "peft.safetensors", tmp_path))
+    [known] = folder.scan()
+    file.unlink()
+    file.symlink_to("/proc/self/mem")  # which can be opened, and not be read, by root neither
+    with pytest.raises(LoraError, match="'peft' cannot be read: Input/output error"):
+        folder.adapters([("peft", 1.0, known.sha256)])
+    [unread] = folder.scan()
+    assert unread.fault == "LoRA 'peft' cannot be read: Input/output error"
+    file.unlink()
+    shutil.copy(place / "sd1-loras" / "peft.safetensors", tmp_path)
+    assert folder.scan() == (known,)
+
+
+def test_what_is_no_file_is_passed_over(place: Path, tmp_path: Path) -> None:
+    """A pipe above all, whose other end may never be opened."""
+    _, _, loras = _built(place, "sd1")
+    folder = lora_folder.LoraFolder(tmp_path, loras.networks, torch.device("cpu"))  # type: ignore[attr-defined]
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    shutil.copy(place / "sd1-loras" / "peft.safetensors", tmp_path)
+    found: list[str] = []
+    look = threading.Thread(target=lambda: found.extend(o.name for o in folder.scan()), daemon=True)
+    look.start()
+    look.join(30)
+    assert found == ["peft"]
 
 
 def test_what_was_used_least_lately_is_forgotten(

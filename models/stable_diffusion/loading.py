@@ -67,6 +67,7 @@ def import_folder(
         for part in _weighed(folder):
             progress(f"checking {part}")
             check_shapes(build(folder, part), part, folder.components[part])
+        _check_tokenizers(folder)
         try:
             config = settle(folder, name, wishes, *_hashes(folder, parts, progress))
         except ValidationError as fault:
@@ -88,6 +89,13 @@ def _single(file: Path, parts: Path, wishes: Wishes) -> Folder:
     configs = configurations(shapes, generation, file.name, wishes.prediction, told)
     write_parts(parts, generation, configs)
     return read_parts(parts, file, generation)
+
+
+def _check_tokenizers(folder: Folder) -> None:
+    """A vocabulary that is cut short or another's, which only the first job would tell of."""
+    for name, component in folder.components.items():
+        if name.startswith("tokenizer"):
+            _tokenizer(component.files[0].parent)
 
 
 def _hashes(

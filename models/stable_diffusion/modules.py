@@ -151,8 +151,12 @@ def read_shapes(file: Path, name: str) -> dict[str, tuple[int, ...]]:
     """The shapes of all weights in a file by their names; its header alone is read.
 
     Raises:
-        BundleError: it is damaged, or no such file; says so of `name`.
+        BundleError: it is damaged, may not be read, or is no such file; says so of `name`.
     """
+    try:
+        file.open("rb").close()  # safetensors says of whatever it may not open that it is not there
+    except OSError as fault:
+        raise BundleError(f"{name} cannot be read: {fault.strerror}") from None
     try:
         with safe_open(file, "pt") as tensors:
             keys = tensors.keys()

@@ -140,8 +140,10 @@ def _refuse_impossible(folder: Folder, config: PipelineConfig) -> None:
     except ScheduleError as fault:
         raise BundleError(f"{config.default_sampler}: {fault}") from None
     for width, height in config.sizes:
-        if width % scale or height % scale:
-            raise BundleError(f"size {width}x{height} should be in multiples of {scale} pixels")
+        if width % scale or height % scale or min(width, height) < scale:
+            raise BundleError(
+                f"size {width}x{height} should be in multiples of {scale} pixels, from {scale} on"
+            )
 
 
 def _refuse_unserved(folder: Folder) -> None:

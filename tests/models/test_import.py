@@ -238,6 +238,14 @@ FAULTS = {
         lambda at: change(at / "vae/config.json", _class_name="AutoencoderTiny"),
         r"vae is of the kind AutoencoderTiny; AutoencoderKL is served",
     ),
+    "half a vocabulary": (
+        lambda at: (at / "tokenizer/vocab.json").write_text('{"a": 0}'),
+        r"tokenizer did not load: Error while initializing BPE: Token `\S+` out of vocabulary",
+    ),
+    "a size": (
+        lambda at: change(at / "unet/config.json", sample_size=-5),
+        r"size -40x-40 should be in multiples of 8 pixels, from 8 on",
+    ),
     "no vocabulary": (lambda at: (at / "tokenizer/vocab.json").unlink(), r"tokenizer has neither"),
 }
 
@@ -249,6 +257,21 @@ def test_what_is_wrong_is_named(source: Path, tmp_path: Path, fault: str) -> Non
     with pytest.raises(BundleError, match=message):
         import_folder(source, tmp_path / "m", "mine")
     assert not (tmp_path / "m").exists()
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def open_(file: Path, *args: Any, **options: Any) -> Any:  # root may read anything
+        if file == source / UNET:
+            raise PermissionError(13, "Permission denied", str(file))
+        return opened(file, *args, **options)
+
+    monkeypatch.setattr(Path, "open", open_)
+    with pytest.raises(BundleError, match=r"unet/\S+ cannot be read: Permission denied"):
+        import_folder(source, tmp_path / "m", "mine")
 
 
 IMPOSSIBLE: list[tuple[Wishes, str]] = [

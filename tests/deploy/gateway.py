@@ -31,6 +31,7 @@ class Gateway:
             "redis_url": redis_url,
             "data_dir": folder / "data",
             "drain_delay_s": "1",
+            "audit_log": folder / "audit.jsonl",
         } | ({"bundle": bundle} if bundle else {})
         self.ports = [free_port(), free_port()]
         self.port = free_port()

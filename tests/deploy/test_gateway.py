@@ -109,6 +109,16 @@ def test_links_are_https_where_tls_ends_before_the_gateway(
     assert image["url"].startswith(f"{scheme}://127.0.0.1:{gateway.port}/")
 
 
+def test_no_client_chooses_its_address(gateway: Gateway, http: httpx.Client) -> None:
+    forged = {"X-Forwarded-For": "203.0.113.9", "X-Request-Id": "forged-address"}
+    assert http.get("/v1/jobs", headers=forged).status_code == 200
+    file = gateway.folder / "audit.jsonl"
+    wait_until(lambda: "forged-address" in file.read_text(), 30, "the note of the request")
+    notes = [json.loads(line) for line in file.read_text().splitlines()]
+    [note] = [note for note in notes if note["request_id"] == "forged-address"]
+    assert note["address"] == "127.0.0.1"
+
+
 def test_tls_ends_in_the_gateway_as_the_documents_have_it(gateway: Gateway, tmp_path: Path) -> None:
     key, certificate, port = tmp_path / "privkey.pem", tmp_path / "fullchain.pem", free_port()
     made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]

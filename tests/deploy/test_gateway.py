@@ -119,6 +119,33 @@ def test_no_client_chooses_its_address(gateway: Gateway, http: httpx.Client) -> 
     assert note["address"] == "127.0.0.1"
 
 
+def test_a_verification_may_take_as_long_as_a_synchronous_picture(
+    gateway: Gateway, http: httpx.Client, tmp_path: Path
+) -> None:
+    """The gateway's time for other answers is cut to a second, to be outlasted by this one."""
+    asked = http.post("/v1/jobs", json={"prompt": "a plum"}, headers={"Prefer": "wait=60"})
+    picture = http.get(asked.json()["images"][0]["url"]).content
+    port = free_port()
+    configuration = configure(tmp_path / "nginx", port, gateway.ports)
+    text = configuration.read_text()
+    assert "proxy_read_timeout 75s;" in text
+    configuration.write_text(text.replace("proxy_read_timeout 75s;", "proxy_read_timeout 1s;"))
+    nginx = subprocess.Popen(nginx_command(configuration))
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: _status(f"{url}/gateway/healthz") == 200, 30, "the gateway's start")
+        with ThreadPoolExecutor() as pool, gateway.workers_paused():
+            kind = {"Content-Type": "image/png"}
+            asking = pool.submit(
+                httpx.post, f"{url}/v1/verify", content=picture, headers=kind, timeout=60
+            )
+            time.sleep(3)
+            assert not asking.done()
+        assert asking.result().json()["verdict"] == "identical"
+    finally:
+        end(nginx, signal.SIGQUIT)
+
+
 def test_tls_ends_in_the_gateway_as_the_documents_have_it(gateway: Gateway, tmp_path: Path) -> None:
     key, certificate, port = tmp_path / "privkey.pem", tmp_path / "fullchain.pem", free_port()
     made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]

@@ -1,6 +1,7 @@
 """The Kubernetes overlays, rendered offline and held against Kubernetes' own schemas."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -226,6 +227,8 @@ def test_metrics_are_scraped_where_they_are(tmp_path: Path) -> None:
         service["metadata"]["labels"].items()
     )
     assert endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
+    job = service["metadata"]["labels"][objects[ours[0]]["spec"]["jobLabel"]]
+    assert re.fullmatch("avocat.*", job), "as the alert AvocatPartDown has it"
     pod = objects["Deployment", "worker"]["spec"]["template"]
     selector = objects[ours[1]]["spec"]["selector"]["matchLabels"]
     assert selector.items() <= pod["metadata"]["labels"].items()

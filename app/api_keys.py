@@ -11,11 +11,12 @@ import secrets
 import time
 from collections.abc import Awaitable, Sequence
 from enum import StrEnum
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
+from redis.exceptions import ResponseError
 
 from app import keys
 from app.jobs.joint import Joint
@@ -171,8 +172,12 @@ class KeyRing:
         used = dict(self._used)
         for key_id, when in used.items():
             pipe.hset(keys.API_KEYS_USED, key_id, when)
-        raw, *_ = await cast(Awaitable[list[dict[bytes, bytes]]], pipe.execute())
-        self._used = {k: when for k, when in self._used.items() if used.get(k) != when}
+        # A Redis that takes in nothing, for its memory is full, still says who may read.
+        raw, *written = await cast(Awaitable[list[Any]], pipe.execute(raise_on_error=False))
+        if isinstance(raw, ResponseError):
+            raise raw
+        if not any(isinstance(one, ResponseError) for one in written):
+            self._used = {k: when for k, when in self._used.items() if used.get(k) != when}
         # A Redis that has lost them must not open the service.
         gone = {key.id: _gone(key) for key in self._keys.values()}
         self._keys = gone | _read(raw)

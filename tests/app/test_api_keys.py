@@ -213,6 +213,21 @@ async def test_when_a_key_was_last_used_is_known(serve: Serve) -> None:
         assert times[idle.id] is None
 
 
+async def test_a_redis_whose_memory_is_full_still_lets_readers_in(serve: Serve) -> None:
+    async with serve() as service:
+        _, headers = made(service)
+        await service.client.get("/v1/jobs", headers=headers)
+        service.redis.config_set("maxmemory", 1)
+        try:
+            answers = [await service.client.get("/v1/jobs", headers=headers) for _ in range(3)]
+        finally:
+            service.redis.config_set("maxmemory", 0)
+        assert [answer.status_code for answer in answers] == [200] * 3
+        await service.client.get("/v1/jobs", headers=headers)
+        [(_, used)] = KeyStore(service.redis).all()
+        assert used == pytest.approx(time.time(), abs=10), "written down as soon as it can be"
+
+
 async def test_keys_are_read_once_for_many_calls(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from app.api_keys import ALL_DAY_S, KeyStore, Limits, Scope, StoredKey, new_key
-from app.audit import open_audit
+from app.audit import Audit, AuditError, open_audit
 from app.commands.asking import AsJson
 from app.commands.console import ExitCode, fail, read_settings
 from app.jobs.connection import connect
@@ -84,11 +84,11 @@ def create(
             "or digit",
             ExitCode.BAD_INPUT,
         )
-    with _store() as store:
+    with _audit_log() as audit, _store() as store:
         if any(known.name == name and known.is_valid(time.time()) for known, _ in store.all()):
             fail(f"there is a key {name!r} already; choose another name", ExitCode.BAD_INPUT)
         store.add(key)
-    _audit("create key", key)
+        _note(audit, "create key", key)
     if as_json:
         typer.echo(json.dumps(_object(key, None) | {"secret": secret}))
         return
@@ -128,7 +128,7 @@ def revoke(
 ) -> None:
     """Revoke a key: all API processes refuse it within seconds. Its jobs stay its owner's."""
     wanted = key.removeprefix("avocat_").partition("_")[0] if key.startswith("avocat_") else key
-    with _store() as store:
+    with _audit_log() as audit, _store() as store:
         live = [one for one, _ in store.all() if one.revoked_at is None]
         found = [one for one in live if wanted in (one.id, one.name)]
         if not found:
@@ -138,7 +138,7 @@ def revoke(
             )
         for one in found:
             store.revoke(one)
-            _audit("revoke key", one)
+            _note(audit, "revoke key", one)
             typer.echo(f"Revoked {one.name!r} ({one.prefix}).")
 
 
@@ -148,6 +148,8 @@ def _store() -> Iterator[KeyStore]:
     try:
         with connect(settings.resolved_redis_url) as redis:
             yield KeyStore(redis)
+    except ResponseError as fault:  # its memory is full, it is a replica, or the user may not
+        fail(f"Redis refuses it: {fault}", ExitCode.UNREACHABLE)
     except (RedisError, OSError, ValueError) as fault:
         fail(
             f"Redis does not answer ({type(fault).__name__}): is the service running?",
@@ -155,10 +157,21 @@ def _store() -> Iterator[KeyStore]:
         )
 
 
-def _audit(action: str, key: StoredKey) -> None:
-    audit = open_audit(read_settings())
+@contextmanager
+def _audit_log() -> Iterator[Audit]:
+    """To be opened before anything is changed: what cannot be noted is not done."""
+    try:
+        audit = open_audit(read_settings())
+    except AuditError as fault:
+        fail(f"AVOCAT_AUDIT_LOG: {fault}", ExitCode.BAD_INPUT)
+    try:
+        yield audit
+    finally:
+        audit.close()
+
+
+def _note(audit: Audit, action: str, key: StoredKey) -> None:
     audit.note({"action": action, "owner": key.owner, "key": key.id, "name": key.name})
-    audit.close()
 
 
 def _state(key: StoredKey) -> str:

@@ -1,13 +1,16 @@
 """Keys of `avocat keys`: what they open, how far, and for how long."""
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from redis import Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from typer.testing import CliRunner
@@ -296,6 +299,32 @@ def test_names_have_a_form(redis_url: str, name: str) -> None:
         cli, ["keys", "create", "--", name], env={"AVOCAT_REDIS_URL": redis_url}
     )
     assert ended.exit_code == 2
+
+
+@pytest.mark.parametrize("arguments", [("create", "shop-2"), ("revoke", "shop")])
+def test_what_the_audit_log_cannot_note_is_not_done(
+    redis_url: str, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    environment = {"AVOCAT_REDIS_URL": redis_url}
+    CliRunner().invoke(cli, ["keys", "create", "shop"], env=environment)
+    nowhere = {"AVOCAT_AUDIT_LOG": str(tmp_path / "nowhere" / "audit.jsonl")}
+    ended = CliRunner().invoke(cli, ["keys", *arguments], env=environment | nowhere)
+    assert ended.exit_code == 2
+    assert "AVOCAT_AUDIT_LOG" in ended.stderr
+    listed = CliRunner().invoke(cli, ["keys", "list", "--json"], env=environment).stdout
+    assert [json.loads(line)["state"] for line in listed.splitlines()] == ["valid"]
+
+
+def test_a_redis_that_refuses_is_no_redis_that_is_away(redis_url: str) -> None:
+    environment = {"AVOCAT_REDIS_URL": redis_url}
+    with Redis.from_url(redis_url) as client:
+        client.config_set("maxmemory", 1)
+        try:
+            ended = CliRunner().invoke(cli, ["keys", "create", "shop"], env=environment)
+        finally:
+            client.config_set("maxmemory", 0)
+    assert ended.exit_code == 3
+    assert "maxmemory" in ended.stderr
 
 
 def test_without_redis_the_command_says_so() -> None:

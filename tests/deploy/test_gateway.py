@@ -89,8 +89,11 @@ def test_a_large_body_is_refused_with_a_problem(
 ) -> None:
     answer = http.post(path, content=b"x" * (most + 1))
     assert answer.status_code == 413
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.json()["instance"] == answer.headers["x-request-id"]
+    if "images" in path:  # of OpenAI's form
+        assert answer.json()["error"]["code"] == "body_too_large"
+    else:
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["instance"] == answer.headers["x-request-id"]
     below = http.post(
         path, content=b"x" * (most - (1 << 20)), headers={"Content-Type": "image/png"}
     )
@@ -195,6 +198,12 @@ def test_where_no_replica_answers_the_gateway_says_so(tmp_path: Path) -> None:
         assert (answer.status_code, answer.json()["type"]) == (503, "/problems/unavailable")
         assert answer.headers["retry-after"] == "2"
         assert answer.json()["instance"] == answer.headers["x-request-id"]
+        for what in ("generations", "edits"):
+            answer = httpx.post(f"{url}/v1/images/{what}", json={"prompt": "a plum"})
+            assert answer.headers["retry-after"] == "2"
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+            large = httpx.post(f"{url}/v1/images/{what}", content=b"x" * (23 << 20))
+            assert (large.status_code, large.json()["error"]["code"]) == (413, "body_too_large")
     finally:
         end(nginx, signal.SIGQUIT)
 

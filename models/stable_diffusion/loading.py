@@ -130,10 +130,16 @@ def _refuse_bundle(into: Path, name: str) -> None:
 
 def _write(into: Path, config: PipelineConfig, parts: Path) -> None:
     into.mkdir(parents=True, exist_ok=True)
-    if (into / PARTS).is_dir():  # of an earlier import
-        shutil.rmtree(into / PARTS)
-    if config.parts:
-        shutil.copytree(parts, into / PARTS)
+    new = into / f"{PARTS}.partial"
+    try:
+        if config.parts:
+            shutil.copytree(parts, new, dirs_exist_ok=True)
+        if (into / PARTS).is_dir():  # of an earlier import, which is whole until here
+            shutil.rmtree(into / PARTS)
+        if config.parts:
+            new.rename(into / PARTS)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
     with replacing(into / CONFIG_FILE) as file:
         file.write((config.model_dump_json(indent=2) + "\n").encode())
 

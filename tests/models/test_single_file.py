@@ -1,6 +1,8 @@
 """Single files in the original layout: the same pictures as the folder, and clear refusals."""
 
+import errno
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -244,6 +246,23 @@ def test_a_file_or_configuration_that_changed_is_refused(file: Path, tmp_path: P
     _with(model__diffusion_model__extra=(1,))(file)
     with pytest.raises(BundleError, match=r"one.safetensors .* is not what was imported"):
         load_model(tmp_path / "m")
+
+
+def test_an_import_that_cannot_be_written_leaves_the_one_before(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    into = tmp_path / "model"
+    import_folder(file, into, "one")
+
+    def full(_: Path, to: Path, **__: Any) -> None:
+        to.mkdir()
+        raise OSError(errno.ENOSPC, "No space left on device", str(to))
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    with pytest.raises(OSError, match="No space left"):
+        import_folder(file, into, "one")
+    assert sorted(one.name for one in into.iterdir()) == ["bundle.json", "parts"]
+    load_model(into, torch.device("cpu"))
 
 
 def test_a_pickle_comes_with_the_command_that_converts_it(

@@ -2,7 +2,7 @@
 
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
@@ -12,6 +12,7 @@ from benchmarks.subject import mixed
 
 __all__ = ["Arrival", "arrivals", "at_once", "steady", "stretched", "work"]
 
+Draw = Callable[[random.Random], JobRequest]
 _TRIED: Final = 30  # processes of which the most usual one is taken
 
 
@@ -23,19 +24,19 @@ class Arrival:
     request: JobRequest
 
 
-def arrivals(dice: random.Random, rate: float, seconds: float) -> list[Arrival]:
-    """Mixed jobs of a Poisson process of `rate` a second, one at least."""
+def arrivals(dice: random.Random, rate: float, seconds: float, job: Draw = mixed) -> list[Arrival]:
+    """Jobs of a Poisson process of `rate` a second, one at least; `job` draws each."""
     found: list[Arrival] = []
     at_s = dice.expovariate(rate)
     while at_s < seconds or not found:
-        found.append(Arrival(at_s, mixed(dice)))
+        found.append(Arrival(at_s, job(dice)))
         at_s += dice.expovariate(rate)
     return found
 
 
-def at_once(dice: random.Random, count: int) -> list[Arrival]:
-    """Mixed jobs that are all there from the start."""
-    return [Arrival(0.0, mixed(dice)) for _ in range(count)]
+def at_once(dice: random.Random, count: int, job: Draw = mixed) -> list[Arrival]:
+    """Jobs that are all there from the start; `job` draws each."""
+    return [Arrival(0.0, job(dice)) for _ in range(count)]
 
 
 def work(jobs: Sequence[Arrival]) -> int:

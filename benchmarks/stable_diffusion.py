@@ -22,7 +22,7 @@ import torch
 
 from app.jobs.record import JobRequest, Sampler
 from app.settings import Settings
-from benchmarks.arrivals import Arrival
+from benchmarks.arrivals import Arrival, arrivals, at_once, work
 from benchmarks.results import Result, ratios, result
 from benchmarks.sd_pipeline import FULL, SMALL, build, imported
 from benchmarks.static_batches import BATCH_TIMEOUT_S, MOST, draw_batch
@@ -73,6 +73,10 @@ class Extent(NamedTuple):
     burst: int  # jobs at least, and so of a load
     load: int
     busy: bool  # whether there is a load at the capacity of static batches
+
+    def job(self, dice: random.Random) -> JobRequest:
+        """A job of so many steps."""
+        return mixed(dice, self.steps)
 
 
 ON_CPU: Final = Extent((5, 25), 40.0, 2 * FIRST_JOBS, 2 * FIRST_JOBS, busy=False)
@@ -262,8 +266,9 @@ def lines(studio: Studio, seconds: float, least: tuple[float | None, float | Non
         "single": partial(draw_in_batches, studio),
     }
     extent = ON_GPU if studio.model.context.device.type == "cuda" else ON_CPU
-    few = _at_once(random.Random(0), FIRST_JOBS, extent)
-    brief = [replace(one, request=_cut(one.request)) for one in few]
+    few = at_once(random.Random(0), FIRST_JOBS, extent.job)
+    cut = {"steps": FIRST_STEPS}
+    brief = [replace(one, request=one.request.model_copy(update=cut)) for one in few]
     for serve in sides.values():
         serve(brief)  # what is done only once
     capacity = FIRST_JOBS / max(sides["one"](few))
@@ -308,45 +313,25 @@ def _measured(
     for number in range(rounds):
         dice, order = random.Random(number + 1), list(sides)[:: 1 if number % 2 == 0 else -1]
         some = max(2 * FIRST_JOBS, round(capacity * span))
-        burst = _at_once(dice, max(some, extent.burst), extent)
+        burst = at_once(dice, max(some, extent.burst), extent.job)
         for name in order:
             jobs = burst[:: len(burst) // some] if name == "one" else burst
-            share = _forwards(jobs) / _forwards(burst)
+            share = work(jobs) / work(burst)
             found.speeds[name].append(len(burst) * share / max(sides[name](jobs)))
         loads = [(BUSY * capacity, found.calm)]
         if extent.busy:
             loads.append((BUSY * found.speeds["static"][-1], found.busy))
         for rate, p95 in loads:
-            load = _arrivals(dice, rate, max(span, extent.load / rate), extent)
+            load = arrivals(dice, rate, max(span, extent.load / rate), extent.job)
             for name in (name for name in order if name in p95):
                 p95[name].append(_p95(sides[name](load)))
     return found
-
-
-def _forwards(jobs: Sequence[Arrival]) -> int:
-    return sum(one.request.steps * (1 + (one.request.guidance_scale > 1)) for one in jobs)
 
 
 def _p95(latencies: Sequence[float]) -> float:
     if len(latencies) == 1:
         return latencies[0]
     return statistics.quantiles(latencies, n=20, method="inclusive")[-1]
-
-
-def _at_once(dice: random.Random, count: int, extent: Extent) -> list[Arrival]:
-    return [Arrival(0.0, mixed(dice, extent.steps)) for _ in range(count)]
-
-
-def _cut(request: JobRequest) -> JobRequest:
-    return request.model_copy(update={"steps": FIRST_STEPS})
-
-
-def _arrivals(dice: random.Random, rate: float, seconds: float, extent: Extent) -> list[Arrival]:
-    found, at_s = list[Arrival](), dice.expovariate(rate)
-    while at_s < seconds or not found:
-        found.append(Arrival(at_s, mixed(dice, extent.steps)))
-        at_s += dice.expovariate(rate)
-    return found
 
 
 def measure(plan: Plan) -> list[Result]:

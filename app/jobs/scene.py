@@ -234,10 +234,10 @@ class _Thing:
             if isinstance(scene, Scene) and scene.relation in _COUNTED and noun(name) in WORN:
                 each = Scene(relation=relation, parts=(scene.parts[0], _counted(name)))
                 scene = Scene(relation=scene.relation, parts=(each,))
-                continue
-            parts = (scene, _counted(name))
-            carried = relation in ("inside", "on")  # by the thing
-            scene = Scene(relation=relation, parts=parts[::-1] if carried else parts)
+            else:
+                parts = (scene, _counted(name))
+                carried = relation in ("inside", "on")  # by the thing
+                scene = Scene(relation=relation, parts=parts[::-1] if carried else parts)
         return scene
 
 

@@ -89,7 +89,9 @@ def test_a_large_body_is_refused_with_a_problem(
 ) -> None:
     answer = http.post(path, content=b"x" * (most + 1))
     assert answer.status_code == 413
+    assert answer.headers["x-request-id"]
     if "images" in path:  # of OpenAI's form
+        assert answer.headers["content-type"] == "application/json"
         assert answer.json()["error"]["code"] == "body_too_large"
     else:
         assert answer.headers["content-type"] == "application/problem+json"

@@ -167,7 +167,7 @@ def studio(
     free = settings.model_copy(update={"slots": 0, "micro_batch": rows})
     chosen = with_capacity(free, model)
     model = with_fused_graph(model, chosen.micro_batch, settings.runtimes_dir)
-    count = streams(device, chosen.micro_batch, threads)
+    count = streams(model, chosen.micro_batch, threads)
     calls = Streams(count, threads // count)
     pipeline = _pipeline(source, dtype).to(device)
     return Studio(model, pipeline, chosen.slots, chosen.micro_batch, calls, threads)

@@ -81,7 +81,7 @@ class Plan:
     @property
     def streams(self) -> Streams:
         """Where a worker calls its network."""
-        count = streams(self.device, self.settings.micro_batch, self.threads)
+        count = streams(loaded(self.settings), self.settings.micro_batch, self.threads)
         return _streams(count, self.threads // count)
 
 

@@ -19,6 +19,7 @@ import structlog
 import torch
 
 from app.settings import Settings
+from models.bundle import Bundle
 from models.model import Model
 from worker.memory import free_bytes, ran_out
 from worker.rows import blank_batch
@@ -49,9 +50,21 @@ def with_capacity(settings: Settings, model: Model) -> Settings:
     return settings.model_copy(update={"micro_batch": size, "slots": slots})
 
 
-def streams(device: torch.device, micro_batch: int, threads: int) -> int:
-    """Calls of the network at a time, so that a lone guided row keeps all cores busy."""
-    return min(2, threads) if device.type == "cpu" and micro_batch == 1 else 1
+def streams(model: Model, micro_batch: int, threads: int) -> int:
+    """Calls of the network at a time, so that a lone row keeps all cores busy.
+
+    Two for a guided row. An imported model's bits go by its threads, so a call of it that has no
+    other beside it cannot have them all (worker/runtimes/lone.py): where guidance is not usual, as
+    with few-step models, each call has them.
+    """
+    if model.context.device.type != "cpu" or micro_batch != 1:
+        return 1
+    if not isinstance(model, Bundle):
+        scale = model.config.default_guidance_scale
+        usual = model.context.conditioning("", None, scale, model.sizes[0])
+        if usual.guidance_scale == 1:
+            return 1
+    return min(2, threads)
 
 
 def _kept(settings: Settings, model: Model) -> int:

@@ -99,7 +99,7 @@ def _prepared(
     loaded = load_model(path, device, preset, dtype)
     loras = Loras(loaded, settings.lora_dir)
     settings = with_capacity(settings, loaded)
-    count = streams(device, settings.micro_batch, threads)
+    count = streams(loaded, settings.micro_batch, threads)
     torch.set_num_threads(threads // count)
     calls = Streams(count, threads // count)
     background = _later(loaded, settings, calls)

@@ -16,6 +16,7 @@ from models.stable_diffusion.settle import Wishes
 from tests.models.test_reference_layouts import scheduler_of
 from tests.models.tiny_diffusers import FAMILIES, build_pipeline, reference
 from tests.worker.test_engine import drain
+from worker.capacity import streams
 from worker.engine import Engine
 from worker.rows import RowSpec
 
@@ -84,6 +85,25 @@ def _original(pipeline: Any) -> dict[str, Any]:
     if not hasattr(pipeline, "first_scheduler"):
         pipeline.first_scheduler = pipeline.scheduler.config
     return pipeline.first_scheduler
+
+
+@pytest.mark.parametrize(
+    ("family", "scale", "expected"),
+    [
+        ("sd1", None, 2),
+        ("sd1", 1.0, 1),
+        ("turbo", None, 1),
+        ("turbo", 2.0, 2),
+        ("lcm", None, 1),  # its scale is not 1, and is what the network itself is told
+    ],
+)
+def test_a_lone_picture_keeps_all_cores_busy_as_the_model_is_usually_drawn(
+    family: str, scale: float | None, expected: int, folders: Path, tmp_path: Path
+) -> None:
+    """Guided: one call on half of them for each context; else each call on all."""
+    source = build_pipeline(tmp_path / family, family)
+    import_folder(source, tmp_path / "model", family, Wishes(guidance_scale=scale))
+    assert streams(load_model(tmp_path / "model"), micro_batch=1, threads=8) == expected
 
 
 LONG = ", ".join(f"a {colour} apple on a {colour} table" for colour in ("red", "blue") * 8)

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -102,11 +104,12 @@ def test_memory_that_ends_in_the_other_stream_lets_rows_begin_anew(shared_bundle
     assert all(torch.equal(pictures[f"{job}/0"], one) for job, one in expected.items())
 
 
-def test_two_streams_where_a_row_is_a_batch_and_there_are_cores() -> None:
-    assert streams(CPU, 1, 8) == 2
-    assert streams(CPU, 1, 1) == 1
-    assert streams(CPU, 2, 8) == 1
-    assert streams(torch.device("cuda:0"), 1, 8) == 1
+def test_two_streams_where_a_row_is_a_batch_and_there_are_cores(shared_bundle: Bundle) -> None:
+    assert streams(shared_bundle, 1, 8) == 2
+    assert streams(shared_bundle, 1, 1) == 1
+    assert streams(shared_bundle, 2, 8) == 1
+    on_gpu: Any = SimpleNamespace(context=SimpleNamespace(device=torch.device("cuda:0")))
+    assert streams(on_gpu, 1, 8) == 1
 
 
 def test_what_is_computed_at_once_is_counted(shared_bundle: Bundle) -> None:

@@ -37,7 +37,7 @@ _SUFFIX: Final = {torch.float32: "", torch.float16: "-fp16", torch.bfloat16: "-b
 
 
 def imported_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The format of their weights that a setting names; on CPU 16 bits would be slower."""
+    """The format of their weights that a setting names; on CPU 16 bits are mostly slower."""
     if precision == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
     return _FORMATS[precision]

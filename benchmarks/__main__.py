@@ -44,7 +44,7 @@ BENCHMARKS: Final = {
     "diffusers_loop": _Times(40, 6),
     "bookkeeping": _Times(30, 3),
     "service": _Times(75, 10),
-    "load": _Times(300, None),
+    "load": _Times(340, None),
     "submission": _Times(40, 3),
     "eta": _Times(42, None),
     "stable_diffusion": _Times(65, None),

@@ -22,9 +22,9 @@ __all__ = ["ended", "latencies", "measure"]
 
 OVERLOAD, BUSY = 1.2, 0.8  # of the capacity of one job at a time
 MOST_ROUNDS, ROUND_S = 3, 150.0
-# Shares of a round, for each of two sides: a burst, a load that takes longer than it lasts, and one
-# that is longer because static batches take a while until as many wait as always will.
-BURST, OVERLOADED, STEADY = 0.07, 0.13, 0.27
+# Shares of a round, for each of two sides: a burst, a load under which the peer's queue only grows,
+# and one that is longer because static batches take a while until as many wait as always will.
+BURST, OVERLOADED, STEADY = 0.06, 0.175, 0.24
 FIRST_JOBS = 6
 START_S = 300.0
 POLL_S = 0.05

@@ -10,6 +10,7 @@ import lzma
 import os
 import re
 import tarfile
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -146,6 +147,7 @@ def _chosen(source: Path, skipped: list[str]) -> tuple[list[Path], dict[Path, li
 def _loose(source: Path, skipped: list[str]) -> dict[Path, list[Path]]:
     """Every picture outside tar files, and the captions beside it; names those of other kinds."""
     files = sorted(source.rglob("*"))
+    skipped += unseen_folders(source)
     captions: dict[Path, list[Path]] = {}
     for file in files:
         if file.suffix.lower() in CAPTION_SUFFIXES:
@@ -158,6 +160,19 @@ def _loose(source: Path, skipped: list[str]) -> dict[Path, list[Path]]:
         if file.suffix.lower() in UNREAD_SUFFIXES and file.with_suffix("") in without
     ]
     return {picture: captions.get(picture.with_suffix(""), []) for picture in pictures}
+
+
+def unseen_folders(source: Path) -> list[str]:
+    """The folders below `source` that `rglob` passes over in silence, and why."""
+    unseen: list[str] = []
+
+    def refused(fault: OSError) -> None:
+        unseen.append(f"{fault.filename}: the folder cannot be listed: {fault.strerror}")
+
+    for folder, below, _ in os.walk(source, onerror=refused):
+        links = [path for path in (Path(folder, name) for name in below) if path.is_symlink()]
+        unseen += [f"{link}: a link to a folder is not followed" for link in links]
+    return sorted(unseen)
 
 
 def _tar_samples(shard: Path, skipped: list[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -265,7 +280,7 @@ def _decode(data: bytes, image_size: int) -> Tensor:
     A photograph is turned as its camera was held.
     """
     try:
-        upright = _eight_bit(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))).convert("RGBA")
+        upright = _eight_bit(ImageOps.exif_transpose(_opened(data))).convert("RGBA")
         if (factor := max(upright.size) // (4 * image_size)) > 1:
             # Thinned out before it is made square in floats: a banner would fill the memory.
             upright = upright.convert("RGBa").reduce(factor).convert("RGBA")
@@ -287,6 +302,13 @@ def _decode(data: bytes, image_size: int) -> Tensor:
     x = x.clamp(0, 1)
     x[:, :3] = torch.minimum(x[:, :3], x[:, 3:])  # what premultiplied colour can be
     return (x[0] * 255).round().byte()
+
+
+def _opened(data: bytes) -> Image.Image:
+    """Large pictures too, without a warning; those of more than 179 megapixels Pillow refuses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(data))
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:

@@ -23,6 +23,7 @@ from models.train.data import (
     Captions,
     PictureSet,
     read_pictures,
+    unseen_folders,
 )
 
 _FORMAT = 3  # of the two files, and of what decoding makes of a picture
@@ -69,7 +70,8 @@ def _kept(pixels: Path, index: Path, image_size: int) -> PictureSet:
 
 
 def _fingerprint(source: Path) -> str:
-    """Changes with the names, sizes, times and rights of the tar files and samples there.
+    """Changes with the names, sizes, times and rights of the tar files and samples there, and with
+    the folders that cannot be looked into.
 
     A picture or text that stands alone is no sample, but often what training itself writes there.
     """
@@ -78,7 +80,8 @@ def _fingerprint(source: Path) -> str:
     except OSError as fault:
         raise DatasetError(f"{str(source)!r} cannot be listed: {fault}") from None
     seen = [(path, s.st_size, s.st_mtime_ns, s.st_mode) for path, s in states]
-    return hashlib.sha256(repr((_FORMAT, str(source), seen)).encode()).hexdigest()
+    state = (_FORMAT, str(source), seen, unseen_folders(source))
+    return hashlib.sha256(repr(state).encode()).hexdigest()
 
 
 def _read(source: Path) -> list[Path]:

@@ -103,6 +103,15 @@ def test_a_file_that_may_be_read_at_last_is_decoded(folder: Path, tmp_path: Path
     assert decoded._fingerprint(folder) != first
 
 
+def test_a_folder_that_is_not_looked_into_is_named_though_all_else_is_as_before(
+    folder: Path, tmp_path: Path
+) -> None:
+    decoded_pictures(folder, 12, tmp_path / "kept", progress=False)
+    (folder / "linked").symlink_to(tmp_path)
+    [line] = decoded_pictures(folder, 12, tmp_path / "kept", progress=False).skipped
+    assert line == f"{folder / 'linked'}: a link to a folder is not followed"
+
+
 def test_a_folder_that_cannot_be_listed_is_one_sentence(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,27 @@ def test_a_folder_without_rights_is_not_called_empty(
         load_pictures(folder, 8, progress=False)
 
 
+def test_folders_that_are_not_looked_into_are_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "closed").mkdir()
+    (folder / "linked").symlink_to(tmp_path)
+    scan = os.scandir
+
+    def refuse(path: str | Path) -> object:  # root may list all
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    data = load_pictures(folder, 8, progress=False)
+    assert len(data) == 6
+    assert data.skipped == [
+        f"{folder / 'closed'}: the folder cannot be listed: Permission denied",
+        f"{folder / 'linked'}: a link to a folder is not followed",
+    ]
+
+
 def test_what_is_no_picture_is_said_in_words(folder: Path) -> None:
     (folder / "a.png").write_bytes(b"")
     (folder / "a.txt").write_text("a disc")
@@ -116,6 +137,13 @@ def test_a_picture_too_large_to_open_is_skipped(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DatasetError, match="exceeds limit"):
         load_pictures(folder, 8, progress=False)
+
+
+def test_a_picture_that_is_just_large_is_read_without_a_warning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)  # of 576; Pillow refuses from 800 on
+    assert len(load_pictures(folder, 8, progress=False)) == 6
 
 
 def test_a_banner_is_read_without_a_square_of_its_length(tmp_path: Path) -> None:

@@ -6,7 +6,12 @@
 # Parts that are done are passed over; a call that ends earlier exits with 75. LENGTH="--steps 20"
 # makes every part so short, to see that all of them run.
 set -euo pipefail
-pictures=$1 out=$2 minutes=${3:-100000}
+minutes=${3:-100000}
+if [ $# -lt 2 ] || [ $# -gt 3 ] || ! [[ $minutes =~ ^[1-9][0-9]*$ ]]; then
+    echo "usage: $0 PICTURES OUT [MINUTES OF THIS CALL, a whole number]" >&2
+    exit 2
+fi
+pictures=$1 out=$2
 python=${PYTHON:-python3}
 loaders=${LOADERS:-0}
 end=$(($(date +%s) + minutes * 60))
@@ -15,7 +20,10 @@ mkdir -p "$out"
 part() { # part NAME FOLDER MINUTES OPTIONS…
     local name=$1 folder=$2 length=${LENGTH:---minutes $3}
     shift 3
-    [ -e "$out/.$name.done" ] && return
+    if [ -e "$out/.$name.done" ]; then
+        echo "$name is done, as $out/.$name.done says; for a new one give another OUT" >&2
+        return
+    fi
     local left=$(((end - $(date +%s)) / 60))
     [ "$left" -ge 1 ] || exit 75
     # shellcheck disable=SC2086  # the length is two words

@@ -192,6 +192,7 @@ def _redis(settings: Settings) -> Iterator[Finding]:
             info = cast(dict[str, object], redis.info())
             yield _version(info)
             yield from _persistence(redis, info)
+            yield _memory(info)
             yield _clock(redis)
             yield _workers(redis)
             yield _quota(settings, redis)
@@ -244,6 +245,21 @@ def _persistence(redis: Redis, info: Mapping[str, object]) -> Iterator[Finding]:
         yield _warning("eviction", found + now, fix)
     else:
         yield _ok("eviction", "maxmemory-policy noeviction: Redis deletes nothing by itself")
+
+
+def _memory(info: Mapping[str, object]) -> Finding:
+    """Whether Redis still takes anything in: one that evicts nothing refuses when it is full."""
+    used, most = (cast(int, info.get(name, 0)) for name in ("used_memory", "maxmemory"))
+    found = f"Redis has {used / (1 << 20):.0f} MiB"
+    if not most or info.get("maxmemory_policy") != "noeviction":
+        return _ok("memory", found)
+    found += f", of {most / (1 << 20):.0f} MiB (maxmemory)"
+    if used < _NEARLY_FULL * most:
+        return _ok("memory", found)
+    fix = "raise maxmemory, or keep jobs for less long (AVOCAT_RETENTION_S)"
+    if used < most:
+        return _warning("memory", f"{found}: it takes nothing in when that is full", fix)
+    return _fault("memory", f"{found}: jobs are refused with 503, and none can end", fix)
 
 
 def _config(redis: Redis, name: str) -> str:

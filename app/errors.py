@@ -332,10 +332,12 @@ async def _on_redis_error(request: Request, error: Exception) -> Response:
         raise error
     # As many lines as there are requests would bury the others; `Outage` tells of the outage.
     _log.debug("redis is away", reason=type(error).__name__)
+    there = isinstance(error, redis_errors.ResponseError)
+    what = "takes nothing in" if there else "cannot be reached"
     return problem_response(
         request,
         PROBLEMS[Unavailable],
-        "The job queue cannot be reached at the moment; try again soon",
+        f"The job queue {what} at the moment; try again soon",
         headers={"Retry-After": "2"},
     )
 

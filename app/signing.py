@@ -72,9 +72,15 @@ class Signer:
         return self._key if self._key is not None else await self._drawing.done()
 
     async def _draw(self) -> bytes:
-        await self._redis.set(keys.SIGNING_KEY, secrets.token_hex(32), nx=True)
-        self._key = await cast(Awaitable[bytes], self._redis.get(keys.SIGNING_KEY))
+        # Read first: a Redis whose memory is full takes in nothing, but has it.
+        if (key := await self._kept()) is None:
+            await self._redis.set(keys.SIGNING_KEY, secrets.token_hex(32), nx=True)
+            key = await self._kept()
+        self._key = cast(bytes, key)
         return self._key
+
+    async def _kept(self) -> bytes | None:
+        return await cast(Awaitable[bytes | None], self._redis.get(keys.SIGNING_KEY))
 
 
 def _signature(key: bytes, name: str, expires: str) -> str:

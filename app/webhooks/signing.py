@@ -70,8 +70,13 @@ class WebhookSecrets:
         return self._keys or await self._drawing.done()
 
     async def _draw(self) -> tuple[bytes, ...]:
-        drawn = base64.b64encode(secrets.token_bytes(_DRAWN_BYTES))
-        await self._redis.set(keys.WEBHOOK_SECRET, drawn, nx=True)
-        kept = await cast(Awaitable[bytes], self._redis.get(keys.WEBHOOK_SECRET))
-        self._keys = (base64.b64decode(kept),)
+        # Read first: a Redis whose memory is full takes in nothing, but has it.
+        if (kept := await self._kept()) is None:
+            drawn = base64.b64encode(secrets.token_bytes(_DRAWN_BYTES))
+            await self._redis.set(keys.WEBHOOK_SECRET, drawn, nx=True)
+            kept = await self._kept()
+        self._keys = (base64.b64decode(cast(bytes, kept)),)
         return self._keys
+
+    async def _kept(self) -> bytes | None:
+        return await cast(Awaitable[bytes | None], self._redis.get(keys.WEBHOOK_SECRET))

@@ -96,6 +96,22 @@ def test_a_redis_that_may_lose_jobs(
     assert option in said
 
 
+@pytest.mark.parametrize(
+    ("share", "verdict"), [(2, Verdict.OK), (1.05, Verdict.WARNING), (0.5, Verdict.FAULT)]
+)
+def test_a_redis_whose_memory_is_full(
+    settings: Settings, redis_url: str, share: float, verdict: Verdict
+) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        used = int(client.info("memory")["used_memory"])
+        client.config_set("maxmemory", int(used * share))
+        try:
+            assert found(settings, "memory")[0] is verdict
+        finally:
+            client.config_set("maxmemory", 0)
+    assert found(settings, "memory")[0] is Verdict.OK
+
+
 def test_nothing_is_claimed_of_what_a_managed_redis_does_not_tell(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ from rq import SimpleWorker
 from rq.serializers import JSONSerializer
 
 from app.embedded_redis import EmbeddedRedis
-from tests.app.service import Service, serving
+from tests.app.service import Serve, Service, serving
 
 
 async def test_ready_needs_a_live_worker(service: Service) -> None:
@@ -69,3 +69,21 @@ async def test_starts_without_redis(tmp_path: Path) -> None:
     async with serving(f"unix://{tmp_path}/none.sock", tmp_path, card=None)() as service:
         assert (await service.client.get("/healthz")).status_code == 200
         assert await statuses(service) == [503] * 5
+
+
+async def test_a_redis_whose_memory_is_full_is_still_read_by_new_replicas(serve: Serve) -> None:
+    async with serve() as first, serve() as replica:
+        job = await first.submit()
+        first.draw(job["id"])
+        url = (await first.job(job["id"]))["images"][0]["url"]
+        secrets = await first.app.state.services.webhook_secrets.keys()
+        first.redis.config_set("maxmemory", 1)
+        try:
+            for path in (url, f"/v1/jobs/{job['id']}", "/v1/jobs"):
+                assert (await replica.client.get(path)).status_code == 200, path
+            assert await replica.app.state.services.webhook_secrets.keys() == secrets
+            refused = await replica.client.post("/v1/jobs", json={"prompt": "x"})
+        finally:
+            first.redis.config_set("maxmemory", 0)
+        assert refused.status_code == 503
+        assert "takes nothing in at the moment" in refused.json()["detail"]

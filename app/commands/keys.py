@@ -32,6 +32,7 @@ keys = typer.Typer(
     rich_markup_mode=None,
 )
 
+MOST_DAYS = 36_500
 MOST = 10**9  # beyond 2**53 Redis no longer counts exactly
 _ROW = "{:<8}  {:<20}  {:<20}  {:<22}  {:<8}  {:<16}  {:<16}  {}"
 
@@ -54,7 +55,9 @@ def create(
     per_day: Annotated[
         int | None, typer.Option(min=1, max=MOST, help="Pictures asked for in a day (UTC).")
     ] = None,
-    days: Annotated[float | None, typer.Option(min=0, help="Days until it expires.")] = None,
+    days: Annotated[
+        float | None, typer.Option(min=0, max=MOST_DAYS, help="Days until it expires.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a key, and print its secret: the only time that it can be seen.
@@ -113,11 +116,13 @@ def list_keys(as_json: AsJson = False) -> None:
     )
     for key, used_at in found:
         limits = key.limits.model_dump(exclude_none=True)
-        told = ", ".join(f"{what.replace('_', ' ')} {count}" for what, count in limits.items())
+        told = [f"{what.replace('_', ' ')} {count}" for what, count in limits.items()]
+        if key.expires_at is not None:
+            told.append(f"until {_date(key.expires_at)}")
         typer.echo(
             _ROW.format(
                 *(key.id, key.name, key.owner, ",".join(key.scopes), _state(key)),
-                *(_date(key.created_at), _date(used_at), told),
+                *(_date(key.created_at), _date(used_at), ", ".join(told)),
             ).rstrip()
         )
 

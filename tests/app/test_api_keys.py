@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -283,9 +284,10 @@ def test_the_command_makes_lists_and_revokes(redis_url: str) -> None:
     secret = created.stdout.strip()
     assert secret.startswith("avocat_")
     assert run("create", "shop").exit_code == 2  # the name is taken
+    assert run("create", "ever", "--days", "inf").exit_code == 2
     listed = run("list").stdout
     assert "shop" in listed
-    assert "per day 5" in listed
+    assert re.search(r"per day 5, until 20\d\d-\d\d-\d\d", listed)
     assert secret not in run("list", "--json").stdout
     assert run("revoke", "shop").exit_code == 0
     assert "revoked" in run("list").stdout

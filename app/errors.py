@@ -13,6 +13,7 @@ from redis import exceptions as redis_errors
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from app.field_problems import field_problem, not_valid
 from app.jobs.record import RecordTooNew
 from app.openai_errors import Form, form_of, openai_error
 from app.schemas.problems import FieldProblem, ProblemDetails
@@ -284,17 +285,14 @@ async def _on_bad_parameters(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
     errors = [_parameter_problem(entry) for entry in error.errors()]
-    detail = f"{len(errors)} parameter(s) are wrong; `errors` names them"
-    return problem_response(request, PROBLEMS[InvalidRequest], detail, errors=errors)
+    kind = PROBLEMS[InvalidRequest]
+    return problem_response(request, kind, not_valid(errors), errors=errors)
 
 
 def _parameter_problem(entry: Mapping[str, Any]) -> FieldProblem:
-    place, *names = (str(part) for part in entry["loc"])
-    return FieldProblem(
-        pointer="/" + "/".join(names),
-        message=entry["msg"],
-        place="header" if place == "header" else "query",
-    )
+    place, *names = entry["loc"]
+    problem = field_problem({**entry, "loc": names})
+    return problem.model_copy(update={"place": "header" if place == "header" else "query"})
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -7,8 +7,9 @@ from typing import Literal
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
-from app.json_body import JsonBody, pointer
-from app.resolve import Draft, field_problem
+from app.field_problems import field_problem, pointer
+from app.json_body import JsonBody
+from app.resolve import Draft
 from app.schemas.openai import EditOptions, GenerationOptions
 from app.schemas.problems import FieldProblem
 

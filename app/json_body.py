@@ -5,11 +5,12 @@ from collections import Counter
 from typing import Any, NamedTuple, NoReturn, cast
 
 from app.errors import MalformedJson
+from app.field_problems import pointer
 
-__all__ = ["JsonBody", "pointer", "read_json"]
+__all__ = ["JsonBody", "read_json"]
 
 MAX_DEPTH = 32
-# Longer integers are out of every range here; float has no limit of digits, int has.
+# Longer integers are out of every range here, as those of so many digits are.
 _MOST_DIGITS = 300
 
 
@@ -35,18 +36,14 @@ def read_json(raw: bytes) -> JsonBody:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise MalformedJson(f"The body is not JSON: {error.msg} at {where}") from None
+        what = error.msg.removesuffix(" at")
+        raise MalformedJson(f"The body is not JSON: {what} at {where}") from None
     except RecursionError:
         raise MalformedJson(f"The body is nested deeper than {MAX_DEPTH} levels") from None
     if text.isascii() and "\\" not in text and text.count("{") + text.count("[") <= MAX_DEPTH:
         return JsonBody(value, [])  # nothing is escaped, and nothing can be nested deeper
     surrogates: list[str] = []
     return JsonBody(_clean(value, (), surrogates), surrogates)
-
-
-def pointer(*parts: str | int) -> str:
-    """A JSON pointer (RFC 6901)."""
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -61,8 +58,8 @@ def _no_number(word: str) -> NoReturn:
     raise MalformedJson(f"{word} is not JSON; numbers are finite")
 
 
-def _integer(digits: str) -> float:
-    return int(digits) if len(digits) < _MOST_DIGITS else float(digits)
+def _integer(digits: str) -> int:
+    return int(digits[:_MOST_DIGITS])
 
 
 _DECODER = json.JSONDecoder(

@@ -1,26 +1,25 @@
 """From a body to a request with every field resolved, or a list of all that is wrong."""
 
-import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from app.errors import InvalidRequest
+from app.field_problems import field_problem, not_valid, pointer
 from app.jobs.models import ModelCard
 from app.jobs.record import JobRequest, LoraUse
 from app.jobs.scene import read_scene
-from app.json_body import JsonBody, pointer
+from app.json_body import JsonBody
 from app.schemas.jobs import MAX_SEED, JobCreate
 from app.schemas.problems import FieldProblem
 
-__all__ = ["Draft", "field_problem", "resolve"]
+__all__ = ["Draft", "resolve"]
 
 T = TypeVar("T")
 
-_SHOWN_CHARACTERS = 60
 _ALL = (0.0, 1.0)  # of what starts from a picture only the end of the way may be taken
 _STRENGTH, _STRENGTH_UNDER_MASK = 0.8, 1.0  # diffusers' defaults; of a single step the latter
 
@@ -79,8 +78,7 @@ class Draft:
     def check(self) -> None:
         """Raise InvalidRequest if anything is wrong."""
         if self.errors:
-            names = ", ".join(error.pointer[:80] or "the body" for error in self.errors)
-            raise InvalidRequest(f"Not valid: {names}", errors=self.errors)
+            raise InvalidRequest(not_valid(self.errors), errors=self.errors)
 
 
 def resolve(draft: Draft, card: ModelCard, inputs: Mapping[str, str] | None = None) -> JobRequest:
@@ -245,10 +243,10 @@ def _refuse_transparency(draft: Draft, card: ModelCard) -> None:
     if draft.fields.background != "transparent":
         return
     if draft.fields.output_format == "jpeg":
-        message = "JPEG has no transparency; use white, #rrggbb, or another output_format"
+        message = "JPEG has no transparency; use another background or output_format"
         draft.refuse("background", message, "output_format")
     elif card.channels != 4:
-        message = f"The model {card.name!r} has no transparency; use white or #rrggbb"
+        message = f"The model {card.name!r} has no transparency; use another background"
         draft.refuse("background", message, "model")
 
 
@@ -259,26 +257,3 @@ def _background(fields: JobCreate, card: ModelCard) -> str:
     return (
         "white" if opaque and card.default_background == "transparent" else card.default_background
     )
-
-
-def field_problem(entry: Mapping[str, Any]) -> FieldProblem:
-    """One of pydantic's errors as clients see it."""
-    parts: Sequence[str | int] = entry["loc"]
-    message: str = entry["msg"]
-    match entry["type"]:
-        case "extra_forbidden":
-            message = "No such field; check the spelling"
-        case "missing":
-            message = "Is needed"
-        case "model_type":
-            message = "The body should be a JSON object"
-        case "control_character" | "blank" | "too_long" | "too_large":
-            pass
-        case _:
-            message = f"{message}, not {_shown(entry['input'])}"
-    return FieldProblem(pointer=pointer(*parts), message=message)
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"

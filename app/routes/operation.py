@@ -10,12 +10,12 @@ from redis.asyncio import Redis
 from app import errors
 from app.deps import OperatorDep, ServicesDep
 from app.documentation import header, json_body, problems, request_header
+from app.field_problems import field_problem, not_valid
 from app.jobs.fleet import Fleet
 from app.jobs.fleet_reader import read_fleet_async
 from app.json_body import read_json
 from app.model_moves import load_model, unload_model
 from app.request_headers import MAX_WAIT_S, preferred_wait_s, require_json
-from app.resolve import field_problem
 from app.schemas.models import ModelMove, ModelPlaces, WorkerList, WorkerObject
 
 __all__ = ["router"]
@@ -89,5 +89,4 @@ def _body(data: bytes) -> ModelMove:
         return ModelMove.model_validate(value)
     except ValidationError as fault:
         found = [field_problem(entry) for entry in fault.errors()]
-        names = ", ".join(one.pointer[:80] or "the body" for one in found)
-        raise errors.InvalidRequest(f"Not valid: {names}", errors=found) from None
+        raise errors.InvalidRequest(not_valid(found), errors=found) from None

@@ -54,7 +54,7 @@ async def test_the_request_holds_the_hash_of_the_file(capable: Service) -> None:
         ([{"name": "oil"}, {"name": "oil"}], "'oil' is named twice"),
         ([{"name": "oil", "weight": 5}], "less than or equal to 4"),
         ([{"name": "oil", "scale": 1}], "No such field"),
-        ("oil", "should be a valid list"),
+        ("oil", "Should be an array"),
         ([{"name": "oil"}] * 5, "at most 4 items"),
     ],
 )

@@ -166,6 +166,10 @@ async def test_a_stream_on_the_wire(service: Service) -> None:
         ({"stream": True, "response_format": "url"}, "response_format", "b64_json"),
         ({"background": "white"}, "background", "auto, transparent or opaque"),
         ({"output_format": "svg"}, "output_format", "svg"),
+        (
+            {"background": "transparent", "output_format": "jpeg"},
+            *("background", "use another background or output_format"),
+        ),
         ({"extra_body": {"setps": 3}}, "setps", "No such field"),
         ({"prompt": " ", "n": 0}, None, "prompt: The text is blank"),
     ],

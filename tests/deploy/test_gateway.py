@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import ssl
 import subprocess
 import time
@@ -208,6 +209,34 @@ def test_where_no_replica_answers_the_gateway_says_so(tmp_path: Path) -> None:
             assert (large.status_code, large.json()["error"]["code"]) == (413, "body_too_large")
     finally:
         end(nginx, signal.SIGQUIT)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "slug"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", 400, "bad-request"),
+        (b"GET /v1/jobs/%zz HTTP/1.1\r\nHost: x\r\n\r\n", 400, "bad-request"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX-A: b\x00c\r\n\r\n", 400, "bad-request"),
+        (b"GET /?%s HTTP/1.1\r\n" % (b"a" * 33_000), 431, "headers-too-large"),
+        (b"GET / HTTP/1.1\r\nX-A: %s\r\n\r\n" % (b"a" * 33_000), 431, "headers-too-large"),
+    ],
+    ids=["tls", "path", "nul", "long-url", "long-header"],
+)
+def test_what_the_gateway_does_not_read_is_refused_with_a_problem(
+    gateway: Gateway, sent: bytes, status: int, slug: str
+) -> None:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as client:
+        client.sendall(sent)
+        head, _, body = b"".join(iter(lambda: client.recv(65536), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    problem = json.loads(body)
+    assert (problem["status"], problem["type"]) == (status, f"/problems/{slug}")
+    assert f"x-request-id: {problem['instance']}" in head.decode().lower()
+
+
+def test_a_head_that_the_api_reads_passes_the_gateway(http: httpx.Client) -> None:
+    answer = http.get("/v1/models", headers={"Cookie": "a" * 20_000})
+    assert answer.status_code == 200
 
 
 def _status(url: str) -> int:

@@ -71,7 +71,7 @@ function asked() {
   if (models.length > 1) given.model = card.id;
   take("n", Number(fields.n.value), 1);
   const seed = fields.seed.value.trim();
-  take("seed", /^\d+$/.test(seed) ? Number(seed) : seed); // what is no number is for the server to refuse
+  take("seed", /^-?\d+$/.test(seed) ? Number(seed) : seed); // what is no number is for the server to refuse
   take("steps", Number(fields.steps.value), card?.default_steps);
   take("guidance_scale", Number(fields.guidance_scale.value), card?.default_guidance_scale);
   take("sampler", fields.sampler.value, card?.default_sampler);

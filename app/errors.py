@@ -105,6 +105,10 @@ class HeadersTooLarge(ApiError):
     """More headers, or longer ones, than the server reads."""
 
 
+class AmbiguousRequest(ApiError):
+    """Two readers would take it for two things."""
+
+
 class UnsupportedMediaType(ApiError):
     """The body says it is something else than the route reads."""
 
@@ -172,6 +176,7 @@ class Kind:
 
 
 PROBLEMS: Mapping[type[ApiError], Kind] = {
+    AmbiguousRequest: Kind(400, "bad-request", "That is no HTTP request"),
     MalformedJson: Kind(400, "malformed-json", "The body is not JSON"),
     MalformedForm: Kind(400, "malformed-form", "The body is not a form"),
     Unauthorized: Kind(401, "unauthorized", "An API key is needed"),

@@ -9,7 +9,15 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import INTERNAL, PROBLEMS, BodyTooLarge, HeadersTooLarge, problem_response
+from app.errors import (
+    INTERNAL,
+    PROBLEMS,
+    AmbiguousRequest,
+    ApiError,
+    BodyTooLarge,
+    HeadersTooLarge,
+    problem_response,
+)
 from app.patience import MOST_HEAD_BYTES
 
 __all__ = ["BodyLimit", "HeadAsGet", "HeaderLimit", "RequestContext", "add_header"]
@@ -99,7 +107,7 @@ class HeadAsGet:
 
 
 class HeaderLimit:
-    """Refuses heads of more than so many lines or bytes, which no client has a reason to send.
+    """Refuses heads of more lines or bytes than any client has a reason to send, or of two lengths.
 
     The server's own limit, `PatientProtocol`'s, is for heads that never end.
     """
@@ -111,20 +119,23 @@ class HeaderLimit:
         if scope["type"] != "http" or (wrong := _wrong_head(scope)) is None:
             await self._app(scope, receive, send)
             return
-        kind, headers = PROBLEMS[HeadersTooLarge], {"Connection": "close"}
-        answer = problem_response(Request(scope), kind, wrong, headers=headers)
+        kind, headers = PROBLEMS[type(wrong)], {"Connection": "close"}
+        answer = problem_response(Request(scope), kind, wrong.detail, headers=headers)
         await answer(scope, receive, send)
 
 
-def _wrong_head(scope: Scope) -> str | None:
+def _wrong_head(scope: Scope) -> ApiError | None:
     lines = len(scope["headers"])
     if lines > MOST_HEADERS:
-        return f"{lines} headers; the most is {MOST_HEADERS}"
+        return HeadersTooLarge(f"{lines} headers; the most is {MOST_HEADERS}")
+    names = [name for name, _ in scope["headers"]]
+    if b"transfer-encoding" in names and b"content-length" in names:
+        return AmbiguousRequest("Transfer-Encoding and Content-Length say two things; send one")
     size = 4 * lines + sum(map(len, chain.from_iterable(scope["headers"])))
     size += len(scope.get("raw_path") or b"") + len(scope["query_string"])
-    return (
-        f"{size} bytes of head; the most is {MOST_HEAD_BYTES}" if size > MOST_HEAD_BYTES else None
-    )
+    if size > MOST_HEAD_BYTES:
+        return HeadersTooLarge(f"{size} bytes of head; the most is {MOST_HEAD_BYTES}")
+    return None
 
 
 class BodyLimit:

@@ -48,6 +48,8 @@ async def test_a_head_that_is_too_large_is_431_and_the_end(service: Service, sen
         b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
         b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}",
         b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
 )
 async def test_what_is_no_request_or_means_two_things_is_400(service: Service, sent: bytes) -> None:

@@ -139,9 +139,14 @@ class Prompts:
     def _warnings(self, request: JobRequest) -> tuple[str, ...]:
         context = self._model.context
         texts = {"prompt": request.texts, "negative_prompt": (request.negative_prompt or "",)}
-        return tuple(
+        found = [
             f"{name} is longer than the {context.context_length} tokens that the model reads: "
             "its end was ignored"
             for name, parts in texts.items()
             if any(map(context.is_truncated, parts))
-        )
+        ]
+        if request.best_of > request.n and not hasattr(context, "score"):
+            found.append(
+                "best_of: the model's CLIP sees no pictures, so the first candidates were kept"
+            )
+        return tuple(found)

@@ -22,6 +22,8 @@ _Layers = dict[tuple[str, str], dict[str, Tensor]]
 
 _PARTS = ("unet", "text_encoder_2", "text_encoder")
 _KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
+# diffusers' conversion knows SDXL's added embedding by its original name alone.
+_ADDED = re.compile(r"^lora_unet_add_embedding_linear_([12])\.")
 # Other kinds of updates, by a part of a name that only they have.
 _OTHERS: Final[Mapping[str, str]] = {
     "dora_scale": "DoRA",
@@ -142,12 +144,17 @@ def _renamed(
         return dict(state)
     from diffusers.loaders.lora_pipeline import StableDiffusionXLLoraLoaderMixin as Theirs
 
+    given = {_ADDED.sub(_as_original, key): weight for key, weight in state.items()}
     try:
-        weights, alphas = Theirs.lora_state_dict(dict(state), unet_config=networks["unet"].config)
+        weights, alphas = Theirs.lora_state_dict(given, unet_config=networks["unet"].config)
     except (ValueError, KeyError, IndexError) as fault:
         said = " ".join(str(fault).split())
         raise LoraError(f"LoRA {name!r} has names that are not known: {said[:200]}") from None
     return {**weights, **{key: torch.tensor(alpha) for key, alpha in (alphas or {}).items()}}
+
+
+def _as_original(found: re.Match[str]) -> str:
+    return f"lora_unet_label_emb_0_{2 * (int(found[1]) - 1)}."
 
 
 def _by_layer(name: str, state: Mapping[str, Tensor], networks: Mapping[str, nn.Module]) -> _Layers:

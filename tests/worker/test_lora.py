@@ -113,6 +113,25 @@ def test_names_of_the_original_unet_are_known(place: Path, tmp_path: Path) -> No
     assert float((drawn(model, [spec])["0"] - expected).abs().max()) <= 1e-3
 
 
+def test_the_added_embedding_is_known_by_either_of_its_names(place: Path, tmp_path: Path) -> None:
+    """diffusers knows it by the original one, and leaves out a file's two by its own."""
+    _, pipeline, _ = _built(place, "sdxl")
+    network, found = pipeline.unet, []
+    for name in ("add_embedding_linear_{}", "label_emb_0_{}"):
+        state = {}
+        for i, layer in enumerate((network.add_embedding.linear_1, network.add_embedding.linear_2)):
+            stem = "lora_unet_" + name.format(i + 1 if "linear" in name else 2 * i)
+            state[f"{stem}.lora_down.weight"] = torch.full((2, layer.in_features), 1.0 + i)
+            state[f"{stem}.lora_up.weight"] = torch.ones(layer.out_features, 2)
+            state[f"{stem}.alpha"] = torch.tensor(1.0)
+        save_file(state, tmp_path / "a.safetensors")
+        lora = read_lora(tmp_path / "a.safetensors", {"unet": network}, torch.device("cpu"))
+        layers = lora.parts["unet"].items()
+        found.append({layer: (float(one.down[0, 0]), one.scale) for layer, one in layers})
+    assert found[0] == {"add_embedding.linear_1": (1.0, 0.5), "add_embedding.linear_2": (2.0, 0.5)}
+    assert found[1] == found[0]
+
+
 @pytest.mark.parametrize(("ranked", "strength"), [(False, 2.0), (True, 4.0)])
 def test_alpha_of_the_metadata_is_over_the_rank_or_its_root(
     place: Path, tmp_path: Path, ranked: bool, strength: float

@@ -212,8 +212,8 @@ class Settings(BaseSettings):
     model_memory_mb: int = Field(
         0,
         ge=0,
-        description="Megabytes of weights that a worker keeps loaded at most; "
-        "0: as many as its device has room for",
+        description="Megabytes of weights that a worker keeps loaded at most, at least its "
+        "bundle's; 0: as many as its device has room for",
     )
     model_patience_s: float = Field(
         30,

@@ -4,6 +4,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 
 import structlog
@@ -23,7 +24,7 @@ from worker.capacity import streams, with_capacity
 from worker.card import Smaller, model_card
 from worker.catalogue import Catalogue, Entry
 from worker.loras import Loras
-from worker.memory import check_fits, has_room
+from worker.memory import check_fits, has_room, in_words
 from worker.resident import Prepared
 from worker.runner import Runner
 from worker.runtimes.by_torch import (
@@ -60,10 +61,27 @@ def make_runner(
     torch.backends.cudnn.deterministic = True
     shop = _Shop(settings, chosen, threads)
     check_fits(settings.bundle, chosen)
+    _check_budget(settings, imported_dtype(settings.precision, chosen).itemsize)
     first = shop.prepare(settings.bundle, settings.preset)
     storage = open_storage(settings, patience_s=_STORAGE_PATIENCE_S)
     storage.check()
     return Runner(redis, first, storage, settings, name, shop)
+
+
+def _check_budget(settings: Settings, itemsize: int) -> None:
+    """Refuse a bundle that could not come back once another model had taken its place.
+
+    Raises:
+        ValueError: with both sizes.
+    """
+    budget = settings.model_memory_mb * 10**6
+    needed = describe_model(settings.bundle, settings.preset, itemsize).weights_bytes
+    if 0 < budget < needed:
+        raise ValueError(
+            f"AVOCAT_MODEL_MEMORY_MB is {settings.model_memory_mb}, but bundle "
+            f"{settings.bundle.name} alone has {in_words(needed)} of weights; set at least "
+            f"{ceil(needed / 10**6)}, or 0 for as many models as the device has room for"
+        )
 
 
 class _Shop:

@@ -24,7 +24,13 @@ CONTEXT_WIDTH = 16
 
 
 def build_tiny_bundle(
-    path: Path, seed: int = 0, *, name: str = "tiny", turbo: bool = False, composes: bool = False
+    path: Path,
+    seed: int = 0,
+    *,
+    name: str = "tiny",
+    turbo: bool = False,
+    composes: bool = False,
+    width: int = 16,
 ) -> Path:
     """Write a random 16x16 RGBA bundle to `path` (made if missing) and return it."""
     torch.manual_seed(seed)
@@ -33,7 +39,7 @@ def build_tiny_bundle(
     unet = UNetConfig(
         image_size=16,
         context_width=CONTEXT_WIDTH,
-        width=16,
+        width=width,
         multipliers=(1, 2),
         attention_levels=(1,),
     )

@@ -184,6 +184,12 @@ def test_a_bundle_too_big_for_the_device_is_refused_with_the_sizes(tmp_path: Pat
         start.make_runner(Settings(bundle=bundle, data_dir=tmp_path), None, "w", "cpu")  # type: ignore[arg-type]
 
 
+def test_a_bundle_that_could_not_come_back_is_refused_with_both_sizes(tmp_path: Path) -> None:
+    settings = Settings(bundle=build_tiny_bundle(tmp_path), data_dir=tmp_path, model_memory_mb=2)
+    with pytest.raises(ValueError, match=r"MEMORY_MB is 2, but .* has 3\.\d MB .*set at least 4"):
+        start.make_runner(settings, None, "w", "cpu")  # type: ignore[arg-type]
+
+
 def test_free_memory_is_a_part_of_what_there_is() -> None:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < free_bytes(torch.device("cpu")) <= total

@@ -28,7 +28,7 @@ from worker.catalogue import Entry
 from worker.resident import Prepared
 from worker.start import make_runner
 
-ONE_MB, BUDGET_FOR_ONE = 1, 6
+BUDGET_FOR_ONE = 6
 Start = Callable[..., WorkerThread]
 
 
@@ -193,14 +193,21 @@ def test_a_damaged_model_fails_its_own_jobs_only(
     assert jobs.ended(jobs.submit()).status is JobStatus.SUCCEEDED
 
 
+@pytest.fixture
+def large(settings: Settings) -> None:
+    """Make the second model too large for that budget."""
+    build_tiny_bundle(settings.models_dir / "second", 1, name="second", width=64)
+
+
+@pytest.mark.usefixtures("large")
 def test_what_is_too_large_is_refused_with_both_sizes(
     client: redis.Redis, jobs: Any, work: Start
 ) -> None:
-    work(model_memory_mb=ONE_MB)
+    work(model_memory_mb=BUDGET_FOR_ONE)
     error = jobs.ended(jobs.submit(model="second")).error
     assert error is not None
-    assert "not enough memory: 'second' has 3." in error.detail
-    assert "room for 1.0 MB of models (AVOCAT_MODEL_MEMORY_MB)" in error.detail
+    assert "not enough memory: 'second' has 10." in error.detail
+    assert "room for 6.0 MB of models (AVOCAT_MODEL_MEMORY_MB)" in error.detail
     assert jobs.ended(jobs.submit()).status is JobStatus.SUCCEEDED  # what it was started with
 
 
@@ -241,10 +248,11 @@ def test_of_two_idle_workers_one_loads(
     assert loads == {"second": 1}
 
 
+@pytest.mark.usefixtures("large")
 def test_what_one_worker_cannot_load_another_may(
     client: redis.Redis, jobs: Any, work: Start
 ) -> None:
-    work(model_memory_mb=ONE_MB)
+    work(model_memory_mb=BUDGET_FOR_ONE)
     wait_for(lambda: state(client, "second"))
     work()
     ids = [jobs.submit(model="second") for _ in range(4)]

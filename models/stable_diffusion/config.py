@@ -1,7 +1,7 @@
 """`bundle.json` of an imported model: what its files say, settled once, and their hashes."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -20,6 +20,9 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+_Beta = Annotated[float, Field(gt=0, lt=1)]
+
+
 class TrainingNoise(_Strict):
     """The noise that the denoiser was trained with, as `scheduler_config.json` says it."""
 
@@ -27,7 +30,8 @@ class TrainingNoise(_Strict):
     length: int = Field(default=1000, ge=1, le=100_000)
     beta_start: float = Field(default=0.00085, gt=0, lt=1)
     beta_end: float = Field(default=0.012, gt=0, lt=1)
-    betas: tuple[float, ...] | None = None  # instead of kind, start and end
+    # Instead of kind, start and end.
+    betas: Annotated[tuple[_Beta, ...], Field(min_length=1)] | None = None
     zero_terminal_snr: bool = False
 
     def schedule(self) -> NoiseSchedule:

@@ -21,6 +21,7 @@ from models.stable_diffusion.config import KIND, PipelineConfig
 from models.stable_diffusion.folder import INDEX, Folder, read_folder, read_parts
 from models.stable_diffusion.modules import (
     build,
+    check_finite,
     check_shapes,
     load_weights,
     read_metadata,
@@ -66,7 +67,9 @@ def import_folder(
         folder = _single(source, parts, wishes) if single else read_folder(source, variant)
         for part in _weighed(folder):
             progress(f"checking {part}")
-            check_shapes(build(folder, part), part, folder.components[part])
+            module = build(folder, part)
+            check_shapes(module, part, folder.components[part])
+            check_finite(module, part, folder.components[part])
         _check_tokenizers(folder)
         try:
             config = settle(folder, name, wishes, *_hashes(folder, parts, progress))

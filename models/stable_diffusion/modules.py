@@ -16,6 +16,7 @@ from models.torchvision_ops import declare_missing_operators
 
 __all__ = [
     "build",
+    "check_finite",
     "check_shapes",
     "load_weights",
     "read_metadata",
@@ -107,6 +108,26 @@ def check_shapes(module: nn.Module, name: str, component: Component) -> None:
             raise BundleError(
                 f"{name}: {key} is {_sides(found[key])} in {_names(component)}, and "
                 f"{_sides(shape)} by its config.json"
+            )
+
+
+def check_finite(module: nn.Module, name: str, component: Component) -> None:
+    """Read each weight that the network has, one after the other.
+
+    Raises:
+        BundleError: one holds NaN or an infinite number, with which no picture could be computed.
+    """
+    expected = module.state_dict()
+    for key, weight in _weights(name, component):
+        if _known_as(key, expected) is None:
+            continue
+        numbers = weight.float() if weight.itemsize == 1 else weight  # torch cannot search float8
+        # Both are NaN if one number is; a tenth of the time of isfinite.
+        least, most = numbers.aminmax()
+        if not (least.isfinite() and most.isfinite()):
+            raise BundleError(
+                f"{name}: {key} in {_names(component)} holds numbers that are NaN or infinite; "
+                "fetch the file again, or take another"
             )
 
 

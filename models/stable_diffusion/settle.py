@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil, inf, prod, sqrt
+from math import ceil, inf, isfinite, prod, sqrt
 from types import MappingProxyType
 from typing import Any, Final
+
+from pydantic import ValidationError
 
 from models.errors import BundleError, ScheduleError
 from models.knots import knots
@@ -53,6 +55,16 @@ _HEEDED: Final[Mapping[str, object]] = {
 _HEEDED_OF_SDXL: Final[Mapping[str, object]] = {"clip_sample": False}
 _TOWERS = ("text_encoder", "text_encoder_2")
 _ASPECTS = (4 / 3, 3 / 2, 16 / 9)
+_MOST_PIXELS = 4096 * 4096  # the worker draws the native size once before it takes jobs
+# What bundle.json calls otherwise than scheduler_config.json does.
+_THEIR_NAMES: Final[Mapping[str, str]] = {
+    "length": "num_train_timesteps",
+    "betas": "trained_betas",
+    "spacing": "timestep_spacing",
+    "offset": "steps_offset",
+    "lcm_steps": "original_inference_steps",
+    "lcm_scale": "timestep_scaling",
+}
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,7 @@ def settle(
     family = "sdxl" if folder.is_xl else "sd"
     _refuse_unserved(folder)
     sampler, steps, guidance = _defaults(folder, family)
+    noise, layout = _of_scheduler(scheduler, family)
     config = PipelineConfig(
         kind=KIND,
         name=name,
@@ -93,8 +106,8 @@ def settle(
         source=folder.path,
         family=family,
         parameterisation=wishes.prediction or _parameterisation(scheduler),
-        noise=_noise(scheduler),
-        layout=_layout(scheduler, family),
+        noise=noise,
+        layout=layout,
         clip_skip=wishes.clip_skip,
         empty_is_zero=bool(folder.index.get("force_zeros_for_empty_prompt", folder.is_xl)),
         sizes=wishes.sizes or _sizes(folder),
@@ -114,7 +127,7 @@ def settle(
 def unheeded(folder: Folder) -> list[str]:
     """What the scheduler's configuration asks for that no sampler here does, as "key: value"."""
     scheduler = folder.config("scheduler")
-    kind = str(scheduler.get("_class_name", ""))
+    kind = _kind(scheduler)
     served = {**_HEEDED, **(_HEEDED_OF_SDXL if folder.is_xl else {})}
     if _SAMPLERS.get(kind, _INSTEAD) == "dpmpp_2m":  # which has them
         del served["use_karras_sigmas"]
@@ -144,6 +157,10 @@ def _refuse_impossible(folder: Folder, config: PipelineConfig) -> None:
             raise BundleError(
                 f"size {width}x{height} should be in multiples of {scale} pixels, from {scale} on"
             )
+        if width * height > _MOST_PIXELS:
+            raise BundleError(
+                f"size {width}x{height} should have at most as many pixels as 4096x4096"
+            )
 
 
 def _refuse_unserved(folder: Folder) -> None:
@@ -161,6 +178,27 @@ def _refuse_unserved(folder: Folder) -> None:
     if unet.get("class_embed_type") or unet.get("encoder_hid_dim_type"):
         raise BundleError("unet asks for class labels or picture prompts, which are not served")
     _refuse_strangers(folder)
+    _refuse_latents(vae)
+
+
+def _refuse_latents(vae: Mapping[str, Any]) -> None:
+    """Numbers by which no latents could become pixels."""
+    factor = vae.get("scaling_factor", 0.18215)
+    if not _is_number(factor) or factor <= 0:
+        raise BundleError(f"vae has scaling_factor {factor!r}; it should be a number above 0")
+    count = vae.get("latent_channels", 4)
+    for name, least in (("latents_mean", -inf), ("latents_std", 0)):
+        given = vae.get(name)
+        if given is None:
+            continue
+        numbers = given if isinstance(given, list) else []
+        if len(numbers) != count or not all(_is_number(one) and one > least for one in numbers):
+            above = " above 0" if name == "latents_std" else ""
+            raise BundleError(f"vae has {name} {given!r}; it should be {count} numbers{above}")
+
+
+def _is_number(given: object) -> bool:
+    return isinstance(given, int | float) and not isinstance(given, bool) and isfinite(given)
 
 
 def _refuse_strangers(folder: Folder) -> None:
@@ -186,16 +224,30 @@ def _refuse_strangers(folder: Folder) -> None:
 
 
 def _parameterisation(scheduler: Mapping[str, Any]) -> Parameterisation:
-    said = scheduler.get("prediction_type", "epsilon")
+    said = str(scheduler.get("prediction_type", "epsilon"))
     if said not in _PREDICTS:
         known = ", ".join(_PREDICTS)
         raise BundleError(f"scheduler has prediction_type {said!r}; these are served: {known}")
     return _PREDICTS[said]
 
 
+def _kind(scheduler: Mapping[str, Any]) -> str:
+    return str(scheduler.get("_class_name", ""))
+
+
+def _of_scheduler(scheduler: Mapping[str, Any], family: str) -> tuple[TrainingNoise, LayoutConfig]:
+    try:
+        return _noise(scheduler), _layout(scheduler, family)
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        own, *inner = map(str, first["loc"])
+        where = ".".join([_THEIR_NAMES.get(own, own), *inner])
+        raise BundleError(f"scheduler: {where} is {first['input']!r}: {first['msg']}") from None
+
+
 def _noise(scheduler: Mapping[str, Any]) -> TrainingNoise:
     betas, length = scheduler.get("trained_betas"), scheduler.get("num_train_timesteps", 1000)
-    kind, name = scheduler.get("beta_schedule", "linear"), str(scheduler.get("_class_name", ""))
+    kind, name = str(scheduler.get("beta_schedule", "linear")), _kind(scheduler)
     if name.startswith(("EDM", "FlowMatch")):
         raise BundleError(f"scheduler is an {name}, whose noise is not served")
     if betas is None and kind not in _KINDS:
@@ -207,7 +259,7 @@ def _noise(scheduler: Mapping[str, Any]) -> TrainingNoise:
         length=length,
         beta_start=scheduler.get("beta_start", 0.0001),
         beta_end=scheduler.get("beta_end", 0.02),
-        betas=None if betas is None else tuple(betas),
+        betas=betas,
         zero_terminal_snr=bool(scheduler.get("rescale_betas_zero_snr", False)),
     )
 
@@ -227,7 +279,7 @@ def _layout(scheduler: Mapping[str, Any], family: str) -> LayoutConfig:
 def _defaults(folder: Folder, family: str) -> tuple[Sampler, int, float]:
     """Sampler, steps and guidance of the kind of model that the files show."""
     scheduler = folder.config("scheduler")
-    kind = scheduler.get("_class_name", "")
+    kind = _kind(scheduler)
     embedded = folder.config("unet").get("time_cond_proj_dim") is not None
     if kind == "LCMScheduler" or embedded:
         return "lcm", _FEW_STEPS, _EMBEDDED_GUIDANCE if embedded else 1.0
@@ -268,7 +320,10 @@ def _native(folder: Folder) -> tuple[Size, int]:
     side = unet.get("sample_size") or (128 if folder.is_xl else 64)
     if isinstance(side, int) and _is_before_0_9(unet) and side < 64:
         side = 64  # early files say 32, wrongly
-    height, width = (side, side) if isinstance(side, int) else side
+    sides = [side, side] if isinstance(side, int) else side
+    if not isinstance(sides, list | tuple) or [type(one) for one in sides] != [int, int]:
+        raise BundleError(f"unet has sample_size {side!r}; it should be a whole number, or two")
+    height, width = sides
     return (width * scale, height * scale), scale
 
 

@@ -279,6 +279,7 @@ IMPOSSIBLE: list[tuple[Wishes, str]] = [
     (Wishes(sampler="lcm", steps=60), r"lcm: .*50"),
     (Wishes(steps=5000), r"steps is 5000; it must be from 1 to 1000"),
     (Wishes(sizes=((100, 64),)), r"size 100x64 should be in multiples of 8"),
+    (Wishes(sizes=((64, 64), (8192, 4096))), r"size 8192x4096 should have at most as many pixels"),
 ]
 
 

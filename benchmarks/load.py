@@ -68,7 +68,10 @@ def _round(
     """`rate`: about how many jobs a second one at a time gets through."""
     avocat, one_by_one, static = sides
     burst = at_once(dice, max(FIRST_JOBS, round(rate * BURST * seconds)))
-    alone, ours = max(latencies(one_by_one, burst)), max(latencies(avocat, burst))
+    # Half before and half after: what the machine gives changes, and loads are measured in this.
+    alone = max(latencies(one_by_one, burst[::2]))
+    ours = max(latencies(avocat, burst))
+    alone += max(latencies(one_by_one, burst[1::2]))
     found.throughput.append(alone / ours)
     forwards_s = work(burst) / alone
     coming = arrivals(dice, OVERLOAD * len(burst) / alone, OVERLOADED * seconds)

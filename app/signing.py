@@ -6,8 +6,6 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Awaitable
-from typing import cast
 
 from redis.asyncio import Redis
 
@@ -15,6 +13,7 @@ from app import keys
 from app.errors import SignatureExpired, SignatureInvalid
 from app.jobs.joint import Joint
 from app.jobs.record import JobRecord
+from app.kept_secret import kept_secret
 
 __all__ = ["Signer"]
 
@@ -72,15 +71,9 @@ class Signer:
         return self._key if self._key is not None else await self._drawing.done()
 
     async def _draw(self) -> bytes:
-        # Read first: a Redis whose memory is full takes in nothing, but has it.
-        if (key := await self._kept()) is None:
-            await self._redis.set(keys.SIGNING_KEY, secrets.token_hex(32), nx=True)
-            key = await self._kept()
-        self._key = cast(bytes, key)
+        fresh = secrets.token_hex(32).encode()
+        self._key = await kept_secret(self._redis, keys.SIGNING_KEY, fresh)
         return self._key
-
-    async def _kept(self) -> bytes | None:
-        return await cast(Awaitable[bytes | None], self._redis.get(keys.SIGNING_KEY))
 
 
 def _signature(key: bytes, name: str, expires: str) -> str:

@@ -74,9 +74,10 @@ def _check_budget(settings: Settings, itemsize: int) -> None:
     Raises:
         ValueError: with both sizes.
     """
-    budget = settings.model_memory_mb * 10**6
+    if (budget := settings.model_memory_mb * 10**6) == 0:
+        return
     needed = describe_model(settings.bundle, settings.preset, itemsize).weights_bytes
-    if 0 < budget < needed:
+    if budget < needed:
         raise ValueError(
             f"AVOCAT_MODEL_MEMORY_MB is {settings.model_memory_mb}, but bundle "
             f"{settings.bundle.name} alone has {in_words(needed)} of weights; set at least "

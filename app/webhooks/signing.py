@@ -3,15 +3,15 @@
 import base64
 import binascii
 import secrets
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import cast
 
 from redis.asyncio import Redis
 from standardwebhooks import Webhook
 
 from app import keys
 from app.jobs.joint import Joint
+from app.kept_secret import kept_secret
 
 __all__ = ["SECRET_PREFIX", "WebhookSecrets", "parse_secrets"]
 
@@ -70,13 +70,7 @@ class WebhookSecrets:
         return self._keys or await self._drawing.done()
 
     async def _draw(self) -> tuple[bytes, ...]:
-        # Read first: a Redis whose memory is full takes in nothing, but has it.
-        if (kept := await self._kept()) is None:
-            drawn = base64.b64encode(secrets.token_bytes(_DRAWN_BYTES))
-            await self._redis.set(keys.WEBHOOK_SECRET, drawn, nx=True)
-            kept = await self._kept()
-        self._keys = (base64.b64decode(cast(bytes, kept)),)
+        fresh = base64.b64encode(secrets.token_bytes(_DRAWN_BYTES))
+        kept = await kept_secret(self._redis, keys.WEBHOOK_SECRET, fresh)
+        self._keys = (base64.b64decode(kept),)
         return self._keys
-
-    async def _kept(self) -> bytes | None:
-        return await cast(Awaitable[bytes | None], self._redis.get(keys.WEBHOOK_SECRET))

@@ -1,6 +1,7 @@
-"""One tiny random bundle for all model tests, and a made-up folder to train on."""
+"""A tiny random bundle for all model tests, a pipeline to import, a made-up folder to train on."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,20 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> Bundle:
     return load_bundle(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline of Stable Diffusion 1's family as diffusers saves it."""
+    from tests.models.tiny_diffusers import build_pipeline  # slow to import, for few tests
+
+    return build_pipeline(tmp_path_factory.mktemp("sd") / "sd1", "sd1")
+
+
+@pytest.fixture
+def source(built: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may change."""
+    return Path(shutil.copytree(built, tmp_path / "source"))
 
 
 @pytest.fixture

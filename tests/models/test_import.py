@@ -16,25 +16,16 @@ from models.stable_diffusion import loading
 from models.stable_diffusion.__main__ import main
 from models.stable_diffusion.loading import import_folder
 from models.stable_diffusion.settle import Wishes
-from tests.models.tiny_diffusers import CLIPTextConfig, CLIPTextModel, build_pipeline, diffusers
+from tests.models.tiny_diffusers import (
+    UNET,
+    CLIPTextConfig,
+    CLIPTextModel,
+    build_pipeline,
+    change,
+    diffusers,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-UNET = "unet/diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_pipeline(tmp_path_factory.mktemp("sd") / "sd1", "sd1")
-
-
-@pytest.fixture
-def source(built: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(built, tmp_path / "source"))
-
-
-def change(file: Path, **changes: Any) -> None:
-    entry = json.loads(file.read_text())
-    file.write_text(json.dumps({**entry, **changes}))
 
 
 def test_an_import_points_to_the_files_and_copies_none(source: Path, tmp_path: Path) -> None:

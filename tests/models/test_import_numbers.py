@@ -1,8 +1,6 @@
 """Numbers in a folder with which no picture could be drawn are refused by name."""
 
-import json
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,24 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from models.errors import BundleError
 from models.stable_diffusion.loading import import_folder
-from tests.models.tiny_diffusers import build_pipeline
+from tests.models.tiny_diffusers import UNET, change
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-UNET = "unet/diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_pipeline(tmp_path_factory.mktemp("sd") / "sd1", "sd1")
-
-
-@pytest.fixture
-def source(built: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(built, tmp_path / "source"))
-
-
-def change(file: Path, **changes: Any) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
 def _poisoned(file: str, number: float) -> Callable[[Path], None]:

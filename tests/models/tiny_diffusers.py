@@ -21,6 +21,7 @@ from transformers import (  # noqa: E402
 )
 
 WIDTH = 32
+UNET = "unet/diffusion_pytorch_model.safetensors"
 BETAS: dict[str, Any] = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -136,6 +137,11 @@ def save_pipeline(
         _write_tokenizer(path / "tokenizer_2", "!")
     _write_scheduler(path, family)
     return path
+
+
+def change(file: Path, **changes: Any) -> None:
+    """Other values in a JSON file."""
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
 def _write_scheduler(path: Path, family: str) -> None:

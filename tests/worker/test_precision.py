@@ -11,8 +11,7 @@ from models.loading import load_model
 from models.stable_diffusion import loading
 from models.stable_diffusion.loading import import_folder
 from tests.models.lora_files import save_kohya
-from tests.models.test_import import change
-from tests.models.tiny_diffusers import build_pipeline, reference
+from tests.models.tiny_diffusers import build_pipeline, change, reference
 from tests.worker.test_engine import drain
 from tests.worker.test_imported import row
 from worker.catalogue import Catalogue
